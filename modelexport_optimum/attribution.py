@@ -1,0 +1,651 @@
+"""Which module each node came from, and by what evidence. Nodes and a tree in, tags out.
+
+The names are those of PyTorch's TorchScript exporter. When a module is called, the tracer
+pushes a scope labelled with the last part of the module's first name, from the last part
+that is not a number on (`layer.0` for `bert.encoder.layer.0`: `_unqualified_variable_name`
+in torch/onnx/_internal/torchscript_exporter/utils.py). A node is named by its scopes joined
+with slashes, then its operator; scopes of equal names are numbered (`query`, `query_1`) in
+the order of their calls, at their own end only, and nodes of equal names likewise
+(torch/csrc/jit/passes/onnx/naming.cpp).
+
+So a scope says which modules were called, but not always which of several of one label: a
+parent that is never called leaves no scope, and `query_1` may be a module of that name or
+the second call of `query`. What a name leaves open, the parameters that the scope's nodes
+read and the scopes around it decide; what they leave open too goes to the nearest common
+ancestor. Nodes without a scope are placed by the data that they pass on. Nothing here
+knows an architecture or what an operator is for.
+"""
+
+from __future__ import annotations
+
+import ast
+import bisect
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.carriers import NAME_SCOPES, Segment
+from modelexport_optimum.onnx_file import walk_graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from modelexport_optimum.carriers import Chain
+    from modelexport_optimum.module_tree import ModuleTree
+    from modelexport_optimum.onnx_file import Graph, Model, Node
+
+TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT, CARRIER = (
+    "tracer",
+    "scope",
+    "parameter",
+    "data flow",
+    "root",
+    "carrier",
+)
+EVIDENCE_KINDS = (TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT, CARRIER)
+
+_CALL_COUNT = re.compile(r"_(\d+)$")
+_OUTPUT_NAME = re.compile(r"_output_\d+$")
+# torch.export numbers the calls of a module in its path: `attention.query@1`.
+_EXPORT_CALL_COUNT = re.compile(r"@\d+")
+
+# Paths of modules from the root down: a chain before it is spelled.
+Paths = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where a node was placed.
+
+    Attributes:
+        paths: Module paths from the root to the node's own, each inside the one before.
+        evidence: One of `EVIDENCE_KINDS`.
+        reason: The same in words.
+    """
+
+    paths: Paths
+    evidence: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Attribution:
+    """The placements of all nodes of a file, by the node's start."""
+
+    placements: dict[int, Placement]
+    tree: ModuleTree
+    _chains: dict[Paths, Chain] = field(default_factory=dict)
+
+    def chain(self, node: Node) -> Chain:
+        """The modules from the root to the node's own."""
+        paths = self.placements[node.start].paths
+        chain = self._chains.get(paths)
+        if chain is None:
+            modules = self.tree.modules
+            chain = tuple(
+                Segment(path, modules[path].module_class, modules[path].qualified) for path in paths
+            )
+            self._chains[paths] = chain
+        return chain
+
+
+def node_scope(node: Node) -> str | None:
+    """The scope in a node's name, "" for the root's, or None if the name has none."""
+    name = node.name
+    if not name.startswith("/"):
+        return None
+    head, _, own = name.rpartition("/")
+    if own == node.op_type or (
+        own.startswith(f"{node.op_type}_") and own[len(node.op_type) + 1 :].isdigit()
+    ):
+        return head
+    return None
+
+
+def output_scope(node: Node) -> str | None:
+    """The scope in the name of a value that the node makes, if the tracer gave that name.
+
+    What fuses or replaces nodes keeps the names of the values that others read.
+    """
+    for name in node.outputs:
+        if name.startswith("/") and _OUTPUT_NAME.search(name):
+            return name.rpartition("/")[0]
+    return None
+
+
+def scopes_of(model: Model) -> dict[str, None]:
+    """All scopes in the names of a file's nodes, in file order."""
+    scopes: dict[str, None] = {}
+    for _, graph in walk_graphs(model.graph):
+        for node in graph.nodes:
+            scope = node_scope(node)
+            if scope is None:
+                scope = output_scope(node)
+            if scope is not None:
+                scopes[scope] = None
+    return scopes
+
+
+def called_scopes(model: Model) -> list[str]:
+    """The scopes without the counts of calls, as far as the names themselves tell."""
+    scopes = scopes_of(model)
+    bare = []
+    for scope in scopes:
+        match = _CALL_COUNT.search(scope)
+        counted = match is not None and scope[: match.start()] in scopes
+        bare.append(scope[: match.start()] if match and counted else scope)
+    return bare
+
+
+def tensors_of(model: Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of the file's initializers, by name."""
+    return {
+        tensor.name: tensor.dims
+        for _, graph in walk_graphs(model.graph)
+        for tensor in graph.initializers
+    }
+
+
+def common(chains: Iterable[Paths]) -> Paths:
+    """The nearest common ancestor of chains of modules."""
+    shared: Paths | None = None
+    for chain in chains:
+        if shared is None or shared == chain:
+            shared = chain
+            continue
+        length = 0
+        for left, right in zip(shared, chain, strict=False):
+            if left != right:
+                break
+            length += 1
+        shared = shared[:length]
+    return shared or ("",)
+
+
+class Labels:
+    """The tree as the tracer sees it from the module that it traced."""
+
+    def __init__(self, tree: ModuleTree, base: str) -> None:
+        self.tree = tree
+        self.base = base
+        prefix = f"{base}." if base else ""
+        self._first: dict[str, str] = {}
+        by_label: dict[str, list[str]] = {}
+        for path, module in tree.modules.items():
+            if path == base or not path.startswith(prefix):
+                continue
+            first = self._first.setdefault(module.primary, path)
+            by_label.setdefault(_label(first[len(prefix) :]), []).append(path)
+        self._by_label = {label: sorted(paths) for label, paths in by_label.items()}
+        self._parts = sorted({label.count("/") + 1 for label in by_label})
+        self._resolved: dict[str, list[tuple[int, Paths]]] = {
+            "": [(0, ("",) if not base else ("", base))]
+        }
+
+    def first(self, path: str) -> str:
+        """The one path that stands for a module under all its paths."""
+        primary = self.tree.modules[path].primary
+        return self._first.get(primary, primary)
+
+    def resolve(self, scope: str) -> list[tuple[int, Paths]]:
+        """Chains of modules that a scope without a call count may stand for.
+
+        Args:
+            scope: The labels, each after a slash.
+
+        Returns:
+            (modules that the chain passes over though they can be called, chain), the
+            fewest passed over only; empty if there is none.
+        """
+        found = self._resolved.get(scope)
+        if found is not None:
+            return found
+        best: dict[str, tuple[int, Paths]] = {}
+        split = scope.split("/")
+        for parts in self._parts:
+            if parts >= len(split):
+                break
+            head, label = "/".join(split[:-parts]), "/".join(split[-parts:])
+            for skipped, chain in self.resolve(head):
+                for more, path in self._called_from(chain, label):
+                    cost = skipped + more
+                    kept = _inside(chain, path)
+                    if path not in best or cost < best[path][0]:
+                        best[path] = (cost, kept)
+                    elif cost == best[path][0] and best[path][1] != kept:
+                        best[path] = (cost, (*common((best[path][1][:-1], kept[:-1])), path))
+        least = min((cost for cost, _ in best.values()), default=0)
+        result = [(cost, chain) for cost, chain in best.values() if cost == least]
+        self._resolved[scope] = result
+        return result
+
+    def _called_from(self, chain: Paths, label: str) -> list[tuple[int, str]]:
+        """Modules of a label that the chain's last module may call, nearest ones only."""
+        paths = self._by_label.get(label, [])
+        for caller in reversed(chain):
+            prefix = f"{caller}." if caller else ""
+            low = bisect.bisect_left(paths, prefix)
+            high = bisect.bisect_left(paths, prefix + chr(0x10FFFF)) if prefix else len(paths)
+            found: dict[str, tuple[int, str]] = {}
+            for path in paths[low:high]:
+                passed = self._passed_over(path, len(prefix))
+                first = self.first(path)
+                if first not in found or (passed, path != first) < (
+                    found[first][0],
+                    found[first][1] != first,
+                ):
+                    found[first] = (passed, path)
+            if found:
+                least = min(passed for passed, _ in found.values())
+                return [item for item in found.values() if item[0] == least]
+        return []
+
+    def _passed_over(self, path: str, start: int) -> int:
+        modules = self.tree.modules
+        passed = 0
+        dot = path.find(".", start)
+        while dot != -1:
+            module = modules.get(path[:dot])
+            passed += module is not None and module.has_forward
+            dot = path.find(".", dot + 1)
+        return passed
+
+    def owner(self, tensor: str) -> str | None:
+        """Path of the module that has a parameter or buffer of that name."""
+        name = f"{self.base}.{tensor}" if self.base else tensor
+        if name not in self.tree.tensors:
+            return None
+        return name.rpartition(".")[0]
+
+
+def _label(name: str) -> str:
+    parts = name.split(".")
+    for index in range(len(parts) - 1, -1, -1):
+        if not parts[index].isnumeric():
+            return ".".join(parts[index:])
+    return name
+
+
+def _inside(chain: Paths, path: str) -> Paths:
+    """The chain with one more module, without those that it is not inside of."""
+    return (*(outer for outer in chain if not outer or path.startswith(f"{outer}.")), path)
+
+
+@dataclass(slots=True)
+class _Call:
+    """The nodes of one scope in one graph, and the chains that it may stand for."""
+
+    scope: str
+    bare: set[str]
+    nodes: list[int]
+    chains: list[Paths]
+    decided_by: str = SCOPE
+
+    @property
+    def chain(self) -> Paths | None:
+        return self.chains[0] if len(self.chains) == 1 else None
+
+
+class _Flow:
+    """The file's nodes in order, with who reads whose values, across nested graphs."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes: list[Node] = []
+        self.graph_of: list[int] = []
+        self.producers: list[list[int]] = []
+        self.consumers: list[list[int]] = []
+        self.reads: list[list[str]] = []  # names of initializers, and of all other values
+        self._graphs = 0
+        self._visit(graph, [])
+
+    def _visit(self, graph: Graph, outer: list[dict[str, int]]) -> list[int]:
+        number = self._graphs
+        self._graphs += 1
+        values: dict[str, int] = {value.name: -1 for value in graph.inputs}
+        values.update((tensor.name, -1) for tensor in graph.initializers)
+        scopes = [*outer, values]
+        for node in graph.nodes:
+            inner = [made for _, nested in node.subgraphs for made in self._visit(nested, scopes)]
+            index = len(self.nodes)
+            self.nodes.append(node)
+            self.graph_of.append(number)
+            self.consumers.append([])
+            made_by = [self._find(name, scopes) for name in node.inputs if name]
+            self.producers.append(list(dict.fromkeys(p for p in [*made_by, *inner] if p >= 0)))
+            for producer in self.producers[index]:
+                self.consumers[producer].append(index)
+            for name in node.outputs:
+                values[name] = index
+        results = [values.get(value.name, -1) for value in graph.outputs]
+        return [producer for producer in results if producer >= 0]
+
+    @staticmethod
+    def _find(name: str, scopes: list[dict[str, int]]) -> int:
+        for values in reversed(scopes):
+            if name in values:
+                return values[name]
+        return -1
+
+
+def attribute(
+    model: Model,
+    tree: ModuleTree,
+    base: str,
+    *,
+    prior: Mapping[int, tuple[Paths, str]] | None = None,
+) -> Attribution:
+    """Places every node of a file.
+
+    Args:
+        model: The file's skeleton.
+        tree: The modules of the whole model.
+        base: Path of the module that was traced into this file, "" for the root.
+        prior: Placements that nodes carry already, with their evidence, by node start.
+
+    Returns:
+        A placement for every node of every graph; each path is in the tree.
+    """
+    return _Attributor(model, tree, base, prior or {}).run()
+
+
+class _Attributor:
+    def __init__(
+        self,
+        model: Model,
+        tree: ModuleTree,
+        base: str,
+        prior: Mapping[int, tuple[Paths, str]],
+    ) -> None:
+        self.tree = tree
+        self.labels = Labels(tree, base)
+        self.flow = _Flow(model.graph)
+        self.prior = prior
+        self.root: Paths = ("", base) if base else ("",)
+        self.placed: list[Placement | None] = [None] * len(self.flow.nodes)
+        self.scopes: list[str | None] = [node_scope(node) for node in self.flow.nodes]
+
+    def run(self) -> Attribution:
+        nodes = self.flow.nodes
+        for index, node in enumerate(nodes):
+            carried = self.prior.get(node.start)
+            if carried is not None:
+                paths, evidence = carried
+                self.placed[index] = Placement(paths, evidence, "a tag that it carried already")
+            else:
+                self.placed[index] = self._from_tracer(node)
+        self._place_scopes()
+        self._remember_chains()
+        for index, node in enumerate(nodes):
+            if self.placed[index] is None:
+                self.placed[index] = self._from_names(node)
+        self._place_by_flow()
+        placements = {
+            node.start: placement
+            for node, placement in zip(nodes, self.placed, strict=True)
+            if placement is not None
+        }
+        return Attribution(placements, self.tree)
+
+    def _from_tracer(self, node: Node) -> Placement | None:
+        scopes = dict(node.metadata).get(NAME_SCOPES)
+        if scopes is None:
+            return None
+        try:
+            names = ast.literal_eval(scopes)
+        except (ValueError, SyntaxError):
+            return None
+        if not isinstance(names, list) or len(names) < 2:
+            return None
+        paths: Paths = self.root
+        for name in names[:-1]:
+            path = _EXPORT_CALL_COUNT.sub("", str(name))
+            full = ".".join(part for part in (self.root[-1], path) if part)
+            if full in self.tree.modules and full != paths[-1]:
+                paths = _inside(paths, full) if full else paths
+        return Placement(paths, TRACER, f"PyTorch's own record, {scopes}")
+
+    # Scopes
+
+    def _place_scopes(self) -> None:
+        calls = self._calls()
+        open_calls = [call for call in calls.values() if len(call.chains) > 1]
+        if open_calls:
+            self._decide_by_parameters(open_calls)
+            self._decide_by_nesting(list(calls.values()), open_calls)
+        for call in calls.values():
+            chain = common(call.chains) if call.chains else self.root
+            reason = f"the scope {call.scope or '/'} in its name"
+            if call.decided_by == PARAMETER:
+                reason += ", and the parameters read in it"
+            if len(call.chains) > 1:
+                reason += f", which may be any of {len(call.chains)} modules"
+            placement = Placement(chain, SCOPE, reason)
+            for index in call.nodes:
+                if self.placed[index] is None:
+                    self.placed[index] = placement
+
+    def _calls(self) -> dict[tuple[int, str], _Call]:
+        calls: dict[tuple[int, str], _Call] = {}
+        seen = {scope for scope in self.scopes if scope is not None}
+        for index, scope in enumerate(self.scopes):
+            if scope is None or self.placed[index] is not None:
+                continue
+            key = (self.flow.graph_of[index], scope)
+            call = calls.get(key)
+            if call is None:
+                call = calls[key] = self._call(scope, seen)
+            call.nodes.append(index)
+        return calls
+
+    def _call(self, scope: str, seen: set[str]) -> _Call:
+        """What a scope may be: a module of that very name, or a later call of another."""
+        options = [(scope, self.labels.resolve(scope))]
+        match = _CALL_COUNT.search(scope)
+        if match:
+            bare = scope[: match.start()]
+            # The second call has a number because the first one had the name.
+            if bare in seen or not options[0][1]:
+                options.append((bare, self.labels.resolve(bare)))
+        least = min((cost for _, found in options for cost, _ in found), default=0)
+        chains: dict[Paths, None] = {}
+        bares = set()
+        for bare, found in options:
+            for cost, chain in found:
+                if cost == least:
+                    chains[chain] = None
+                    bares.add(bare)
+        if not chains:
+            return _Call(scope, {scope}, [], [self._longest(scope)])
+        return _Call(scope, bares, [], list(chains))
+
+    def _longest(self, scope: str) -> Paths:
+        """The innermost module that is known of a scope that cannot be resolved whole."""
+        while scope:
+            scope = scope.rpartition("/")[0]
+            found = self.labels.resolve(scope)
+            if found:
+                return common(chain for _, chain in found)
+        return self.root
+
+    def _decide_by_parameters(self, calls: list[_Call]) -> None:
+        for call in calls:
+            candidates = {self.labels.first(chain[-1]): chain for chain in call.chains}
+            owners: dict[str, list[int]] = {}
+            for index in call.nodes:
+                for owner in self._owners(self.flow.nodes[index]):
+                    first = self.labels.first(owner)
+                    if first in candidates:
+                        owners.setdefault(first, []).append(index)
+            if len(owners) == 1:
+                call.chains = [candidates[next(iter(owners))]]
+                call.decided_by = PARAMETER
+            elif owners:
+                # Calls of several modules under one name: only their readers are certain.
+                for first, indexes in owners.items():
+                    for index in indexes:
+                        self.placed[index] = Placement(
+                            candidates[first], PARAMETER, f"it reads a parameter of {first}"
+                        )
+
+    def _owners(self, node: Node) -> list[str]:
+        found = (self.labels.owner(name) for name in node.inputs)
+        return [owner for owner in found if owner is not None]
+
+    def _decide_by_nesting(self, calls: list[_Call], open_calls: list[_Call]) -> None:
+        """What runs between two nodes of a call runs inside it: it shares the call's module.
+
+        Calls of one scope follow one another, so between the first and the last node of one
+        stands no other call of the same scope.
+        """
+        graph_of = self.flow.graph_of
+        order = [(graph_of[call.nodes[0]], call.nodes[0], call) for call in calls]
+        spans: dict[tuple[int, str], list[tuple[int, int, _Call]]] = {}
+        for call in open_calls:
+            for bare in call.bare:
+                spans.setdefault((graph_of[call.nodes[0]], bare), []).append(
+                    (call.nodes[0], call.nodes[-1], call)
+                )
+        for entries in spans.values():
+            entries.sort(key=lambda entry: entry[:2])
+        changed = True
+        while changed:
+            changed = False
+            for graph, first, inner in order:
+                for outer in _around(spans, graph, first, inner):
+                    changed |= _agree(outer, inner)
+
+    # Names of values
+
+    def _remember_chains(self) -> None:
+        self.chain_of: dict[str, Paths] = {}
+        for placement in self.placed:
+            if placement is not None:
+                for end in range(1, len(placement.paths) + 1):
+                    chain = placement.paths[:end]
+                    self.chain_of.setdefault(chain[-1], chain)
+
+    def _chain_to(self, path: str) -> Paths:
+        """The chain to a module that was perhaps never called: through those that were."""
+        known = self.chain_of.get(path)
+        if known is not None:
+            return known
+        outer = path.rpartition(".")[0] if "." in path else ""
+        while outer not in self.chain_of and outer:
+            outer = outer.rpartition(".")[0]
+        chain = self.chain_of.get(outer, self.root)
+        return chain if path in chain else _inside(chain, path)
+
+    def _from_names(self, node: Node) -> Placement | None:
+        for name in node.outputs:
+            owner = self.labels.owner(name)
+            if owner is not None:
+                return Placement(self._chain_to(owner), PARAMETER, f"it carries {name}")
+        owners = self._owners(node)
+        scope = output_scope(node)
+        if scope is None and node.name.startswith("/") and "_output_" not in node.name:
+            scope = self._known_prefix(node.name)
+        if scope is not None:
+            call = self._call(scope, {scope, _CALL_COUNT.sub("", scope)})
+            chain = common(call.chains)
+            if any(owner not in chain for owner in owners):
+                # It does the work of several modules at once.
+                chain = common([chain, *(self._chain_to(owner) for owner in owners)])
+            return Placement(chain, SCOPE, f"the scope {scope or '/'} in the names it has kept")
+        if owners:
+            chain = common(self._chain_to(owner) for owner in owners)
+            return Placement(chain, PARAMETER, f"it reads parameters of {', '.join(owners)}")
+        return None
+
+    def _known_prefix(self, name: str) -> str | None:
+        scope = name.rpartition("/")[0]
+        while scope:
+            if self.labels.resolve(scope) or self.labels.resolve(_CALL_COUNT.sub("", scope)):
+                return scope
+            scope = scope.rpartition("/")[0]
+        return None
+
+    # Data flow
+
+    def _place_by_flow(self) -> None:
+        flow, placed = self.flow, self.placed
+        count = len(flow.nodes)
+        above: list[Paths | None] = [None] * count
+        below: list[Paths | None] = [None] * count
+        prepares = [False] * count  # made of nothing but constants and inputs of the graph
+        for index in range(count):
+            placement = placed[index]
+            if placement is not None:
+                above[index] = placement.paths
+                continue
+            feeds = [above[p] for p in flow.producers[index]]
+            known = [chain for chain in feeds if chain is not None]
+            if known:
+                above[index] = common(known)
+            else:
+                prepares[index] = True
+        for index in range(count - 1, -1, -1):
+            placement = placed[index]
+            if placement is not None:
+                below[index] = placement.paths
+                continue
+            known = [c for c in (below[r] for r in flow.consumers[index]) if c is not None]
+            if known:
+                below[index] = common(known)
+        for index in range(count - 1, -1, -1):
+            if placed[index] is not None:
+                continue
+            if prepares[index]:
+                users = [placed[r] for r in flow.consumers[index]]
+                chains = [user.paths for user in users if user is not None]
+                reason = "only {1} use what it prepares"
+            else:
+                chains = [c for c in (above[index], below[index]) if c is not None]
+                reason = "{0} feed it, {1} read it"
+            if not chains:
+                placed[index] = Placement(self.root, ROOT, "nothing says where it came from")
+                continue
+            names = [
+                _listed(flow.nodes[other].name or flow.nodes[other].op_type for other in others)
+                for others in (flow.producers[index], flow.consumers[index])
+            ]
+            placed[index] = Placement(common(chains), DATA_FLOW, reason.format(*names))
+
+
+def _listed(names: Iterable[str]) -> str:
+    all_names = list(names)
+    if not all_names:
+        return "none"
+    return ", ".join(all_names[:3]) + (f" and {len(all_names) - 3} more" if all_names[3:] else "")
+
+
+def _around(
+    spans: Mapping[tuple[int, str], Sequence[tuple[int, int, _Call]]],
+    graph: int,
+    position: int,
+    inner: _Call,
+) -> list[_Call]:
+    """The open calls that a node at that position, of the inner call, stands inside of."""
+    found = []
+    for bare in inner.bare:
+        scope = bare
+        while scope:
+            scope = scope.rpartition("/")[0]
+            entries = spans.get((graph, scope), ())
+            at = bisect.bisect_right([entry[0] for entry in entries], position) - 1
+            if at >= 0 and entries[at][1] > position:
+                found.append(entries[at][2])
+    return found
+
+
+def _agree(outer: _Call, inner: _Call) -> bool:
+    """Keeps the chains of each that some chain of the other allows; says if any fell."""
+    inside = [c for c in inner.chains if any(set(o) <= set(c) for o in outer.chains)]
+    around = [o for o in outer.chains if any(set(o) <= set(c) for c in inner.chains)]
+    changed = False
+    if inside and len(inside) < len(inner.chains):
+        inner.chains = inside
+        changed = True
+    if around and len(around) < len(outer.chains):
+        outer.chains = around
+        changed = True
+    return changed
