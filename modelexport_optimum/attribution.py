@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import bisect
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -163,7 +164,12 @@ def common(chains: Iterable[Paths]) -> Paths:
 
 
 class Labels:
-    """The tree as the tracer sees it from the module that it traced."""
+    """The tree as the tracer sees it from the module that it traced.
+
+    Args:
+        tree: The modules of the whole model.
+        base: Path of the module that was traced.
+    """
 
     def __init__(self, tree: ModuleTree, base: str) -> None:
         self.tree = tree
@@ -411,12 +417,17 @@ class _Attributor:
         open_calls = [call for call in calls.values() if len(call.chains) > 1]
         if open_calls:
             self._decide_by_parameters(open_calls)
-            self._decide_by_nesting(list(calls.values()), open_calls)
+            changed = True
+            while changed:
+                self._decide_by_nesting(list(calls.values()), open_calls)
+                changed = self._decide_by_neighbours(list(calls.values()))
         for call in calls.values():
             chain = common(call.chains) if call.chains else self.root
             reason = f"the scope {call.scope or '/'} in its name"
             if call.decided_by == PARAMETER:
                 reason += ", and the parameters read in it"
+            elif call.decided_by == DATA_FLOW:
+                reason += ", and the modules around it"
             if len(call.chains) > 1:
                 reason += f", which may be any of {len(call.chains)} modules"
             placement = Placement(chain, SCOPE, reason)
@@ -513,6 +524,86 @@ class _Attributor:
             for graph, first, inner in order:
                 for outer in _around(spans, graph, first, inner):
                     changed |= _agree(outer, inner)
+
+    def _decide_by_neighbours(self, calls: list[_Call]) -> bool:
+        """Decides calls by the modules around them, in order and in the flow of data.
+
+        A call belongs to the one of its candidates whose nodes stand before and after it
+        while no other's do, and to the one that alone feeds it and alone reads it.
+        """
+        call_of = {index: call for call in calls for index in call.nodes}
+        spans = self._spans(calls)
+        changed = False
+        for call in calls:
+            if len(call.chains) < 2:
+                continue
+            around = self._callable_around(call.chains)
+            graph = self.flow.graph_of[call.nodes[0]]
+            chosen = _enclosing(call, around, {p: spans.get((graph, p)) for p in around})
+            if chosen is None:
+                fed = self._votes(call.nodes, self.flow.producers, call_of, around)
+                read = self._votes(call.nodes, self.flow.consumers, call_of, around)
+                chosen = around[fed.pop()] if fed == read and len(fed) == 1 else None
+            if chosen is not None:
+                call.chains = [chosen]
+                call.decided_by = DATA_FLOW
+                changed = True
+        return changed
+
+    def _callable_around(self, chains: list[Paths]) -> dict[str, Paths]:
+        """For each candidate the outermost callable module that holds no other candidate."""
+        split = [chain[-1].split(".") for chain in chains]
+        shared = 0
+        while all(len(parts) > shared for parts in split) and (
+            len({parts[shared] for parts in split}) == 1
+        ):
+            shared += 1
+        around: dict[str, Paths] = {}
+        for parts, chain in zip(split, chains, strict=True):
+            others = [other for other in split if other is not parts]
+            path = chain[-1]
+            for end in range(shared + 1, len(parts)):
+                module = self.tree.modules.get(".".join(parts[:end]))
+                alone = all(other[:end] != parts[:end] for other in others)
+                if alone and module is not None and module.has_forward:
+                    path = module.path
+                    break
+            around[path] = chain
+        return around
+
+    def _spans(self, calls: list[_Call]) -> dict[tuple[int, str], tuple[int, int]]:
+        """From where to where nodes of each module and its children stand, in each graph."""
+        spans: dict[tuple[int, str], tuple[int, int]] = {}
+        for call in calls:
+            if call.chain is None:
+                continue
+            graph = self.flow.graph_of[call.nodes[0]]
+            first, last = call.nodes[0], call.nodes[-1]
+            path = call.chain[-1]
+            while path:
+                low, high = spans.get((graph, path), (first, last))
+                spans[graph, path] = (min(low, first), max(high, last))
+                path = path.rpartition(".")[0]
+        return spans
+
+    def _votes(
+        self,
+        nodes: list[int],
+        edges: list[list[int]],
+        call_of: dict[int, _Call],
+        around: Mapping[str, Paths],
+    ) -> set[str]:
+        """The modules among some that hold the nodes to which the edges lead."""
+        votes = set()
+        for index in nodes:
+            for other in edges[index]:
+                call = call_of.get(other)
+                if call is not None and call.chain is not None:
+                    path = call.chain[-1]
+                    while path and path not in around:
+                        path = path.rpartition(".")[0]
+                    votes |= {path} if path else set()
+        return votes
 
     # Names of values
 
@@ -635,6 +726,19 @@ def _around(
             if at >= 0 and entries[at][1] > position:
                 found.append(entries[at][2])
     return found
+
+
+def _enclosing(
+    call: _Call, around: Mapping[str, Paths], spans: Mapping[str, tuple[int, int] | None]
+) -> Paths | None:
+    """The candidate between whose nodes the call stands, if those of all stand apart."""
+    placed = sorted((span, path) for path, span in spans.items() if span is not None)
+    if any(left[0][1] > right[0][0] for left, right in itertools.pairwise(placed)):
+        return None
+    inside = [
+        path for (low, high), path in placed if low < call.nodes[0] and call.nodes[-1] < high
+    ]
+    return around[inside[0]] if len(inside) == 1 else None
 
 
 def _agree(outer: _Call, inner: _Call) -> bool:

@@ -276,7 +276,10 @@ def _exportable_classes(config: Any) -> list[Candidate]:
             classes = mapping[kind] if isinstance(mapping[kind], tuple) else [mapping[kind]]
         else:
             continue
-        outputs = constructor(config).outputs
+        try:
+            outputs = constructor(config).outputs
+        except ValueError:  # a model that is exported in parts, each with outputs of its own
+            outputs = None
         found += [Candidate(model_class, config, task, outputs) for model_class in classes]
     return found
 
