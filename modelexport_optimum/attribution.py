@@ -25,11 +25,11 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.carriers import NAME_SCOPES, Segment
+from modelexport_optimum.carriers import NAME_SCOPES, Segment, constant_value
 from modelexport_optimum.onnx_file import walk_graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from modelexport_optimum.carriers import Chain
     from modelexport_optimum.module_tree import ModuleTree
@@ -169,11 +169,15 @@ class Labels:
     Args:
         tree: The modules of the whole model.
         base: Path of the module that was traced.
+        called: Paths of modules that leave scopes of their own in the file: a chain that
+            passes over one of these is less likely than one that does not. By default all
+            that can be called.
     """
 
-    def __init__(self, tree: ModuleTree, base: str) -> None:
+    def __init__(self, tree: ModuleTree, base: str, called: Container[str] | None = None) -> None:
         self.tree = tree
         self.base = base
+        self._called = called
         prefix = f"{base}." if base else ""
         self._first: dict[str, str] = {}
         by_label: dict[str, list[str]] = {}
@@ -181,6 +185,8 @@ class Labels:
             if path == base or not path.startswith(prefix):
                 continue
             first = self._first.setdefault(module.primary, path)
+            if not module.has_forward:
+                continue
             by_label.setdefault(_label(first[len(prefix) :]), []).append(path)
         self._by_label = {label: sorted(paths) for label, paths in by_label.items()}
         self._parts = sorted({label.count("/") + 1 for label in by_label})
@@ -215,7 +221,7 @@ class Labels:
             for skipped, chain in self.resolve(head):
                 for more, path in self._called_from(chain, label):
                     cost = skipped + more
-                    kept = _inside(chain, path)
+                    kept = inside(chain, path)
                     if path not in best or cost < best[path][0]:
                         best[path] = (cost, kept)
                     elif cost == best[path][0] and best[path][1] != kept:
@@ -251,10 +257,17 @@ class Labels:
         passed = 0
         dot = path.find(".", start)
         while dot != -1:
-            module = modules.get(path[:dot])
-            passed += module is not None and module.has_forward
+            if self._called is not None:
+                passed += path[:dot] in self._called
+            else:
+                module = modules.get(path[:dot])
+                passed += module is not None and module.has_forward
             dot = path.find(".", dot + 1)
         return passed
+
+    def label(self, path: str) -> str:
+        """The label that a call of the module pushes."""
+        return _label(self.first(path)[len(self.base) + 1 if self.base else 0 :])
 
     def owner(self, tensor: str) -> str | None:
         """Path of the module that has a parameter or buffer of that name."""
@@ -272,7 +285,7 @@ def _label(name: str) -> str:
     return name
 
 
-def _inside(chain: Paths, path: str) -> Paths:
+def inside(chain: Paths, path: str) -> Paths:
     """The chain with one more module, without those that it is not inside of."""
     return (*(outer for outer in chain if not outer or path.startswith(f"{outer}.")), path)
 
@@ -282,7 +295,7 @@ class _Call:
     """The nodes of one scope in one graph, and the chains that it may stand for."""
 
     scope: str
-    bare: set[str]
+    bare: str  # without the count of calls
     nodes: list[int]
     chains: list[Paths]
     decided_by: str = SCOPE
@@ -300,18 +313,29 @@ class _Flow:
         self.graph_of: list[int] = []
         self.producers: list[list[int]] = []
         self.consumers: list[list[int]] = []
-        self.reads: list[list[str]] = []  # names of initializers, and of all other values
+        # The small constants that each node reads, by value, and its weights, by name.
+        self.given: list[tuple[tuple[bytes, ...], tuple[str, ...]]] = []
         self._graphs = 0
-        self._visit(graph, [])
+        self._visit(graph, [], [])
 
-    def _visit(self, graph: Graph, outer: list[dict[str, int]]) -> list[int]:
+    def _visit(
+        self, graph: Graph, outer: list[dict[str, int]], around: list[dict[str, bytes | str]]
+    ) -> list[int]:
         number = self._graphs
         self._graphs += 1
         values: dict[str, int] = {value.name: -1 for value in graph.inputs}
         values.update((tensor.name, -1) for tensor in graph.initializers)
         scopes = [*outer, values]
+        fixed: dict[str, bytes | str] = {}
+        for tensor in graph.initializers:
+            fixed[tensor.name] = tensor.name if tensor.value is None else tensor.value
+        constants = [*around, fixed]
         for node in graph.nodes:
-            inner = [made for _, nested in node.subgraphs for made in self._visit(nested, scopes)]
+            inner = [
+                made
+                for _, nested in node.subgraphs
+                for made in self._visit(nested, scopes, constants)
+            ]
             index = len(self.nodes)
             self.nodes.append(node)
             self.graph_of.append(number)
@@ -320,6 +344,17 @@ class _Flow:
             self.producers.append(list(dict.fromkeys(p for p in [*made_by, *inner] if p >= 0)))
             for producer in self.producers[index]:
                 self.consumers[producer].append(index)
+            reads = [next((c[n] for c in reversed(constants) if n in c), "") for n in node.inputs]
+            self.given.append(
+                (
+                    tuple(value for value in reads if isinstance(value, bytes)),
+                    tuple(value for value in reads if isinstance(value, str) and value),
+                )
+            )
+            if node.op_type == "Constant":
+                fixed.update((name, constant_value(node)) for name in node.outputs)
+            elif node.op_type == "Identity" and reads and reads[0]:
+                fixed.update((name, reads[0]) for name in node.outputs)
             for name in node.outputs:
                 values[name] = index
         results = [values.get(value.name, -1) for value in graph.outputs]
@@ -339,6 +374,7 @@ def attribute(
     base: str,
     *,
     prior: Mapping[int, tuple[Paths, str]] | None = None,
+    recorded: Sequence[Mapping[str, Sequence[Paths]]] = (),
 ) -> Attribution:
     """Places every node of a file.
 
@@ -347,11 +383,12 @@ def attribute(
         tree: The modules of the whole model.
         base: Path of the module that was traced into this file, "" for the root.
         prior: Placements that nodes carry already, with their evidence, by node start.
+        recorded: For each traced graph the calls of each scope, where they are known.
 
     Returns:
         A placement for every node of every graph; each path is in the tree.
     """
-    return _Attributor(model, tree, base, prior or {}).run()
+    return _Attributor(model, tree, base, prior or {}, recorded).run()
 
 
 class _Attributor:
@@ -361,7 +398,9 @@ class _Attributor:
         tree: ModuleTree,
         base: str,
         prior: Mapping[int, tuple[Paths, str]],
+        recorded: Sequence[Mapping[str, Sequence[Paths]]],
     ) -> None:
+        self.recorded = recorded
         self.tree = tree
         self.labels = Labels(tree, base)
         self.flow = _Flow(model.graph)
@@ -407,22 +446,23 @@ class _Attributor:
             path = _EXPORT_CALL_COUNT.sub("", str(name))
             full = ".".join(part for part in (self.root[-1], path) if part)
             if full in self.tree.modules and full != paths[-1]:
-                paths = _inside(paths, full) if full else paths
+                paths = inside(paths, full) if full else paths
         return Placement(paths, TRACER, f"PyTorch's own record, {scopes}")
 
     # Scopes
 
     def _place_scopes(self) -> None:
+        seen = {call.chain for call in self._calls() if call.chain is not None}
+        self.labels = Labels(self.tree, self.labels.base, {path for c in seen for path in c})
         calls = self._calls()
-        open_calls = [call for call in calls.values() if len(call.chains) > 1]
-        if open_calls:
-            self._decide_by_parameters(open_calls)
+        for call in calls:
+            self._decide_by_parameters(call)
+        if any(len(call.chains) > 1 for call in calls):
             changed = True
             while changed:
-                self._decide_by_nesting(list(calls.values()), open_calls)
-                changed = self._decide_by_neighbours(list(calls.values()))
-        for call in calls.values():
-            chain = common(call.chains) if call.chains else self.root
+                self._decide_by_nesting(calls)
+                changed = self._decide_by_neighbours(calls)
+        for call in calls:
             reason = f"the scope {call.scope or '/'} in its name"
             if call.decided_by == PARAMETER:
                 reason += ", and the parameters read in it"
@@ -430,44 +470,114 @@ class _Attributor:
                 reason += ", and the modules around it"
             if len(call.chains) > 1:
                 reason += f", which may be any of {len(call.chains)} modules"
-            placement = Placement(chain, SCOPE, reason)
+            placement = Placement(common(call.chains), SCOPE, reason)
             for index in call.nodes:
-                if self.placed[index] is None:
-                    self.placed[index] = placement
+                self.placed[index] = self._own_reader(index, call) or placement
 
-    def _calls(self) -> dict[tuple[int, str], _Call]:
-        calls: dict[tuple[int, str], _Call] = {}
-        seen = {scope for scope in self.scopes if scope is not None}
+    def _own_reader(self, index: int, call: _Call) -> Placement | None:
+        """A node of an open call that reads a parameter of one of its candidates."""
+        if len(call.chains) < 2:
+            return None
+        owners = {self.labels.first(owner) for owner in self._owners(self.flow.nodes[index])}
+        chains = [chain for chain in call.chains if self.labels.first(chain[-1]) in owners]
+        if len(chains) != 1:
+            return None
+        return Placement(chains[0], PARAMETER, f"it reads a parameter of {chains[0][-1]}")
+
+    def _calls(self) -> list[_Call]:
+        """The calls that the names of nodes tell apart."""
+        by_scope: dict[tuple[int, str], list[int]] = {}
         for index, scope in enumerate(self.scopes):
-            if scope is None or self.placed[index] is not None:
-                continue
-            key = (self.flow.graph_of[index], scope)
-            call = calls.get(key)
-            if call is None:
-                call = calls[key] = self._call(scope, seen)
-            call.nodes.append(index)
+            if scope is not None and self.placed[index] is None:
+                by_scope.setdefault((self.flow.graph_of[index], scope), []).append(index)
+        known = self._recorded_calls(by_scope)
+        calls = []
+        for (graph, scope), nodes in by_scope.items():
+            match = _CALL_COUNT.search(scope)
+            bare = scope[: match.start()] if match else scope
+            first = by_scope.get((graph, bare)) if match else None
+            literal, later = self._options(scope), []
+            if match and (first or not literal):
+                later = self._options(bare)
+            if graph in known:
+                literal = _kth(known[graph], by_scope, graph, scope, 0)
+                later = _kth(known[graph], by_scope, graph, bare, int(match[1])) if match else []
+            if not (literal or later):
+                calls.append(_Call(scope, scope, nodes, [self._longest(scope)]))
+            elif literal and later and first:
+                calls += self._told_apart(_Call(scope, scope, nodes, literal), bare, later, first)
+            elif literal:
+                calls.append(_Call(scope, scope, nodes, literal))
+            else:
+                calls.append(_Call(scope, bare, nodes, later))
         return calls
 
-    def _call(self, scope: str, seen: set[str]) -> _Call:
-        """What a scope may be: a module of that very name, or a later call of another."""
-        options = [(scope, self.labels.resolve(scope))]
-        match = _CALL_COUNT.search(scope)
-        if match:
-            bare = scope[: match.start()]
-            # The second call has a number because the first one had the name.
-            if bare in seen or not options[0][1]:
-                options.append((bare, self.labels.resolve(bare)))
-        least = min((cost for _, found in options for cost, _ in found), default=0)
-        chains: dict[Paths, None] = {}
-        bares = set()
-        for bare, found in options:
-            for cost, chain in found:
-                if cost == least:
-                    chains[chain] = None
-                    bares.add(bare)
-        if not chains:
-            return _Call(scope, {scope}, [], [self._longest(scope)])
-        return _Call(scope, bares, [], list(chains))
+    def _recorded_calls(
+        self, by_scope: Iterable[tuple[int, str]]
+    ) -> dict[int, Mapping[str, Sequence[Paths]]]:
+        """For each graph the recorded one that explains all of its scopes."""
+        scopes: dict[int, list[str]] = {}
+        for graph, scope in by_scope:
+            scopes.setdefault(graph, []).append(scope)
+        found = {}
+        for graph, names in scopes.items():
+            fitting = [
+                calls
+                for calls in self.recorded
+                if all(name in calls or _CALL_COUNT.sub("", name) in calls for name in names)
+            ]
+            if fitting:
+                found[graph] = min(fitting, key=len)
+        return found
+
+    def _options(self, scope: str) -> list[Paths]:
+        return list(dict.fromkeys(chain for _, chain in self.labels.resolve(scope)))
+
+    def _told_apart(
+        self, call: _Call, bare: str, later: list[Paths], first: list[int]
+    ) -> list[_Call]:
+        """Splits the nodes of a scope that two modules may have given the same name.
+
+        `query_1` is a module of that name, the second call of `query`, or one after the
+        other. A second call does what the first one did, with the same weights.
+        """
+        scope, nodes, literal = call.scope, call.nodes, call.chains
+        pattern = [self._signature(index) for index in first]
+        did = [self._signature(index) for index in nodes]
+        size = len(pattern)
+        if len(did) > size:
+            splits = []
+            if did[:size] == pattern:
+                splits.append((nodes[size:], nodes[:size]))
+            if did[-size:] == pattern:
+                splits.append((nodes[:-size], nodes[-size:]))
+            splits = [split for split in splits if not self._reads_of(split[0], later)]
+            if len(splits) == 1:
+                own, again = splits[0]
+                return [_Call(scope, scope, own, literal), _Call(scope, bare, again, later)]
+            if splits:
+                return [_Call(scope, scope, nodes, [*literal, *later])]
+        elif did == pattern and not self._reads_of(nodes, literal):
+            if any(given for *_, given in pattern):
+                return [_Call(scope, bare, nodes, later)]
+            return [_Call(scope, scope, nodes, [*literal, *later])]
+        return [_Call(scope, scope, nodes, literal)]
+
+    def _reads_of(self, nodes: list[int], chains: list[Paths]) -> bool:
+        """Whether any of the nodes reads a parameter of the chains' last modules."""
+        modules = {self.labels.first(chain[-1]) for chain in chains}
+        return any(
+            self.labels.first(owner) in modules
+            for index in nodes
+            for owner in self._owners(self.flow.nodes[index])
+        )
+
+    def _signature(self, index: int) -> tuple[object, ...]:
+        """What a node does, apart from the values that it is given; its weights come last."""
+        node = self.flow.nodes[index]
+        attributes = tuple(sorted(node.attributes.items()))
+        constants, weights = self.flow.given[index]
+        return node.op_type, node.domain, attributes, constants, weights
 
     def _longest(self, scope: str) -> Paths:
         """The innermost module that is known of a scope that cannot be resolved whole."""
@@ -478,31 +588,33 @@ class _Attributor:
                 return common(chain for _, chain in found)
         return self.root
 
-    def _decide_by_parameters(self, calls: list[_Call]) -> None:
-        for call in calls:
-            candidates = {self.labels.first(chain[-1]): chain for chain in call.chains}
-            owners: dict[str, list[int]] = {}
-            for index in call.nodes:
-                for owner in self._owners(self.flow.nodes[index]):
-                    first = self.labels.first(owner)
-                    if first in candidates:
-                        owners.setdefault(first, []).append(index)
-            if len(owners) == 1:
-                call.chains = [candidates[next(iter(owners))]]
-                call.decided_by = PARAMETER
-            elif owners:
-                # Calls of several modules under one name: only their readers are certain.
-                for first, indexes in owners.items():
-                    for index in indexes:
-                        self.placed[index] = Placement(
-                            candidates[first], PARAMETER, f"it reads a parameter of {first}"
-                        )
+    def _decide_by_parameters(self, call: _Call) -> None:
+        """A call is of the module, among those of its label, whose parameters its nodes read."""
+        label = self.labels.label(call.chains[0][-1]) if call.bare else None
+        owners = {
+            self.labels.first(owner): owner
+            for index in call.nodes
+            for owner in self._owners(self.flow.nodes[index])
+            if self.labels.label(owner) == label
+        }
+        if len(owners) != 1:
+            return
+        [(first, owner)] = owners.items()
+        for chain in call.chains:
+            if self.labels.first(chain[-1]) == first:
+                if len(call.chains) > 1:
+                    call.chains = [chain]
+                    call.decided_by = PARAMETER
+                return
+        # A chain that was thought less likely, as it passes over a module that is called.
+        call.chains = [inside(call.chains[0][:-1], owner)]
+        call.decided_by = PARAMETER
 
     def _owners(self, node: Node) -> list[str]:
         found = (self.labels.owner(name) for name in node.inputs)
         return [owner for owner in found if owner is not None]
 
-    def _decide_by_nesting(self, calls: list[_Call], open_calls: list[_Call]) -> None:
+    def _decide_by_nesting(self, calls: list[_Call]) -> None:
         """What runs between two nodes of a call runs inside it: it shares the call's module.
 
         Calls of one scope follow one another, so between the first and the last node of one
@@ -511,9 +623,9 @@ class _Attributor:
         graph_of = self.flow.graph_of
         order = [(graph_of[call.nodes[0]], call.nodes[0], call) for call in calls]
         spans: dict[tuple[int, str], list[tuple[int, int, _Call]]] = {}
-        for call in open_calls:
-            for bare in call.bare:
-                spans.setdefault((graph_of[call.nodes[0]], bare), []).append(
+        for call in calls:
+            if len(call.chains) > 1:
+                spans.setdefault((graph_of[call.nodes[0]], call.bare), []).append(
                     (call.nodes[0], call.nodes[-1], call)
                 )
         for entries in spans.values():
@@ -529,16 +641,21 @@ class _Attributor:
         """Decides calls by the modules around them, in order and in the flow of data.
 
         A call belongs to the one of its candidates whose nodes stand before and after it
-        while no other's do, and to the one that alone feeds it and alone reads it.
+        while no other's do, and to the one that alone feeds it and alone reads it. That
+        says nothing of modules that are called again, or whose own call is another one.
         """
         call_of = {index: call for call in calls for index in call.nodes}
-        spans = self._spans(calls)
+        spans, own, again = self._spans(calls)
         changed = False
         for call in calls:
             if len(call.chains) < 2:
                 continue
-            around = self._callable_around(call.chains)
             graph = self.flow.graph_of[call.nodes[0]]
+            around = {
+                path: chain
+                for path, chain in self._callable_around(call.chains).items()
+                if (graph, path) not in again and (graph, chain[-1]) not in own
+            }
             chosen = _enclosing(call, around, {p: spans.get((graph, p)) for p in around})
             if chosen is None:
                 fed = self._votes(call.nodes, self.flow.producers, call_of, around)
@@ -571,20 +688,32 @@ class _Attributor:
             around[path] = chain
         return around
 
-    def _spans(self, calls: list[_Call]) -> dict[tuple[int, str], tuple[int, int]]:
-        """From where to where nodes of each module and its children stand, in each graph."""
+    def _spans(
+        self, calls: list[_Call]
+    ) -> tuple[dict[tuple[int, str], tuple[int, int]], set[tuple[int, str]], set[tuple[int, str]]]:
+        """From where to where nodes of each module and its children stand, in each graph.
+
+        Also the modules that have nodes of their own, and those in which some module is
+        called more than once.
+        """
         spans: dict[tuple[int, str], tuple[int, int]] = {}
+        own: set[tuple[int, str]] = set()
+        again: set[tuple[int, str]] = set()
         for call in calls:
             if call.chain is None:
                 continue
             graph = self.flow.graph_of[call.nodes[0]]
             first, last = call.nodes[0], call.nodes[-1]
             path = call.chain[-1]
+            repeated = (graph, path) in own
+            own.add((graph, path))
             while path:
                 low, high = spans.get((graph, path), (first, last))
                 spans[graph, path] = (min(low, first), max(high, last))
+                if repeated:
+                    again.add((graph, path))
                 path = path.rpartition(".")[0]
-        return spans
+        return spans, own, again
 
     def _votes(
         self,
@@ -624,7 +753,7 @@ class _Attributor:
         while outer not in self.chain_of and outer:
             outer = outer.rpartition(".")[0]
         chain = self.chain_of.get(outer, self.root)
-        return chain if path in chain else _inside(chain, path)
+        return chain if path in chain else inside(chain, path)
 
     def _from_names(self, node: Node) -> Placement | None:
         for name in node.outputs:
@@ -636,8 +765,7 @@ class _Attributor:
         if scope is None and node.name.startswith("/") and "_output_" not in node.name:
             scope = self._known_prefix(node.name)
         if scope is not None:
-            call = self._call(scope, {scope, _CALL_COUNT.sub("", scope)})
-            chain = common(call.chains)
+            chain = common(self._options_kept(scope))
             if any(owner not in chain for owner in owners):
                 # It does the work of several modules at once.
                 chain = common([chain, *(self._chain_to(owner) for owner in owners)])
@@ -646,6 +774,12 @@ class _Attributor:
             chain = common(self._chain_to(owner) for owner in owners)
             return Placement(chain, PARAMETER, f"it reads parameters of {', '.join(owners)}")
         return None
+
+    def _options_kept(self, scope: str) -> list[Paths]:
+        options = self._options(scope)
+        if _CALL_COUNT.search(scope):
+            options += self._options(_CALL_COUNT.sub("", scope))
+        return options or [self._longest(scope)]
 
     def _known_prefix(self, name: str) -> str | None:
         scope = name.rpartition("/")[0]
@@ -717,15 +851,31 @@ def _around(
 ) -> list[_Call]:
     """The open calls that a node at that position, of the inner call, stands inside of."""
     found = []
-    for bare in inner.bare:
-        scope = bare
-        while scope:
-            scope = scope.rpartition("/")[0]
-            entries = spans.get((graph, scope), ())
-            at = bisect.bisect_right([entry[0] for entry in entries], position) - 1
-            if at >= 0 and entries[at][1] > position:
-                found.append(entries[at][2])
+    scope = inner.bare
+    while scope:
+        scope = scope.rpartition("/")[0]
+        entries = spans.get((graph, scope), ())
+        at = bisect.bisect_right(entries, position, key=lambda entry: entry[0]) - 1
+        if at >= 0 and entries[at][1] > position:
+            found.append(entries[at][2])
     return found
+
+
+def _kth(
+    calls: Mapping[str, Sequence[Paths]],
+    by_scope: Mapping[tuple[int, str], object],
+    graph: int,
+    scope: str,
+    count: int,
+) -> list[Paths]:
+    """What the call of a scope may be that has left nodes after `count` others have."""
+    recorded = calls.get(scope, ())
+    left = 1
+    while (graph, f"{scope}_{left}") in by_scope and f"{scope}_{left}" not in calls:
+        left += 1
+    # Each call that left no node lets the later ones move up by one.
+    lost = max(len(recorded) - left, 0)
+    return list(dict.fromkeys(recorded[count : count + lost + 1]))
 
 
 def _enclosing(
@@ -735,9 +885,7 @@ def _enclosing(
     placed = sorted((span, path) for path, span in spans.items() if span is not None)
     if any(left[0][1] > right[0][0] for left, right in itertools.pairwise(placed)):
         return None
-    inside = [
-        path for (low, high), path in placed if low < call.nodes[0] and call.nodes[-1] < high
-    ]
+    inside = [path for (low, high), path in placed if low < call.nodes[0] and call.nodes[-1] < high]
     return around[inside[0]] if len(inside) == 1 else None
 
 

@@ -118,6 +118,7 @@ class Carried:
         evidence: How the node was placed, or "" if the record of it is gone.
         complete: All carriers are there and agree; the attribute may be left out.
         attribute: The node carries the attribute.
+        own_scopes: The scopes in its metadata are its own, written by PyTorch.
         doc_string: The doc_string without the tag.
     """
 
@@ -125,6 +126,7 @@ class Carried:
     evidence: str
     complete: bool
     attribute: bool
+    own_scopes: bool
     doc_string: str
 
 
@@ -152,7 +154,8 @@ def read(node: Node, *, marked: bool) -> Carried:
         and attribute in (None, tag)
         and {NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE} <= metadata.keys()
     )
-    return Carried(tag, evidence, complete, attribute is not None, doc_string)
+    own_scopes = any(key == NAME_SCOPES for key, _ in own_metadata(node.metadata))
+    return Carried(tag, evidence, complete, attribute is not None, own_scopes, doc_string)
 
 
 def modules_of(node: Node, carried: Carried) -> list[tuple[str, str]] | None:
@@ -166,13 +169,13 @@ def modules_of(node: Node, carried: Carried) -> list[tuple[str, str]] | None:
         (module path, class name), root first, or None if the node has no tag.
     """
     modules = parse_tag(carried.tag)
-    if modules is None or not carried.complete:
+    if modules is None or not carried.complete or carried.own_scopes:
         return modules
     # The metadata spell each path on its own, whatever stands in a module's name.
-    scopes = ast.literal_eval(dict(node.metadata)[NAME_SCOPES])[:-1]
-    if len(scopes) == len(modules):
-        return [(path, name) for path, (_, name) in zip(scopes, modules, strict=True)]
-    return modules
+    metadata = dict(node.metadata)
+    paths = ast.literal_eval(metadata[NAME_SCOPES])[:-1]
+    classes = ast.literal_eval(metadata[CLASS_HIERARCHY])[:-1]
+    return [(path, name.rpartition(".")[2]) for path, name in zip(paths, classes, strict=True)]
 
 
 def _attribute_text(node: Node) -> str | None:
@@ -335,7 +338,7 @@ class _Numbers:
             if node.subgraphs:
                 key: object = node.start
             elif node.op_type == "Constant" and not node.domain:
-                key = ("constant", _constant_value(node))
+                key = ("constant", constant_value(node))
             elif inputs and all(i in constants for i in inputs):
                 # ONNX Runtime computes it once and for all: its value may equal any other.
                 key = ("constant", "computed", node.op_type, len(inputs))
@@ -359,11 +362,11 @@ def _is_constant(key: object) -> bool:
     return isinstance(key, tuple) and key[0] == "constant"
 
 
-def _constant_value(node: Node) -> object:
+def constant_value(node: Node) -> bytes:
     """A Constant's tensor as an initializer of the same value would be serialized."""
     for name, data in node.attributes.items():
         if name == "value":
             for number, _, start, end in bytes_fields(data):
                 if number == 5:
                     return data[start:end]
-    return tuple(sorted(item for item in node.attributes.items() if item[0] != ATTRIBUTE))
+    return b"".join(data for name, data in sorted(node.attributes.items()) if name != ATTRIBUTE)

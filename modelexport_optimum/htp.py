@@ -39,6 +39,7 @@ from modelexport_optimum.onnx_file import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from modelexport_optimum.calls import Calls
     from modelexport_optimum.carriers import Carried
     from modelexport_optimum.module_tree import Candidate
     from modelexport_optimum.onnx_file import Model, Node
@@ -170,6 +171,7 @@ def tag(
     model: Any = None,  # noqa: ANN401
     trust_remote_code: bool = False,
     source: str | None = None,
+    recorded: Sequence[Calls] = (),
 ) -> TagReport:
     """Writes onto every node which module it came from, in place and atomically.
 
@@ -182,6 +184,7 @@ def tag(
             file; without one the tags are made of the paths alone.
         trust_remote_code: Whether code in the model's repository may be run.
         source: Name of the source model for the record; by default that of `model`.
+        recorded: The calls that `calls.recorded_calls` saw while the files were traced.
 
     Returns:
         What was found in each file.
@@ -203,7 +206,8 @@ def tag(
             else:
                 trees = _trees(directory, group, given, trust_remote_code)
                 for file in group:
-                    reports.append(_tag_file(file, *trees[file.path], given is not None, source))
+                    placed = _attribute(file, *trees[file.path], given is not None, recorded)
+                    reports.append(_tag_file(file, placed, source))
             _write_config(directory, reports)
     return TagReport(tuple(reports))
 
@@ -314,7 +318,9 @@ def explain(
             if not wanted:
                 continue
             trees = _trees(directory, group, given, trust_remote_code)
-            placed = {file.path: _attribute(file, *trees[file.path], True) for file, _ in wanted}
+            placed = {
+                file.path: _attribute(file, *trees[file.path], True, ()) for file, _ in wanted
+            }
             for file, node in wanted:
                 placement = placed[file.path].placements[node.start]
                 chain = placed[file.path].chain(node)
@@ -496,7 +502,9 @@ def _carried_tree(group: Sequence[_File]) -> ModuleTree | None:
 # One file
 
 
-def _attribute(file: _File, tree: ModuleTree, base: str, afresh: bool) -> attribution.Attribution:
+def _attribute(
+    file: _File, tree: ModuleTree, base: str, afresh: bool, recorded: Sequence[Calls]
+) -> attribution.Attribution:
     prior: dict[int, tuple[attribution.Paths, str]] = {}
     for node in walk_nodes(file.model.graph):
         carried = file.carried[node.start]
@@ -505,13 +513,10 @@ def _attribute(file: _File, tree: ModuleTree, base: str, afresh: bool) -> attrib
             paths = tuple(path for path, _ in modules)
             if all(path in tree.modules for path in paths):
                 prior[node.start] = (paths, carried.evidence or attribution.CARRIER)
-    return attribution.attribute(file.model, tree, base, prior=prior)
+    return attribution.attribute(file.model, tree, base, prior=prior, recorded=recorded)
 
 
-def _tag_file(
-    file: _File, tree: ModuleTree, base: str, afresh: bool, source: str | None
-) -> FileReport:
-    placed = _attribute(file, tree, base, afresh)
+def _tag_file(file: _File, placed: attribution.Attribution, source: str | None) -> FileReport:
     nodes = list(walk_nodes(file.model.graph))
     tags = {node.start: carriers.format_tag(placed.chain(node)) for node in nodes}
     free = carriers.attribute_places(file.model, tags)
@@ -539,8 +544,8 @@ def _tag_file(
         evidence=_counts(placement.evidence for placement in placed.placements.values()),
         attribute=len(free),
         on_root=sum(len(placed.chain(node)) == 1 for node in nodes),
-        root_class=tree.root_class,
-        classes_known=tree.classes_known,
+        root_class=placed.tree.root_class,
+        classes_known=placed.tree.classes_known,
         changed=changed,
     )
 
