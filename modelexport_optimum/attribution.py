@@ -25,7 +25,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.carriers import NAME_SCOPES, Segment, constant_value
+from modelexport_optimum.carriers import (
+    CLASS_HIERARCHY,
+    NAME_SCOPES,
+    Segment,
+    constant_value,
+    own_metadata,
+)
 from modelexport_optimum.onnx_file import walk_graphs
 
 if TYPE_CHECKING:
@@ -112,6 +118,24 @@ def output_scope(node: Node) -> str | None:
         if name.startswith("/") and _OUTPUT_NAME.search(name):
             return name.rpartition("/")[0]
     return None
+
+
+def tracer_modules(node: Node) -> list[tuple[str, str]]:
+    """The modules that PyTorch's dynamo exporter recorded on a node.
+
+    Returns:
+        (module path, qualified class), root first; empty if there is no record.
+    """
+    metadata = dict(own_metadata(node.metadata))
+    try:
+        names = ast.literal_eval(metadata[NAME_SCOPES])[:-1]
+        classes = ast.literal_eval(metadata[CLASS_HIERARCHY])[:-1]
+    except (KeyError, ValueError, SyntaxError, TypeError):  # none, or somebody else's text
+        return []
+    if len(names) != len(classes) or not all(isinstance(n, str) for n in [*names, *classes]):
+        return []
+    paths = [_EXPORT_CALL_COUNT.sub("", name) for name in names]
+    return list(zip(paths, classes, strict=True))
 
 
 def scopes_of(model: Model) -> dict[str, None]:
@@ -432,22 +456,15 @@ class _Attributor:
         return Attribution(placements, self.tree)
 
     def _from_tracer(self, node: Node) -> Placement | None:
-        scopes = dict(node.metadata).get(NAME_SCOPES)
-        if scopes is None:
-            return None
-        try:
-            names = ast.literal_eval(scopes)
-        except (ValueError, SyntaxError):
-            return None
-        if not isinstance(names, list) or len(names) < 2:
+        recorded = tracer_modules(node)
+        if not recorded:
             return None
         paths: Paths = self.root
-        for name in names[:-1]:
-            path = _EXPORT_CALL_COUNT.sub("", str(name))
+        for path, _ in recorded:
             full = ".".join(part for part in (self.root[-1], path) if part)
             if full in self.tree.modules and full != paths[-1]:
                 paths = inside(paths, full) if full else paths
-        return Placement(paths, TRACER, f"PyTorch's own record, {scopes}")
+        return Placement(paths, TRACER, "PyTorch's own record in its metadata")
 
     # Scopes
 
@@ -492,10 +509,11 @@ class _Attributor:
                 by_scope.setdefault((self.flow.graph_of[index], scope), []).append(index)
         known = self._recorded_calls(by_scope)
         calls = []
-        for (graph, scope), nodes in by_scope.items():
+        firsts: dict[tuple[int, str], list[int]] = {}
+        for (graph, scope), nodes in sorted(by_scope.items(), key=lambda item: len(item[0][1])):
             match = _CALL_COUNT.search(scope)
             bare = scope[: match.start()] if match else scope
-            first = by_scope.get((graph, bare)) if match else None
+            first = firsts.get((graph, bare)) if match else None
             literal, later = self._options(scope), []
             if match and (first or not literal):
                 later = self._options(bare)
@@ -503,13 +521,15 @@ class _Attributor:
                 literal = _kth(known[graph], by_scope, graph, scope, 0)
                 later = _kth(known[graph], by_scope, graph, bare, int(match[1])) if match else []
             if not (literal or later):
-                calls.append(_Call(scope, scope, nodes, [self._longest(scope)]))
+                found = [_Call(scope, scope, nodes, [self._longest(scope)])]
             elif literal and later and first:
-                calls += self._told_apart(_Call(scope, scope, nodes, literal), bare, later, first)
+                found = self._told_apart(_Call(scope, scope, nodes, literal), bare, later, first)
             elif literal:
-                calls.append(_Call(scope, scope, nodes, literal))
+                found = [_Call(scope, scope, nodes, literal)]
             else:
-                calls.append(_Call(scope, bare, nodes, later))
+                found = [_Call(scope, bare, nodes, later)]
+            calls += found
+            firsts[graph, scope] = found[0].nodes
         return calls
 
     def _recorded_calls(

@@ -44,6 +44,11 @@ COPIED_BY_FUSION = frozenset(
     }
 )  # fmt: skip
 
+# ONNX Runtime drops these operators or moves them elsewhere (identity_elimination.cc,
+# dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads
+# their output may come to compute the same as what reads their input.
+PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
+
 _FIELD_ATTRIBUTE, _FIELD_DOC_STRING, _FIELD_METADATA = 5, 6, 9
 
 
@@ -350,9 +355,9 @@ class _Numbers:
             called = (node.domain, node.op_type) in self._functions
             if called or node.op_type in COPIED_BY_FUSION:
                 self.refused.add(node.start)
-            passes = node.op_type == "Identity" and not node.domain and len(inputs) == 1
+            passes = node.op_type in PASSED_THROUGH and not node.domain
             for index, name in enumerate(node.outputs):
-                if passes:
+                if passes and index == 0:
                     values[name] = inputs[0]
                 else:
                     values[name] = number if index == 0 else self._number((number, index))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum import attribution, carriers, fitting
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
 from modelexport_optimum.module_tree import (
+    UNKNOWN_CLASS,
     Module,
     ModuleTree,
     candidates,
@@ -417,9 +418,9 @@ def _trees(
     """For each file of a directory the tree that it was traced from, and the traced module."""
     if given is not None:
         return _best(group, given)
-    carried = _carried_tree(group)
-    if carried is not None:
-        return _best(group, [carried])
+    known = _carried_tree(group) or _tracer_tree(group)
+    if known is not None:
+        return _best(group, [known])
     return _described_trees(directory, group, trust_remote_code)
 
 
@@ -486,16 +487,29 @@ def _carried_tree(group: Sequence[_File]) -> ModuleTree | None:
         for carried in file.carried.values():
             for path, name in carriers.parse_tag(carried.tag) or ():
                 tree.modules[path] = Module(path, qualified.get(name, name), path)
+    return _closed(tree)
+
+
+def _tracer_tree(group: Sequence[_File]) -> ModuleTree | None:
+    """The tree that PyTorch's dynamo exporter recorded on the nodes."""
+    tree = ModuleTree()
+    for file in group:
+        for node in walk_nodes(file.model.graph):
+            for path, name in attribution.tracer_modules(node):
+                tree.modules[path] = Module(path, name, path)
+    return _closed(tree)
+
+
+def _closed(tree: ModuleTree) -> ModuleTree | None:
+    """The tree with the containers that are never called, or None if it has no root."""
     if "" not in tree.modules:
         return None
     for path in list(tree.modules):
         outer = path.rpartition(".")[0]
         while outer and outer not in tree.modules:
-            tree.modules[outer] = Module(outer, "", outer, has_forward=False)
+            tree.modules[outer] = Module(outer, UNKNOWN_CLASS, outer, has_forward=False)
             outer = outer.rpartition(".")[0]
-    tree.classes_known = (
-        tree.modules[""].qualified != Module("", "torch.nn.Module", "").module_class
-    )
+    tree.classes_known = tree.modules[""].module_class != UNKNOWN_CLASS.rpartition(".")[2]
     return tree
 
 

@@ -253,6 +253,7 @@ def _transformers_candidates(
 
 def _exportable_classes(config: Any) -> list[Candidate]:
     """The classes of a model type that Optimum exports, with the outputs that it gives them."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what is exported)
     from optimum.exporters.tasks import TasksManager
 
     kind = type(config)

@@ -41,6 +41,9 @@ WHOLE_NODE_BYTES = 64 * 1024
 # Initializers and Constants up to this size are compared by value, longer ones by name.
 SMALL_TENSOR_BYTES = 1024
 
+# Number of a field, far from those of onnx.proto, that stands for a large one by its place.
+_LEFT_IN_FILE = 1000
+
 _WINDOW_BYTES = 256 * 1024
 _COPY_BYTES = 1024 * 1024
 
@@ -79,8 +82,8 @@ class Node:
         domain: Operator's domain.
         inputs: Names of the values it reads; "" where an optional input is left out.
         outputs: Names of the values it makes.
-        attributes: The attributes other than nested graphs, name to serialized bytes; a
-            large tensor stands there as its place in the file.
+        attributes: The attributes other than nested graphs, name to serialized bytes, in
+            which the place of a large field in the file stands for the field.
         doc_string: The node's doc_string.
         metadata: The node's metadata_props in file order.
         subgraphs: Nested graphs, with the name of the attribute that holds each.
@@ -434,7 +437,7 @@ def _read_attributes(reader: _Reader, node: Node, enclosing: list[tuple[int, int
             elif following - inner_key <= SMALL_TENSOR_BYTES:
                 kept.append(reader.read(inner_key, following))
             else:
-                kept.append(b"@%d" % inner_key)
+                kept.append(length_delimited(_LEFT_IN_FILE, b"%d" % inner_key))
         node.subgraphs.extend((name, graph) for graph in graphs)
         if not graphs:
             node.attributes[name] = b"".join(kept)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import nn
@@ -92,11 +92,10 @@ def models(draw: st.DrawFn, wild: bool) -> nn.Module:
     def module(depth: int) -> nn.Module:
         if shared and draw(st.integers(0, 9)) == 0:
             return draw(st.sampled_from(shared))
-        kinds = (
-            ["leaf", "weighted"]
-            if depth == 0
-            else ["leaf", "weighted", "inner", "inner", "sequential"]
-        )
+        kinds = ["leaf", "weighted"]
+        if depth > 0:
+            # A call that leaves no node of its own, as a Sequential's, leaves no scope either.
+            kinds += ["inner", "inner"] if wild else ["inner", "inner", "sequential"]
         kind = draw(st.sampled_from(kinds))
         if kind in ("leaf", "weighted"):
             made: nn.Module = Leaf(next(numbers), kind == "weighted")

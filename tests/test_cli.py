@@ -1,0 +1,314 @@
+"""The command line: its options are Optimum's, its output is for people or for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from huggingface_hub.constants import HUGGINGFACE_HUB_CACHE
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from modelexport_optimum import __version__, cli, export, read_hierarchy
+from modelexport_optimum.cli import app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    ModelDirectory = Callable[[str], Path]
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def run(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, model_directory: ModelDirectory) -> Path:
+    output = tmp_path_factory.mktemp("exported") / "bert-onnx"
+    assert export(model_directory("bert"), output, providers=["cpu"]).ok
+    return output
+
+
+@pytest.fixture
+def copy(tmp_path: Path, exported: Path) -> Path:
+    """An export to change."""
+    shutil.copytree(exported, tmp_path / "bert-onnx")
+    return tmp_path / "bert-onnx"
+
+
+# --- Options --------------------------------------------------------------------------------------
+
+
+def optimum_options() -> dict[str, argparse.Action]:
+    """The options of `optimum-cli export onnx`, by every name they have."""
+    from optimum.commands.export.onnx import parse_args_onnx
+
+    parser = argparse.ArgumentParser(add_help=False)
+    parse_args_onnx(parser)
+    return {name: action for action in parser._actions for name in action.option_strings}
+
+
+def our_options() -> dict[str, Any]:
+    return {
+        name: option
+        for option in get_command(app).commands["export"].params
+        for name in option.opts
+        if name.startswith("-")
+    }
+
+
+def test_every_option_of_optimum_is_offered() -> None:
+    assert set(optimum_options()) - set(our_options()) == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(optimum_options()) - {"-m", "--model"}))
+def test_option_has_the_default_and_choices_of_optimum(name: str) -> None:
+    theirs, ours = optimum_options()[name], our_options()[name]
+    default = ours.default
+    if name == "--cache_dir":  # depends on the environment, and main_export's own is the same
+        default = default or HUGGINGFACE_HUB_CACHE
+    assert default == theirs.default
+    assert (ours.is_flag or False) == isinstance(theirs, argparse._StoreTrueAction)
+    if theirs.choices:
+        hint = get_type_hints(cli.export)[ours.name]
+        literal = next(one for one in (hint, *get_args(hint)) if get_origin(one) is Literal)
+        assert list(get_args(literal)) == list(theirs.choices)
+
+
+def test_options_reach_optimum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_directory: ModelDirectory
+) -> None:
+    """Each one, at a value that is not its default."""
+    import optimum.exporters.onnx
+
+    given: dict[str, Any] = {}
+
+    def spy(model: str, output: Path, **options: Any) -> None:
+        given.update(options)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(optimum.exporters.onnx, "main_export", spy)
+    monkeypatch.setattr(
+        "modelexport_optimum.conversion.check_options", lambda *_, **__: None, raising=True
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = {
+        "monolith": True,
+        "no_post_process": True,
+        "slim": True,
+        "no_dynamic_axes": True,
+        "trust_remote_code": True,
+        "local_files_only": True,
+        "force_download": True,
+    }
+    values: dict[str, Any] = {
+        "task": "text-classification",
+        "opset": 15,
+        "device": "cuda",
+        "dtype": "fp16",
+        "optimize": "O1",
+        "framework": "pt",
+        "atol": 0.5,
+        "cache_dir": "cache",
+        "revision": "v2",
+        "subfolder": "",
+        "pad_token_id": 7,
+        "library_name": "transformers",
+        "model_kwargs": {"output_attentions": True},
+        "batch_size": 3,
+        "sequence_length": 5,
+        "num_choices": 6,
+        "width": 7,
+        "height": 8,
+        "num_channels": 9,
+        "feature_size": 10,
+        "nb_max_frames": 11,
+        "audio_sequence_length": 12,
+        "point_batch_size": 13,
+        "nb_points_per_image": 14,
+        "visual_seq_length": 15,
+    }
+    arguments = [f"--{name.replace('_', '-')}" for name in flags]
+    for name, value in values.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        arguments += [f"--{name.replace('_', '-')}", text]
+    arguments += ["--no-constant-folding", "--variant", "other"]
+    result = run(model_directory("bert"), *arguments)
+    assert "enough" in result.stderr
+    assert given == {
+        **flags,
+        **values,
+        "do_constant_folding": False,
+        "_variant": "other",
+        "use_subprocess": True,
+    }
+
+
+def test_no_token_option() -> None:
+    assert not any("token" in name and "pad" not in name for name in our_options())
+
+
+def test_both_spellings_are_taken() -> None:
+    for name in ("--batch_size", "--batch-size"):
+        assert "Invalid value for '--batch_size'" in run("x", name, "many").stderr
+    assert "No such option" in run("x", "--batchsize", "2").stderr
+
+
+# --- Commands -------------------------------------------------------------------------------------
+
+
+def test_default_command_is_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_directory: ModelDirectory
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_directory("bert"), tmp_path / "tag")
+    assert run("--provider", "cpu", "./tag").exit_code == 0
+    assert (tmp_path / "tag-onnx" / "model.onnx").is_file()
+    result = run("export", "tag", "-o", "named", "--provider", "cpu")
+    assert result.exit_code == 0
+    first, second = (list(read_hierarchy(tmp_path / name)) for name in ("tag-onnx", "named"))
+    assert first == second
+    assert run("-m", "tag", "--output", "as-optimum", "--provider", "cpu").exit_code == 0
+    assert run("tag", "named").exit_code == 0  # the command, not the directory
+
+
+def test_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_directory: ModelDirectory
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(model_directory("bert"), "--task", "text-classification")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[1] == "bert-onnx  text-classification"
+    row = next(line for line in lines if line.startswith("model.onnx"))
+    nodes = len(list(read_hierarchy(tmp_path / "bert-onnx")))
+    assert re.search(rf"model\.onnx +[\d.]+ [kM]B +{nodes} +\d+ +\d+ +scope \d+, ", row)
+    status = {line.split()[0]: line.split()[1] for line in lines if "ExecutionProvider" in line}
+    assert status["CPUExecutionProvider"] == "ok"
+    assert len(status) == 3
+    assert any(line.startswith("PyTorch") and " ok " in line for line in lines)
+    assert "classifier.weight" in lines[-1]
+    assert all(re.fullmatch(r"[A-Z][\w ]+: \d+\.\d s", line) for line in result.stderr.splitlines())
+
+
+def test_json_is_all_there_is(tmp_path: Path, model_directory: ModelDirectory) -> None:
+    """In a process of its own, whose file descriptors Optimum and PyTorch write to."""
+    program = [sys.executable, "-m", "modelexport_optimum"]
+    command = [*program, model_directory("gpt2"), "-o", tmp_path / "out", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ok"]
+    assert document["task"] == "text-generation-with-past"
+    assert document["files"]["model.onnx"] == (tmp_path / "out" / "model.onnx").stat().st_size
+    assert {"output", "model", "tags", "comparison", "verification", "stages"} <= set(document)
+    assert all(re.fullmatch(r"[A-Z][\w ]+: \d+\.\d s", line) for line in done.stderr.splitlines())
+
+
+def test_check_that_fails(tmp_path: Path, model_directory: ModelDirectory) -> None:
+    arguments = [model_directory("bert"), "-o", tmp_path / "out", "--provider", "cuda", "--json"]
+    result = run(*arguments)
+    assert result.exit_code == 3
+    assert not json.loads(result.stdout)["ok"]
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    assert run("verify", tmp_path / "out", "--provider", "cuda").exit_code == 3
+    assert run("verify", tmp_path / "out").exit_code == 0
+
+
+def test_strip_and_tag(copy: Path) -> None:
+    file = copy / "model.onnx"
+    tagged = file.read_bytes()
+    result = run("strip", copy)
+    assert result.exit_code == 0
+    assert "model.onnx" in result.stdout
+    stripped = file.read_bytes()
+    assert len(stripped) < len(tagged)
+    assert "nothing to strip" in run("strip", file).stdout
+    result = run("tag", copy)
+    assert result.exit_code == 0
+    assert re.search(r"model\.onnx +\d+ +\d+ +\d+ +scope", result.stdout)
+    assert json.loads(run("strip", copy, "--json").stdout) == {
+        "ok": True,
+        "changed": [str(file), str(copy / "config.json")],
+    }
+    assert file.read_bytes() == stripped
+
+
+def test_tag_as_json(copy: Path) -> None:
+    document = json.loads(run("tag", copy, "--json").stdout)
+    assert document["ok"]
+    assert document["nodes"] == len(list(read_hierarchy(copy)))
+
+
+def test_explain(copy: Path) -> None:
+    node = next(node for node in read_hierarchy(copy) if node.module_path)
+    before = (copy / "model.onnx").read_bytes()
+    result = run("tag", copy, "--explain", node.name)
+    assert result.exit_code == 0
+    assert node.tag in result.stdout
+    assert node.module_path in result.stdout
+    (paragraph,) = json.loads(run("tag", copy, "--explain", node.name, "--json").stdout)["nodes"]
+    assert node.tag in paragraph
+    assert (copy / "model.onnx").read_bytes() == before
+
+
+def test_tag_without_classes(copy: Path) -> None:
+    (copy / "config.json").rename(copy / "elsewhere.json")
+    run("strip", copy)
+    result = run("tag", copy)
+    assert result.exit_code == 0
+    assert "warning: the classes cannot be known from this directory" in result.stdout
+
+
+def test_verify(copy: Path) -> None:
+    result = run("verify", copy, "--provider", "cpu")
+    assert result.exit_code == 0
+    assert re.search(r"CPUExecutionProvider +ok", result.stdout)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "hidden_size": 17}))
+    result = run("verify", copy, "--provider", "cpu", "--json")
+    assert result.exit_code == 3
+    assert not json.loads(result.stdout)["ok"]
+
+
+# --- Cost, and what is written about it -----------------------------------------------------------
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"modelexport-optimum {__version__}\n"
+
+
+@pytest.mark.parametrize("module", ["modelexport_optimum", "modelexport_optimum.cli"])
+def test_import_is_light(module: str) -> None:
+    heavy = "torch transformers optimum onnx onnxruntime numpy huggingface_hub google.protobuf"
+    code = f"import sys, {module}; print([m for m in {heavy.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_functions_keep_their_names() -> None:
+    """`modelexport_optimum.export` is the function, though a module has that name, too."""
+    code = (
+        "import modelexport_optimum.export, modelexport_optimum.verify;"
+        "from modelexport_optimum import export, verify;"
+        "print(callable(export), callable(verify), callable(modelexport_optimum.export))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 3
+
+
+def test_reference_is_up_to_date() -> None:
+    script = REPOSITORY / "scripts" / "reference.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
