@@ -56,6 +56,9 @@ _OUTPUT_NAME = re.compile(r"_output_\d+$")
 # torch.export numbers the calls of a module in its path: `attention.query@1`.
 _EXPORT_CALL_COUNT = re.compile(r"@\d+")
 
+# A module rarely calls one that is not inside it: that is thought of last.
+OUTSIDE = 1000
+
 # Paths of modules from the root down: a chain before it is spelled.
 Paths = tuple[str, ...]
 
@@ -258,7 +261,7 @@ class Labels:
     def _called_from(self, chain: Paths, label: str) -> list[tuple[int, str]]:
         """Modules of a label that the chain's last module may call, nearest ones only."""
         paths = self._by_label.get(label, [])
-        for caller in reversed(chain):
+        for outside, caller in enumerate(reversed(chain)):
             prefix = f"{caller}." if caller else ""
             low = bisect.bisect_left(paths, prefix)
             high = bisect.bisect_left(paths, prefix + chr(0x10FFFF)) if prefix else len(paths)
@@ -273,7 +276,11 @@ class Labels:
                     found[first] = (passed, path)
             if found:
                 least = min(passed for passed, _ in found.values())
-                return [item for item in found.values() if item[0] == least]
+                return [
+                    (passed + outside * OUTSIDE, path)
+                    for passed, path in found.values()
+                    if passed == least
+                ]
         return []
 
     def _passed_over(self, path: str, start: int) -> int:
@@ -323,6 +330,7 @@ class _Call:
     nodes: list[int]
     chains: list[Paths]
     decided_by: str = SCOPE
+    mixed: bool = False  # the nodes of two calls
 
     @property
     def chain(self) -> Paths | None:
@@ -509,7 +517,7 @@ class _Attributor:
                 by_scope.setdefault((self.flow.graph_of[index], scope), []).append(index)
         known = self._recorded_calls(by_scope)
         calls = []
-        firsts: dict[tuple[int, str], list[int]] = {}
+        firsts: dict[tuple[int, str], _Call] = {}
         for (graph, scope), nodes in sorted(by_scope.items(), key=lambda item: len(item[0][1])):
             match = _CALL_COUNT.search(scope)
             bare = scope[: match.start()] if match else scope
@@ -517,6 +525,10 @@ class _Attributor:
             literal, later = self._options(scope), []
             if match and (first or not literal):
                 later = self._options(bare)
+                if self._cost(scope) // OUTSIDE > self._cost(bare) // OUTSIDE and later:
+                    literal = []
+                elif self._cost(scope) // OUTSIDE < self._cost(bare) // OUTSIDE and literal:
+                    later = []
             if graph in known:
                 literal = _kth(known[graph], by_scope, graph, scope, 0)
                 later = _kth(known[graph], by_scope, graph, bare, int(match[1])) if match else []
@@ -529,7 +541,7 @@ class _Attributor:
             else:
                 found = [_Call(scope, bare, nodes, later)]
             calls += found
-            firsts[graph, scope] = found[0].nodes
+            firsts[graph, scope] = found[0]
         return calls
 
     def _recorded_calls(
@@ -550,19 +562,23 @@ class _Attributor:
                 found[graph] = min(fitting, key=len)
         return found
 
+    def _cost(self, scope: str) -> int:
+        return min((cost for cost, _ in self.labels.resolve(scope)), default=0)
+
     def _options(self, scope: str) -> list[Paths]:
         return list(dict.fromkeys(chain for _, chain in self.labels.resolve(scope)))
 
-    def _told_apart(
-        self, call: _Call, bare: str, later: list[Paths], first: list[int]
-    ) -> list[_Call]:
+    def _told_apart(self, call: _Call, bare: str, later: list[Paths], first: _Call) -> list[_Call]:
         """Splits the nodes of a scope that two modules may have given the same name.
 
         `query_1` is a module of that name, the second call of `query`, or one after the
         other. A second call does what the first one did, with the same weights.
         """
         scope, nodes, literal = call.scope, call.nodes, call.chains
-        pattern = [self._signature(index) for index in first]
+        if len(later) > 1 or first.chains != later:
+            chains = list(dict.fromkeys([*literal, *later]))
+            return [_Call(scope, scope, nodes, chains, mixed=True)]
+        pattern = [self._signature(index) for index in first.nodes]
         did = [self._signature(index) for index in nodes]
         size = len(pattern)
         if len(did) > size:
@@ -576,7 +592,7 @@ class _Attributor:
                 own, again = splits[0]
                 return [_Call(scope, scope, own, literal), _Call(scope, bare, again, later)]
             if splits:
-                return [_Call(scope, scope, nodes, [*literal, *later])]
+                return [_Call(scope, scope, nodes, [*literal, *later], mixed=True)]
         elif did == pattern and not self._reads_of(nodes, literal):
             if any(given for *_, given in pattern):
                 return [_Call(scope, bare, nodes, later)]
@@ -610,6 +626,8 @@ class _Attributor:
 
     def _decide_by_parameters(self, call: _Call) -> None:
         """A call is of the module, among those of its label, whose parameters its nodes read."""
+        if call.mixed:
+            return
         label = self.labels.label(call.chains[0][-1]) if call.bare else None
         owners = {
             self.labels.first(owner): owner
@@ -641,10 +659,10 @@ class _Attributor:
         stands no other call of the same scope.
         """
         graph_of = self.flow.graph_of
-        order = [(graph_of[call.nodes[0]], call.nodes[0], call) for call in calls]
+        order = [(graph_of[c.nodes[0]], c.nodes[0], c) for c in calls if not c.mixed]
         spans: dict[tuple[int, str], list[tuple[int, int, _Call]]] = {}
         for call in calls:
-            if len(call.chains) > 1:
+            if len(call.chains) > 1 and not call.mixed:
                 spans.setdefault((graph_of[call.nodes[0]], call.bare), []).append(
                     (call.nodes[0], call.nodes[-1], call)
                 )
@@ -668,7 +686,7 @@ class _Attributor:
         spans, own, again = self._spans(calls)
         changed = False
         for call in calls:
-            if len(call.chains) < 2:
+            if len(call.chains) < 2 or call.mixed:
                 continue
             graph = self.flow.graph_of[call.nodes[0]]
             around = {

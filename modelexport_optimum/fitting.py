@@ -30,8 +30,8 @@ class Fit:
         tensors: Number of named tensors that the tree has.
         scopes: Minus the number of scopes that no chain of modules explains.
         passed_over: Minus the number of callable modules that these chains pass over.
-        left: Minus the number of the module's tensors that the graph does not name.
         depth: Minus the depth of the traced module.
+        left: Minus the number of the module's tensors that the graph does not name.
         base: Path of the traced module.
         named_scopes: Number of scopes that the graph's names have.
     """
@@ -40,8 +40,8 @@ class Fit:
     tensors: int
     scopes: int
     passed_over: int
-    left: int
     depth: int
+    left: int
     base: str
     named_scopes: int
 
@@ -82,7 +82,11 @@ def fit(model: Model, tree: ModuleTree) -> Fit:
                 break
             base = f"{base}.{head}" if base else head
     most = max(matched.values())
-    bases = [base for base, count in matched.items() if count == most and base in tree.modules]
+    bases = [
+        base
+        for base, count in matched.items()
+        if count == most and base in tree.modules and (tree.modules[base].has_forward or not base)
+    ]
     return max(
         _score(tree, base, scopes, -differing[base], matched[base], matched[base] - below[base])
         for base in bases
@@ -119,7 +123,7 @@ def _score(
         else:
             unexplained += 1
     depth = base.count(".") + 1 if base else 0
-    return Fit(shapes, tensors, -unexplained, -passed_over, left, -depth, base, len(scopes))
+    return Fit(shapes, tensors, -unexplained, -passed_over, -depth, left, base, len(scopes))
 
 
 def _named_tensors(model: Model) -> Mapping[str, tuple[int, ...] | None]:

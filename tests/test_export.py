@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -85,6 +86,12 @@ def current_umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def test_garbage_collector_is_left_as_it_was(run: tuple[ExportResult, Any]) -> None:
+    assert run[0].ok
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
 def test_result_tells_what_was_done(run: tuple[ExportResult, Any]) -> None:
@@ -330,6 +337,30 @@ def test_model_in_memory_stays_as_it_was(tmp_path: Path, model_directory: ModelD
     assert not model.transformer.h[0].mlp.training
     assert model.transformer.h[1].mlp.training
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_sentence_transformer_in_memory(tmp_path: Path, model_directory: ModelDirectory) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(model_directory("sentence-transformers")), device="cpu")
+    result = export(model, tmp_path / "out", preprocessors=model.tokenizer, providers=CPU)
+    assert result.ok
+    assert (result.model, result.task) == ("SentenceTransformer", "feature-extraction")
+    assert result.tags.files[0].root_class == "SentenceTransformer"
+
+
+def test_pipeline_in_memory(tmp_path: Path, model_directory: ModelDirectory) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(model_directory("stable-diffusion"))
+    result = export(pipeline, tmp_path / "out", providers=CPU)
+    assert result.ok
+    assert (result.model, result.task) == ("StableDiffusionPipeline", "text-to-image")
+    assert {file.root_class for file in result.tags.files} == {
+        "AutoencoderKL",
+        "CLIPTextModel",
+        "UNet2DConditionModel",
+    }
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+# Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo export tag strip verify test lint format bench docs picture clean
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+RUN := $(BIN)/modelexport-optimum
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt scripts/sample.txt
+	@echo "Installing into $(VENV), which takes some minutes the first time ..."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install --quiet --no-deps --require-hashes --requirement scripts/sample.txt
+	@touch $@
+
+install: $(STAMP) ## install into .venv (the other targets do it when needed)
+
+demo: $(STAMP) ## export a real model, and show what came out
+	@$(BIN)/python scripts/demo.py
+
+export: $(STAMP) ## export MODEL=... [TASK=...] [OUTPUT=...] [ARGS="..."]
+	@test -n "$(MODEL)" || { echo 'usage: make export MODEL=... [TASK=...] [OUTPUT=...]' >&2; exit 2; }
+	@$(RUN) export "$(MODEL)" $(if $(TASK),--task "$(TASK)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
+
+tag: $(STAMP) ## tag an export that exists, DIR=...
+	@test -n "$(DIR)" || { echo 'usage: make tag DIR=...' >&2; exit 2; }
+	@$(RUN) tag "$(DIR)" $(ARGS)
+
+strip: $(STAMP) ## take the tags out again, DIR=...
+	@test -n "$(DIR)" || { echo 'usage: make strip DIR=...' >&2; exit 2; }
+	@$(RUN) strip "$(DIR)" $(ARGS)
+
+verify: $(STAMP) ## check an export, DIR=...
+	@test -n "$(DIR)" || { echo 'usage: make verify DIR=...' >&2; exit 2; }
+	@$(RUN) verify "$(DIR)" $(ARGS)
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measure time and memory against Optimum alone (some minutes)
+	@$(BIN)/python scripts/bench.py $(ARGS)
+
+docs: $(STAMP) ## write the command line reference anew from --help
+	@$(BIN)/python scripts/reference.py
+
+picture: $(STAMP) ## take the README's picture of `make demo` anew
+	@$(BIN)/python scripts/picture.py
+
+clean: ## remove the virtual environment, the demo and all caches
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

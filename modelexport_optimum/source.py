@@ -1,0 +1,189 @@
+"""Where the model comes from: a directory, the Hub, or the Hub's cache.
+
+What can be wrong with a name is said here, before anything heavy is imported and before
+Optimum asks the Hub its own questions, some of which have no time-out. Loading is
+Optimum's.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFIGS = ("config.json", "model_index.json", "modules.json")
+"""What a model directory has one of: transformers, diffusers, sentence-transformers."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found.
+
+    Attributes:
+        name: as the user gave it.
+        directory: where it is on this machine; None when Optimum is to fetch it.
+    """
+
+    name: str
+    directory: Path | None
+
+    def __str__(self) -> str:
+        """What Optimum is given."""
+        return self.name if self.directory is None else str(self.directory)
+
+
+def find_source(
+    model: str | os.PathLike[str],
+    *,
+    subfolder: str = "",
+    revision: str = "main",
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    token: bool | str | None = None,
+) -> Source:
+    """Find the model, or say why it cannot be had.
+
+    A Hub that cannot be reached is no error when the model is in its cache.
+    """
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_directory(path, subfolder)
+        return Source(name, path)
+    if path.exists():
+        raise UsageError(f"model {name} is a file: give the directory that it is in")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+        raise UsageError(f"model {name} does not exist: give a directory or the name on the Hub")
+    return _find_on_hub(name, subfolder, revision, cache_dir, local_files_only, token)
+
+
+def _check_directory(directory: Path, subfolder: str) -> None:
+    place = directory / subfolder
+    if not place.is_dir():
+        raise UsageError(f"model {directory} has no subfolder {subfolder}")
+    if not any((place / name).is_file() for name in CONFIGS):
+        raise ModelExportError(
+            f"model {place} has no config.json: give the directory that save_pretrained wrote"
+        )
+
+
+def _find_on_hub(
+    name: str,
+    subfolder: str,
+    revision: str,
+    cache_dir: str | None,
+    local_files_only: bool,
+    token: bool | str | None,
+) -> Source:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(
+            f"model {name!r} is neither a directory nor a name on the Hub: check the spelling"
+        ) from error
+
+    unreachable: Exception | None = None
+    if not (local_files_only or constants.HF_HUB_OFFLINE):
+        try:
+            HfApi(token=token).model_info(
+                name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+        except Exception as error:
+            message = explain_hub_error(error, name, revision)
+            if message is None:
+                raise
+            if not _is_unreachable(error):
+                raise ModelExportError(message) from error
+            unreachable = error
+        else:
+            return Source(name, None)
+    try:
+        snapshot = Path(
+            snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True)
+        )
+        _check_directory(snapshot, subfolder)
+    except (LocalEntryNotFoundError, ModelExportError) as error:
+        if unreachable is not None:
+            message = explain_hub_error(unreachable, name, revision)
+            raise ModelExportError(f"{message}, or export a directory") from unreachable
+        raise ModelExportError(
+            f"model {name} is not in the Hub's cache: "
+            "export it once without --local-files-only and HF_HUB_OFFLINE, or give a directory"
+        ) from error
+    return Source(name, snapshot)
+
+
+def explain_hub_error(error: BaseException, name: str, revision: str) -> str | None:
+    """One line for what the Hub answered, if that is what went wrong."""
+    for cause in chain(error):
+        message = _explain_one(cause, name, revision)
+        if message is not None:
+            return message
+    return None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether the Hub gave no answer, or the answer that it is out of order."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return True
+
+
+def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
+    from huggingface_hub import constants, errors
+    from requests.exceptions import RequestException
+
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        return f"model {name} is gated: ask for access on its page of the Hub, then {log_in}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"model {name} has no revision {revision}: check --revision"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"model {name} is neither a directory here nor a model on the Hub that you may see: "
+            f"check the spelling, and if it is private {log_in}"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            f"model {name} is not complete in the cache and the Hub ({constants.ENDPOINT}) "
+            "cannot be reached: check the connection"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"model {name} lacks a file that is needed: {first_line(error)}"
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"the Hub refuses access to {name} ({status}): check your token, or {log_in}"
+        return f"the Hub ({constants.ENDPOINT}) answered {status} for {name}: try again later"
+    if isinstance(error, RequestException):
+        return (
+            f"the Hub ({constants.ENDPOINT}) cannot be reached to look for {name}: "
+            "check the name and the connection"
+        )
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class when it says nothing."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

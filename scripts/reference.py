@@ -1,0 +1,73 @@
+"""Write docs/reference.md, the command line's reference, from what `--help` says.
+
+With `--check`, write nothing and fail if the file is out of date.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from modelexport_optimum.cli import app
+
+FILE = Path(__file__).parent.parent / "docs" / "reference.md"
+PROGRAM = "modelexport-optimum"
+
+
+def reference() -> str:
+    """The whole page."""
+    group: Any = get_command(app)
+    lines = [
+        "# Command line",
+        "",
+        "Written by `make docs` from what `--help` says. "
+        "Names may be spelled with `-` or `_` alike.",
+        "",
+        "Exit status: 0 all is well; 1 the export or the pass failed, and nothing was changed; "
+        "2 the command line is wrong; 3 the files are written but a check failed.",
+    ]
+    for name, command in group.commands.items():
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        options = [one for one in command.params if one.param_type_name == "option"]
+        usage = " ".join([PROGRAM, name, *(one.metavar for one in arguments), "[OPTIONS]"])
+        lines += ["", f"## {name}", "", f"    {usage}", "", paragraph(command.help), ""]
+        lines += [f"- `{one.metavar}`: {paragraph(one.help)}" for one in arguments]
+        panels = {one.rich_help_panel: None for one in options if not one.hidden}
+        for panel in panels:
+            lines += ["", f"**{panel or 'Options'}**", ""]
+            lines += [described(one) for one in options if one.rich_help_panel == panel]
+    return "\n".join(lines) + "\n"
+
+
+def described(option: Any) -> str:  # noqa: ANN401
+    """One option as an item of a list."""
+    names = ", ".join(f"`{name}`" for name in option.opts)
+    default = option.default
+    shown = "" if default in (None, False, "") else f" Default: `{default}`."
+    return f"- {names}: {paragraph(option.help)}{shown}"
+
+
+def paragraph(text: str | None) -> str:
+    """A help text on one line."""
+    return " ".join((text or "").split())
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    page = reference()
+    if "--check" not in sys.argv[1:]:
+        FILE.parent.mkdir(exist_ok=True)
+        FILE.write_text(page, encoding="utf-8")
+        return
+    written = FILE.read_text(encoding="utf-8").splitlines() if FILE.exists() else []
+    changes = list(difflib.unified_diff(written, page.splitlines(), "docs/reference.md", "--help"))
+    if changes:
+        sys.exit("\n".join([*changes, "docs/reference.md is out of date: run `make docs`"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""`view`, and what other people's viewers make of our files."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING
+
+import browser
+import onnx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from modelexport_optimum import htp
+from modelexport_optimum.views import commands
+from modelexport_optimum.views.tagged import read_tagged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from modelexport_optimum.views.tagged import Module, TaggedNode
+
+# What starts the program: it serves until it is interrupted.
+PROGRAM = (
+    "import typer; from modelexport_optimum.views import commands; "
+    "app = typer.Typer(); commands.register(app); app()"
+)
+
+
+@pytest.fixture(scope="module")
+def tagged(
+    exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A tagged export of a model of the zoo."""
+    made: dict[str, Path] = {}
+
+    def directory(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("tagged") / name
+            shutil.copytree(exported(name), made[name])
+            htp.tag(made[name])
+        return made[name]
+
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("bert", "model.onnx"),
+        ("resnet", "model.onnx"),
+        ("sentence-transformers", "model.onnx"),
+        ("t5", "encoder_model.onnx"),
+        ("t5", "decoder_model_merged.onnx"),
+    ],
+)
+def test_model_explorer_groups_the_nodes_by_module(
+    name: str, file: str, tagged: Callable[[str], Path]
+) -> None:
+    from model_explorer_onnx.main import ONNXAdapter
+
+    ours = read_tagged(tagged(name) / file)
+    (graph, *_) = ONNXAdapter().convert(str(ours.path), {})["graphs"]
+
+    groups = {node.id: node.namespace.split("/") for node in graph.nodes}
+    found = set()
+    for node in ours.nodes:
+        # The adapter puts a constant to the node that reads it, and an If among what is in it.
+        if node.op_type in ("Constant", "If"):
+            continue
+        condition, _, branch = node.graph.rpartition(".")
+        group = groups[f"{condition}/{branch}/{node.name}" if branch else node.name]
+        assert group[0] == "main_graph"
+        # A nested graph's groups stand inside the If's: `If <name>`, `then_branch`.
+        modules = group[group.index(branch) + 1 :] if branch else group[1:]
+        assert modules == [f"{m.path}: {qualified(node, m)}" for m in chain(node.module)]
+        found.update(modules)
+    # Every module that owns nodes, or holds such a module, is a group, and nothing else is.
+    assert {module.partition(": ")[0] for module in found} == {
+        around.path
+        for module in ours.modules.values()
+        if any(node.op_type not in ("Constant", "If") for node in module.nodes)
+        for around in chain(module)
+    }
+
+
+def chain(module: Module | None) -> list[Module]:
+    return [] if module is None else [*chain(module.parent), module]
+
+
+def qualified(node: TaggedNode, module: Module) -> str:
+    metadata = dict(node.node.metadata)
+    (name,) = (
+        part.partition(": ")[2]
+        for part in metadata["namespace"].split("/")
+        if part.partition(": ")[0] == module.path
+    )
+    assert name.rpartition(".")[2] == module.module_class
+    return name
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Served:
+    """`view` as it runs, from its first answer until it is interrupted."""
+
+    def __init__(self, path: Path, viewer: str) -> None:
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", PROGRAM, "view", str(path)),
+                *("--viewer", viewer, "--port", str(self.port), "--no-browser"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.url = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if "http://" in line:
+                self.url = line[line.index("http://") :].strip()
+                break
+
+    def __enter__(self) -> str:
+        assert self.url.startswith(f"http://localhost:{self.port}")
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.communicate(timeout=30)
+        assert self.process.returncode == 0
+
+
+def test_model_explorer_opens_the_file(tagged: Callable[[str], Path]) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    with Served(tagged("bert"), "model-explorer") as url, browser.chromium() as driver:
+        driver.get(url)
+        body = driver.find_element("tag name", "body")
+        WebDriverWait(driver, 60).until(lambda _: "main_graph" in body.text)
+        WebDriverWait(driver, 60).until(lambda _: "layer count" in body.text)
+        # Of its layers one is the graph.
+        owners = [
+            module
+            for module in read_tagged(tagged("bert") / "model.onnx").modules.values()
+            if any(node.op_type != "Constant" for node in module.walk_nodes())
+        ]
+        count = body.text.split("layer count")[1].split()[0]
+        assert int(count) == len(owners) + 1
+
+
+def test_netron_shows_the_tag_on_every_node(tagged: Callable[[str], Path]) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    file = tagged("bert") / "model.onnx"
+    with Served(file, "netron") as url, browser.chromium() as driver:
+        driver.get(f"{url}/icon.png")
+        # Otherwise it asks first, over the network, whether the country wants cookies asked for.
+        driver.add_cookie({"name": "consent", "value": "1"})
+        driver.get(url)
+        WebDriverWait(driver, 60).until(
+            lambda _: driver.find_elements("css selector", "g.node .node-item")
+        )
+        shown = driver.execute_async_script(
+            """
+            const done = arguments[0];
+            (async () => {
+              const shown = {};
+              for (const node of document.querySelectorAll('g.node[id^="node-name-"]')) {
+                node.querySelector('.node-item').dispatchEvent(
+                  new MouseEvent('click', { bubbles: true }));
+                await new Promise(requestAnimationFrame);
+                const text = document.getElementById('sidebar-content').innerText;
+                shown[node.id.slice('node-name-'.length)] = text.split('\\n');
+              }
+              done(shown);
+            })();
+            """
+        )
+    nodes = {node.name: node for node in read_tagged(file).nodes}
+    # It shows a constant in the node that reads it, if that is one alone.
+    drawn = {name for name, node in nodes.items() if node.op_type != "Constant"}
+    assert drawn <= shown.keys() <= nodes.keys()
+    for name, lines in shown.items():
+        assert name in lines
+        assert nodes[name].tag in lines
+
+
+def test_netron_opens_one_file(tagged: Callable[[str], Path]) -> None:
+    code, err = run("view", tagged("t5"), "--viewer", "netron")
+
+    assert code == 2
+    assert "Netron opens one" in err
+    assert len(err.splitlines()) == 1
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    app = typer.Typer()
+    commands.register(app)
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    return result.exit_code, result.stderr
+
+
+def test_errors_are_one_line(
+    tagged: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = onnx.load(tagged("bert") / "model.onnx")
+    onnx.save(plain, tmp_path / "plain.onnx")
+    htp.strip(tmp_path / "plain.onnx")
+    cases = [
+        (tagged("bert"), ["--viewer", "paint"], 2, "there is no viewer paint"),
+        (tmp_path / "none", [], 2, "does not exist"),
+        (tmp_path / "plain.onnx", [], 1, "is not tagged"),
+    ]
+    for path, options, status, message in cases:
+        code, err = run("view", path, *options)
+        assert code == status
+        assert message in err
+        assert len(err.splitlines()) == 1
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    for options, message in (([], "no viewer is"), (["--viewer", "netron"], "netron is not")):
+        code, err = run("view", tagged("bert"), *options)
+        assert code == 1
+        assert f"{message} installed: pip install 'modelexport-optimum[view]'" in err
+
+
+def test_the_first_viewer_that_is_installed_is_taken(
+    tagged: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import netron
+
+    started = []
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: object() if name == "netron" else None
+    )
+    monkeypatch.setattr(netron, "start", lambda file, **_: started.append(file))
+
+    assert run("view", tagged("bert")) == (0, "")
+    assert started == [str(tagged("bert") / "model.onnx")]
+
+
+def test_netron_serves_the_file_itself(tagged: Callable[[str], Path]) -> None:
+    file = tagged("bert") / "model.onnx"
+    with Served(file, "netron") as url, urllib.request.urlopen(f"{url}/data/model.onnx") as answer:
+        assert answer.read() == file.read_bytes()
