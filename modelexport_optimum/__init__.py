@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from modelexport_optimum.export import ExportResult, export
     from modelexport_optimum.htp import NodeTag, TagReport, read_hierarchy, strip, tag
     from modelexport_optimum.verify import VerifyReport, verify
+    from modelexport_optimum.views.diff import diff
+    from modelexport_optimum.views.extract import extract
+    from modelexport_optimum.views.inspect import inspect
+    from modelexport_optimum.views.profile import profile
+    from modelexport_optimum.views.report import report
+    from modelexport_optimum.views.view import view
 
 __version__ = "0.1.0"
 
@@ -27,11 +33,17 @@ __all__ = [
     "TagReport",
     "UsageError",
     "VerifyReport",
+    "diff",
     "export",
+    "extract",
+    "inspect",
+    "profile",
     "read_hierarchy",
+    "report",
     "strip",
     "tag",
     "verify",
+    "view",
 ]
 
 _HOME = {
@@ -42,11 +54,17 @@ _HOME = {
     "TagReport": "htp",
     "UsageError": "errors",
     "VerifyReport": "verify",
+    "diff": "views.diff",
     "export": "export",
+    "extract": "views.extract",
+    "inspect": "views.inspect",
+    "profile": "views.profile",
     "read_hierarchy": "htp",
+    "report": "views.report",
     "strip": "htp",
     "tag": "htp",
     "verify": "verify",
+    "view": "views.view",
 }
 
 

@@ -54,7 +54,7 @@ def recorded_calls(model: object) -> Iterator[list[Calls]]:
 
     hooks = [
         register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
+        register_module_forward_hook(leave),
     ]
     try:
         yield recorder.graphs
@@ -105,7 +105,7 @@ class _Recorder:
             for key, paths in self._paths.items()
             if key in below
         }
-        self._labels = Labels(ModuleTree.from_module(root), base)
+        self._labels = Labels(ModuleTree.without_tensors(root), base)
         chain: Paths = ("", base) if base else ("",)
         self.graphs.append({"": [chain]})
         self._stack.append(("", chain))

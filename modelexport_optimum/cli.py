@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from modelexport_optimum import __version__, terminal
+from modelexport_optimum.views import commands as view_commands
 
 
 class _Commands(TyperGroup):
@@ -334,6 +335,9 @@ def verify(
     else:
         terminal.print_verification(report)
     raise typer.Exit(0 if report.ok else 3)
+
+
+view_commands.register(app)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from modelexport_optimum.calls import Calls
     from modelexport_optimum.module_tree import ModuleTree
 
     Begin = Callable[[str], None]
@@ -54,6 +55,7 @@ class Exported:
         task: after detection, as Optimum names it.
         library: "transformers", "diffusers", "timm" or "sentence_transformers".
         trees: the modules of the exported model, one tree for each component of a pipeline.
+        calls: the calls of modules in each graph that was traced.
         comparison: its outputs against PyTorch's.
         warnings: what the user must know, a line each.
     """
@@ -61,6 +63,7 @@ class Exported:
     task: str
     library: str | None = None
     trees: list[ModuleTree] = field(default_factory=list)
+    calls: list[Calls] = field(default_factory=list)
     comparison: Comparison = Comparison("skipped", "Optimum did not compare with PyTorch")
     warnings: list[str] = field(default_factory=list)
 
@@ -217,6 +220,7 @@ def _export_loaded(
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager
 
+    from modelexport_optimum.calls import recorded_calls
     from modelexport_optimum.module_tree import model_trees
 
     exported.task = task
@@ -240,7 +244,10 @@ def _export_loaded(
             exported.comparison = Comparison("ok", f"the outputs equal PyTorch's{within}")
 
     begin("export")
-    with _replaced(convert, "validate_models_outputs", compare):
+    with (
+        _replaced(convert, "validate_models_outputs", compare),
+        recorded_calls(model) as exported.calls,
+    ):
         convert.onnx_export_from_model(
             model=model, output=output, task=task, preprocessors=preprocessors, **arguments
         )

@@ -131,7 +131,13 @@ def export(
         stages.begin("tag")
         trust = bool(options.get("trust_remote_code"))
         trees = exported.trees or (None if source is None else str(source))
-        tags = htp.tag(staging, model=trees, source=name, trust_remote_code=trust)
+        tags = htp.tag(
+            staging,
+            model=trees,
+            source=name,
+            trust_remote_code=trust,
+            recorded=exported.calls,
+        )
 
         stages.begin("check")
         gc.collect()  # the PyTorch model lies in reference cycles, and is a session's size

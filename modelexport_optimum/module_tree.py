@@ -71,6 +71,18 @@ class ModuleTree:
         Args:
             model: The model; only names, classes and shapes are read.
         """
+        tree = cls.without_tensors(model)
+        for path, module in model.named_modules(remove_duplicate=False):
+            prefix = f"{path}." if path else ""
+            for kept in (module._parameters, module._buffers):
+                for name, tensor in kept.items():
+                    if tensor is not None:
+                        tree.tensors[prefix + name] = tuple(tensor.shape)
+        return tree
+
+    @classmethod
+    def without_tensors(cls, model: torch.nn.Module) -> ModuleTree:
+        """Reads the modules alone, which leaves no trace when PyTorch is tracing."""
         import torch
 
         tree = cls()
@@ -82,11 +94,6 @@ class ModuleTree:
             name = f"{kind.__module__}.{kind.__name__}"
             has_forward = kind.forward is not unimplemented or "forward" in vars(module)
             tree.modules[path] = Module(path, name, first, has_forward)
-            prefix = f"{path}." if path else ""
-            for kept in (module._parameters, module._buffers):
-                for tensor_name, tensor in kept.items():
-                    if tensor is not None:
-                        tree.tensors[prefix + tensor_name] = tuple(tensor.shape)
         return tree
 
     @classmethod
@@ -111,9 +118,11 @@ class ModuleTree:
                     label = following
                 path = f"{path}.{following}" if path else following
                 paths[path] = None
-        for name in tensors:
+        # A name without a path is as likely one that the exporter made: `onnx::MatMul_12`.
+        named = {name: shape for name, shape in tensors.items() if "." in name}
+        for name in named:
             paths[name.rpartition(".")[0]] = None
-        tree = cls(tensors=dict(tensors), classes_known=False)
+        tree = cls(tensors=named, classes_known=False)
         for path in paths:
             parts = path.split(".")
             for end in range(len(parts) + 1):
@@ -169,7 +178,7 @@ class Candidate:
         return ModuleTree.from_module(build_empty(self.model_class, self.config))
 
 
-def build_empty(model_class: type, config: Any) -> torch.nn.Module:
+def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN401
     """Builds a model without weights, in the way that `from_pretrained` prepares one.
 
     Args:
@@ -251,7 +260,7 @@ def _transformers_candidates(
     return [*named, *(other for other in by_task if other not in named)]
 
 
-def _exportable_classes(config: Any) -> list[Candidate]:
+def _exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
     """The classes of a model type that Optimum exports, with the outputs that it gives them."""
     import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what is exported)
     from optimum.exporters.tasks import TasksManager

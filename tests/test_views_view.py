@@ -77,7 +77,7 @@ def test_model_explorer_groups_the_nodes_by_module(
             continue
         condition, _, branch = node.graph.rpartition(".")
         group = groups[f"{condition}/{branch}/{node.name}" if branch else node.name]
-        assert group[0] == "main_graph"
+        assert group[0] == graph.id
         # A nested graph's groups stand inside the If's: `If <name>`, `then_branch`.
         modules = group[group.index(branch) + 1 :] if branch else group[1:]
         assert modules == [f"{m.path}: {qualified(node, m)}" for m in chain(node.module)]
@@ -181,7 +181,7 @@ def test_netron_shows_the_tag_on_every_node(tagged: Callable[[str], Path]) -> No
               for (const node of document.querySelectorAll('g.node[id^="node-name-"]')) {
                 node.querySelector('.node-item').dispatchEvent(
                   new MouseEvent('click', { bubbles: true }));
-                await new Promise(requestAnimationFrame);
+                await new Promise(resolve => setTimeout(resolve));
                 const text = document.getElementById('sidebar-content').innerText;
                 shown[node.id.slice('node-name-'.length)] = text.split('\\n');
               }

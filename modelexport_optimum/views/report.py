@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     # What `FileProfile.to_dict` gives.
     Times = Mapping[str, Any]
 
-# A chart shows at once as many levels of modules as have this many together: with thousands
-# it takes seconds to draw, and nothing can be read. A click on a module shows more.
+# Levels of modules that a chart shows at once, or fewer if these are more modules than can
+# be drawn in a moment and told apart. A click on a module shows those inside it.
+_LEVELS = 6
 _DRAWN = 1000
 
 # Keys of the model's own metadata that say of what it was made.
@@ -292,6 +293,7 @@ def _chart(title: str, slices: Sequence[_Slice], file: TaggedFile, name: str) ->
     classes = dict.fromkeys(module.module_class for module in file.modules.values())
     colours = {kind: palette[index % len(palette)] for index, kind in enumerate(classes)}
     depths = sorted(module.depth for module in file.modules.values())
+    levels = depths[_DRAWN] if len(depths) > _DRAWN else _LEVELS
     figure = go.Figure(
         go.Icicle(
             ids=[item.key for item in slices],
@@ -300,17 +302,17 @@ def _chart(title: str, slices: Sequence[_Slice], file: TaggedFile, name: str) ->
             values=[item.value for item in slices],
             text=[item.text for item in slices],
             marker={"colors": [colours.get(item.kind, "lightgrey") for item in slices]},
-            texttemplate="%{label}  %{percentRoot:.1%}",
+            texttemplate=["%{label}", *["%{label}  %{percentRoot:.1%}"] * (len(slices) - 1)],
             hovertemplate="%{text}<br>%{percentRoot:.1%}<extra></extra>",
             branchvalues="remainder",
-            maxdepth=max(2, depths[: _DRAWN + 1][-1] + (len(depths) <= _DRAWN)),
+            maxdepth=max(2, min(levels, _LEVELS)),
             tiling={"pad": 1},
         )
     )
     figure.update_layout(
         template="none",
         margin={"t": 24, "l": 0, "r": 0, "b": 0},
-        uniformtext={"minsize": 7, "mode": "hide"},
+        uniformtext={"minsize": 11, "mode": "hide"},
     )
     chart = plotly.io.to_html(
         figure,

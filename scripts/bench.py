@@ -1,0 +1,269 @@
+"""Measure what the tool costs against what it stands beside, on this machine in this run.
+
+Every figure is a ratio of medians, or memory above `import onnx`. Nothing is downloaded: the
+models have random weights, one as large as BERT base (438 MB), one of 3 GB, whose weights
+the exporter writes as external data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MODELS = {
+    "438 MB": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "3 GB": {"hidden_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 16},
+}
+
+BUILD = """
+import json, pickle, sys
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+from modelexport_optimum.module_tree import ModuleTree
+directory, options = sys.argv[1], json.loads(sys.argv[2])
+options["intermediate_size"] = 4 * options["hidden_size"]
+with torch.no_grad():
+    model = BertForSequenceClassification(BertConfig(**options))
+model.save_pretrained(directory)
+with open(directory + "/tree.pickle", "wb") as file:
+    pickle.dump(ModuleTree.from_module(model), file)
+"""
+
+# The pass alone, as it is inside an export: the module tree is there already.
+PASS = """
+import json, pickle, resource, sys, time
+import onnx
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+from modelexport_optimum import htp
+tree = pickle.load(open(sys.argv[2], "rb"))
+start = time.perf_counter()
+htp.tag(sys.argv[1], model=tree)
+print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - before}))
+"""
+
+LOAD_AND_SAVE = """
+import json, sys, time
+import onnx
+start = time.perf_counter()
+model = onnx.load(sys.argv[1])
+external = len(sys.argv) > 2
+onnx.save(model, sys.argv[1], save_as_external_data=external, location="model.onnx_data")
+print(json.dumps({"seconds": time.perf_counter() - start}))
+"""
+
+INSPECT = """
+import json, resource, sys, time
+import onnx
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+start = time.perf_counter()
+from modelexport_optimum.views.inspect import inspect
+inspect(sys.argv[1])
+print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - before}))
+"""
+
+# What replacing a file safely costs: copy it, flush the copy, and rename it over the old one.
+REPLACE = 'cp "$1" "$1.tmp" && sync "$1.tmp" && mv "$1.tmp" "$1"'
+
+BARE_APP = """
+import typer
+app = typer.Typer()
+@app.command()
+def main(name: str) -> None:
+    print(name)
+app()
+"""
+
+
+def python(code: str, *arguments: object) -> dict[str, float]:
+    """Runs code in a process of its own and reads the figures that it prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1]) if output else {}
+
+
+def whole(command: Sequence[object]) -> dict[str, float]:
+    """Seconds and peak memory in bytes of a command as a whole process."""
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            log.seek(0)
+            raise SystemExit(f"{command} failed:\n{log.read().decode()[-2000:]}")
+    return {"seconds": seconds, "memory": usage.ru_maxrss * 1024}
+
+
+def median(runs: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    found = [measure() for _ in range(runs)]
+    return {key: statistics.median(figures[key] for figures in found) for key in found[0]}
+
+
+class Report:
+    """The table."""
+
+    def __init__(self) -> None:
+        self.table = Table("what", "model", "measured", "against", "ratio", "at most", "")
+        self.failed = False
+
+    def add(self, what: str, model: str, ours: str, theirs: str, ratio: float, most: float) -> None:
+        """Adds a row; a ratio above its bound fails the bench."""
+        good = ratio <= most
+        self.failed |= not good
+        mark = "[green]ok" if good else "[red]above"
+        self.table.add_row(what, model, ours, theirs, f"{ratio:.2f}", f"{most:.2f}", mark)
+
+
+def seconds(value: float) -> str:
+    """For the table."""
+    return f"{value:.2f} s"
+
+
+def megabytes(value: float) -> str:
+    """For the table."""
+    return f"{value / 2**20:.0f} MB"
+
+
+def bench_pass(report: Report, name: str, export: Path, tree: Path, runs: int, work: Path) -> None:
+    """The pass against a copy of the file, and against onnx.load and onnx.save."""
+    copy = work / "copy"
+    taken: dict[str, list[dict[str, float]]] = {
+        "cp": [],
+        "replace": [],
+        "pass": [],
+        "load": [],
+        "inspect": [],
+    }
+    external = (export / "model.onnx_data").exists()
+    for _ in range(runs):
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        if external:
+            os.link(export / "model.onnx_data", copy / "model.onnx_data")
+        os.sync()  # what an earlier run left to be written is not this one's
+        taken["cp"].append(whole(["cp", export / "model.onnx", copy / "model.onnx"]))
+        os.sync()
+        taken["replace"].append(whole(["sh", "-c", REPLACE, "sh", copy / "model.onnx"]))
+        os.sync()
+        taken["pass"].append(python(PASS, copy, tree))
+        taken["inspect"].append(python(INSPECT, copy))
+        shutil.rmtree(copy)
+        shutil.copytree(export, copy)
+        os.sync()
+        taken["load"].append(
+            python(LOAD_AND_SAVE, copy / "model.onnx", *(["external"] if external else []))
+        )
+    mid = {
+        key: {figure: statistics.median(run[figure] for run in all_runs) for figure in all_runs[0]}
+        for key, all_runs in taken.items()
+    }
+    ours, copied = mid["pass"]["seconds"], mid["cp"]["seconds"]
+    size = (export / "model.onnx").stat().st_size
+    if size < 50 * 2**20:
+        more = ours - copied
+        report.add("pass above cp", name, seconds(ours), seconds(copied), more / 0.05, 1.0)
+    else:
+        report.add("pass / cp", name, seconds(ours), seconds(copied), ours / copied, 1.5)
+        safe = mid["replace"]["seconds"]
+        report.add("pass / cp, sync, mv", name, seconds(ours), seconds(safe), ours / safe, 1.5)
+    loaded = mid["load"]["seconds"]
+    report.add("pass / onnx.load + save", name, seconds(ours), seconds(loaded), ours / loaded, 0.35)
+    memory = mid["pass"]["memory"]
+    report.add("pass: memory", name, megabytes(memory), "32 MB", memory / 2**20 / 32, 1.0)
+    memory = mid["inspect"]["memory"]
+    report.add("inspect: memory", name, megabytes(memory), "64 MB", memory / 2**20 / 64, 1.0)
+    looked = mid["inspect"]["seconds"]
+    report.add(
+        "inspect / onnx.load + save", name, seconds(looked), seconds(loaded), looked / loaded, 0.35
+    )
+
+
+def bench_command(report: Report, name: str, source: Path, runs: int, work: Path) -> None:
+    """The whole command, checks included, against optimum-cli, in turn."""
+    bin_directory = Path(sys.executable).parent
+    task = ["--task", "text-classification"]
+    taken: dict[str, list[dict[str, float]]] = {"ours": [], "optimum": []}
+    for _ in range(runs):
+        for key, command in (
+            ("optimum", [bin_directory / "optimum-cli", "export", "onnx", "-m", source, *task]),
+            ("ours", [bin_directory / "modelexport-optimum", source, *task, "-o"]),
+        ):
+            output = work / "whole"
+            shutil.rmtree(output, ignore_errors=True)
+            os.sync()
+            taken[key].append(whole([*command, output]))
+    for figure, show, most in (("seconds", seconds, 1.10), ("memory", megabytes, 1.05)):
+        ours, theirs = (
+            statistics.median(run[figure] for run in taken[key]) for key in ("ours", "optimum")
+        )
+        report.add(
+            f"command / optimum-cli: {figure}", name, show(ours), show(theirs), ours / theirs, most
+        )
+
+
+def bench_help(report: Report, runs: int, work: Path) -> None:
+    """--help against that of a bare Typer app."""
+    app = work / "app.py"
+    app.write_text(BARE_APP)
+    ours, bare = [], []
+    for _ in range(2 * runs + 1):
+        bare.append(whole([sys.executable, app, "--help"])["seconds"])
+        command = Path(sys.executable).parent / "modelexport-optimum"
+        ours.append(whole([command, "--help"])["seconds"])
+    left, right = statistics.median(ours), statistics.median(bare)
+    report.add("--help / bare Typer app", "", seconds(left), seconds(right), left / right, 1.2)
+
+
+def main() -> None:
+    """Measures, prints the table, and exits with 1 if a figure is above its bound."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="runs of each, whose median counts")
+    parser.add_argument("--model", choices=MODELS, action="append", help="by default both")
+    parser.add_argument("--no-command", action="store_true", help="leave out the whole command")
+    options = parser.parse_args()
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as directory:
+        work = Path(directory)
+        bench_help(report, options.runs, work)
+        for name in options.model or MODELS:
+            source, export = work / "source", work / "export"
+            shutil.rmtree(source, ignore_errors=True)
+            shutil.rmtree(export, ignore_errors=True)
+            print(f"building and exporting the model of {name} ...", file=sys.stderr)
+            python(BUILD, source, json.dumps(MODELS[name]))
+            tree = work / "tree.pickle"
+            (source / "tree.pickle").replace(tree)
+            optimum = Path(sys.executable).parent / "optimum-cli"
+            task = ["--task", "text-classification"]
+            whole([optimum, "export", "onnx", "-m", source, *task, export])
+            bench_pass(report, name, export, tree, options.runs, work)
+            if not options.no_command:
+                bench_command(report, name, source, options.runs, work)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    Console(width=120).print(report.table)
+    sys.exit(report.failed)
+
+
+if __name__ == "__main__":
+    main()

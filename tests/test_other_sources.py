@@ -1,0 +1,209 @@
+"""Graphs not straight from the TorchScript exporter: dynamo's, optimized, quantized."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+from optimum.exporters.onnx import main_export
+
+from modelexport_optimum import htp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def tagged(exported: Callable[[str], Path], tmp_path: Path) -> Path:
+    directory = shutil.copytree(exported("bert"), tmp_path / "tagged")
+    htp.tag(directory)
+    return directory
+
+
+def modules(model_class: str, directory: Path) -> dict[str, str]:
+    config = transformers.AutoConfig.from_pretrained(directory)
+    model = getattr(transformers, model_class)(config)
+    return {p: type(m).__name__ for p, m in model.named_modules(remove_duplicate=False)}
+
+
+# PyTorch's dynamo exporter
+
+
+@pytest.mark.parametrize(
+    ("config_class", "model_class"),
+    [("BertConfig", "BertForSequenceClassification"), ("AlbertConfig", "AlbertForMaskedLM")],
+)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_dynamo_graph_is_read_from_its_own_record(
+    config_class: str, model_class: str, with_config: bool, tmp_path: Path
+) -> None:
+    config = getattr(transformers, config_class)(
+        vocab_size=64,
+        embedding_size=16,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        attn_implementation="eager",
+    )
+    model = getattr(transformers, model_class)(config).eval()
+    ids = torch.ones(2, 8, dtype=torch.long)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        model, (ids, ids), path, dynamo=True, external_data=False, verbose=False,
+        input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    if with_config:
+        config.save_pretrained(tmp_path)
+    before = path.read_bytes()
+    report = htp.tag(path)
+    assert set(report.evidence) == {"tracer"}
+    expected = {p: type(m).__name__ for p, m in model.named_modules(remove_duplicate=False)}
+    recorded = {
+        node.name: ast.literal_eval(entry.value)[-2]
+        for node in onnx.load(path).graph.node
+        for entry in node.metadata_props
+        if entry.key == "pkg.torch.onnx.name_scopes"
+    }
+    for node in htp.read_hierarchy(path):
+        assert expected[node.module_path] == node.module_class
+        assert node.module_path == recorded[node.name]
+        assert node.tag.startswith(f"/{model_class}")
+    onnx.checker.check_model(str(path))
+    assert not htp.tag(path).files[0].changed
+    htp.strip(path)
+    assert path.read_bytes() == before
+
+
+# Optimized during the export
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimize": o} for o in ("O1", "O2", "O3")] + [{"slim": True}]
+)
+def test_optimized_exports(
+    options: dict[str, object], model_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    main_export(
+        str(model_directory("bert")), tmp_path, task="fill-mask", do_validation=False, **options
+    )
+    path = tmp_path / "model.onnx"
+    before = path.read_bytes()
+    report = htp.tag(path)
+    assert report.classes_known
+    expected = modules("BertForMaskedLM", tmp_path)
+    placed = {}
+    for node in htp.read_hierarchy(path):
+        assert expected[node.module_path] == node.module_class
+        placed[node.name] = node
+    # What kept its own name is where it was; a fused node is on a module around what it fuses.
+    for name, node in placed.items():
+        if name.startswith("/bert/encoder/layer.1/") and "_output_" not in name:
+            assert node.module_path.startswith("bert.encoder.layer.1"), node
+    deep = sum(len(node.module_path.split(".")) > 3 for node in placed.values())
+    assert deep > len(placed) / 2
+    htp.strip(path)
+    assert path.read_bytes() == before
+
+
+# Changed after it was tagged
+
+
+def optimized(path: Path, level: str = "ENABLE_EXTENDED") -> Path:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
+    target = path.with_name("optimized.onnx")
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return target
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_hierarchy_survives_onnx_runtimes_optimizer(
+    alone: bool, tagged: Path, tmp_path: Path
+) -> None:
+    before = {node.name: node for node in htp.read_hierarchy(tagged / "model.onnx")}
+    target = optimized(tagged / "model.onnx")
+    if alone:  # without a config, the tags that survived are all there is
+        target = target.rename(tmp_path / "alone.onnx")
+    assert all(not node.metadata_props for node in onnx.load(target).graph.node)
+    report = htp.tag(target)
+    assert report.classes_known
+    assert report.evidence["carrier"] > report.nodes / 2
+    expected = modules("BertForMaskedLM", tagged)
+    namespaces = {
+        entry.value
+        for node in onnx.load(tagged / "model.onnx").graph.node
+        for entry in node.metadata_props
+        if entry.key == "namespace"
+    }
+    for node in htp.read_hierarchy(target):
+        assert expected[node.module_path] == node.module_class
+        if node.evidence == "carrier":
+            assert node.tag == before[node.name].tag
+    for proto in onnx.load(target).graph.node:
+        metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        if metadata["modelexport_optimum.evidence"] == "carrier":
+            assert metadata["namespace"] in namespaces
+    assert not htp.tag(target).files[0].changed
+
+
+def test_fused_node_is_on_a_module_around_what_it_fuses(tagged: Path) -> None:
+    target = optimized(tagged / "model.onnx")
+    htp.tag(target)
+    fused = {n.module_path for n in htp.read_hierarchy(target) if n.op_type == "BiasGelu"}
+    # The bias of a Linear and the activation beside it.
+    assert fused == {
+        "bert.encoder.layer.0.intermediate",
+        "bert.encoder.layer.1.intermediate",
+        "cls.predictions.transform",
+    }
+
+
+def test_model_quantized_afterwards_keeps_its_hierarchy(tagged: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    target = tagged / "quantized.onnx"
+    quantize_dynamic(tagged / "model.onnx", target)
+    before = {node.name: node for node in htp.read_hierarchy(tagged / "model.onnx")}
+    report = htp.tag(target)
+    expected = modules("BertForMaskedLM", tagged)
+    kept = 0
+    for node in htp.read_hierarchy(target):
+        assert expected[node.module_path] == node.module_class
+        if node.name in before:
+            assert node.tag == before[node.name].tag
+            kept += 1
+    assert kept > report.nodes / 2
+    own = Counter(n.op_type for n in htp.read_hierarchy(target) if n.name not in before)
+    assert own["MatMulInteger"]
+    for node in htp.read_hierarchy(target):
+        if node.op_type == "MatMulInteger":
+            origin = before[node.name.removesuffix("_quant")]
+            assert origin.module_path.startswith(node.module_path)
+            assert node.module_path
+
+
+def test_model_quantized_without_tags(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    directory = shutil.copytree(exported("bert"), tmp_path / "bert")
+    quantize_dynamic(directory / "model.onnx", directory / "quantized.onnx")
+    (directory / "model.onnx").unlink()
+    report = htp.tag(directory)
+    assert report.classes_known
+    expected = modules("BertForMaskedLM", directory)
+    nodes = list(htp.read_hierarchy(directory))
+    assert all(expected[node.module_path] == node.module_class for node in nodes)
+    queries = [n for n in nodes if "layer.0/attention/self/query" in n.name and "quant" in n.name]
+    assert queries
+    assert all("layer.0.attention.self" in node.module_path for node in queries)
