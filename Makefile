@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export tag strip verify test lint format bench docs picture clean
+.PHONY: help install demo export tag strip verify test zoo lint format bench docs picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -42,6 +42,9 @@ verify: $(STAMP) ## check an export, DIR=...
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes were placed
+	@$(BIN)/python scripts/zoo.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

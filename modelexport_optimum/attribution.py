@@ -860,7 +860,7 @@ class _Attributor:
             if prepares[index]:
                 users = [placed[r] for r in flow.consumers[index]]
                 chains = [user.paths for user in users if user is not None]
-                reason = "only {1} use what it prepares"
+                reason = "what it prepares is for {1} alone"
             else:
                 chains = [c for c in (above[index], below[index]) if c is not None]
                 reason = "{0} feed it, {1} read it"

@@ -318,7 +318,7 @@ def explain(
             ]
             if not wanted:
                 continue
-            trees = _trees(directory, group, given, trust_remote_code)
+            trees = _trees(directory, group, given, trust_remote_code, afresh=True)
             placed = {
                 file.path: _attribute(file, *trees[file.path], True, ()) for file, _ in wanted
             }
@@ -414,11 +414,16 @@ def _trees(
     group: Sequence[_File],
     given: list[ModuleTree] | None,
     trust_remote_code: bool,
+    *,
+    afresh: bool = False,
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """For each file of a directory the tree that it was traced from, and the traced module."""
+    """For each file of a directory the tree that it was traced from, and the traced module.
+
+    What the nodes themselves say comes before the config, but for what is placed afresh.
+    """
     if given is not None:
         return _best(group, given)
-    known = _carried_tree(group) or _tracer_tree(group)
+    known = None if afresh else _carried_tree(group) or _tracer_tree(group)
     if known is not None:
         return _best(group, [known])
     return _described_trees(directory, group, trust_remote_code)
@@ -449,6 +454,10 @@ def _described_trees(
         tried.append((fitting.total(fits, agreeing), -index, fits, tree))
         if index == 0 and agreeing == len(group) and all(found.whole for found in fits):
             break
+    if not tried:
+        known = _tracer_tree(group) or _carried_tree(group)
+        if known is not None:
+            return _best(group, [known])
     if tried:
         _, _, fits, tree = max(tried, key=lambda entry: entry[:2])
         return {file.path: (tree, f.base) for file, f in zip(group, fits, strict=True)}

@@ -240,12 +240,15 @@ def _transformers_candidates(
 
     custom = described.get("auto_map", {})
     if custom and trust_remote_code:
-        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
-        found = []
-        for loader, reference in custom.items():
-            if loader.startswith("AutoModel"):
-                found.append(Candidate(get_class_from_dynamic_module(reference, directory), config))
-        return found
+        try:
+            config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
+            return [
+                Candidate(get_class_from_dynamic_module(reference, directory), config)
+                for loader, reference in custom.items()
+                if loader.startswith("AutoModel")
+            ]
+        except OSError:  # Optimum does not copy the code: it is not beside an exported config
+            return []
     if "AutoConfig" in custom or described["model_type"] not in transformers.CONFIG_MAPPING:
         return []
     config = transformers.AutoConfig.from_pretrained(directory)

@@ -377,6 +377,13 @@ def test_errors_are_one_line(
     assert len(err.splitlines()) == 1
 
 
+def test_one_array_is_no_file_of_inputs(tagged: Callable[[str], Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.ones((1, 4), np.int64))
+
+    with pytest.raises(UsageError, match=r"write it with numpy\.savez"):
+        profile(tagged("bert"), inputs=tmp_path / "one.npy")
+
+
 def test_missing_input_is_named(tagged: Callable[[str], Path], tmp_path: Path) -> None:
     np.savez(tmp_path / "some.npz", input_ids=np.ones((1, 4), np.int64))
 

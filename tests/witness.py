@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
-import numpy as np
+import numpy as np  # noqa: TC002
 import torch
 from torch import nn
 from torch.nn.modules.module import (

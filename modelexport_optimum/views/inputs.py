@@ -75,7 +75,7 @@ def load(path: Path, file: TaggedFile) -> Arrays:
         UsageError: The file cannot be read, or lacks an input.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             missing = [value.name for value in _asked(file) if value.name not in archive]
             if missing:
                 raise UsageError(
@@ -83,7 +83,7 @@ def load(path: Path, file: TaggedFile) -> Arrays:
                     f"it has {', '.join(archive) or 'none'}"
                 )
             return {value.name: archive[value.name] for value in _asked(file)}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"cannot read {path} as a .npz file ({error}): write it with numpy.savez"
         ) from error

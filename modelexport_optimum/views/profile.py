@@ -96,14 +96,19 @@ class FileProfile:
         """The modules by what they do themselves, repeated ones together, slowest first.
 
         Returns:
-            Path with `*` for the numbers in it, class, number of modules, microseconds.
+            Path with `*` for the numbers that differ, class, number of modules, microseconds.
         """
-        kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
+        kinds: dict[tuple[str, ...], list[ModuleTime]] = defaultdict(list)
         for module in self.modules:
-            path = re.sub(r"(?<![^.])\d+(?![^.])", "*", module.path)
-            kinds[path, module.module_class].append(module.own)
-        rows = [(*kind, len(times), sum(times)) for kind, times in kinds.items() if sum(times)]
-        return sorted(rows, key=lambda row: -row[3])
+            parts = ("*" if part.isdecimal() else part for part in module.path.split("."))
+            kinds[(module.module_class, *parts)].append(module)
+        rows = []
+        for kind in kinds.values():
+            columns = zip(*(module.path.split(".") for module in kind), strict=True)
+            path = ".".join(part if {part} == {*rest} else "*" for part, *rest in columns)
+            path = path if len(kind) > 1 else kind[0].path
+            rows.append((path, kind[0].module_class, len(kind), sum(m.own for m in kind)))
+        return sorted((row for row in rows if row[3]), key=lambda row: -row[3])
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON can carry it; times in milliseconds of one run."""
