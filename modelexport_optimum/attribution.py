@@ -432,14 +432,20 @@ class _Attributor:
         prior: Mapping[int, tuple[Paths, str]],
         recorded: Sequence[Mapping[str, Sequence[Paths]]],
     ) -> None:
-        self.recorded = recorded
         self.tree = tree
-        self.labels = Labels(tree, base)
         self.flow = _Flow(model.graph)
         self.prior = prior
-        self.root: Paths = ("", base) if base else ("",)
-        self.placed: list[Placement | None] = [None] * len(self.flow.nodes)
         self.scopes: list[str | None] = [node_scope(node) for node in self.flow.nodes]
+        self.root: Paths = ("", base) if base else ("",)
+        # Of a pipeline's or an encoder-decoder's graphs, those that may be this file's. The
+        # one with the fewest calls that the file does not show says which module was traced.
+        of_tree = [calls for calls in recorded if _is_of(tree, calls)]
+        whole = _explaining(of_tree, {scope for scope in self.scopes if scope is not None})
+        if whole:
+            self.root = whole[0][""][0]
+        self.recorded = [calls for calls in of_tree if calls[""][0] == self.root]
+        self.labels = Labels(tree, self.root[-1])
+        self.placed: list[Placement | None] = [None] * len(self.flow.nodes)
 
     def run(self) -> Attribution:
         nodes = self.flow.nodes
@@ -551,16 +557,8 @@ class _Attributor:
         scopes: dict[int, list[str]] = {}
         for graph, scope in by_scope:
             scopes.setdefault(graph, []).append(scope)
-        found = {}
-        for graph, names in scopes.items():
-            fitting = [
-                calls
-                for calls in self.recorded
-                if all(name in calls or _CALL_COUNT.sub("", name) in calls for name in names)
-            ]
-            if fitting:
-                found[graph] = min(fitting, key=len)
-        return found
+        fitting = {graph: _explaining(self.recorded, names) for graph, names in scopes.items()}
+        return {graph: found[0] for graph, found in fitting.items() if found}
 
     def _cost(self, scope: str) -> int:
         return min((cost for cost, _ in self.labels.resolve(scope)), default=0)
@@ -897,6 +895,23 @@ def _around(
         if at >= 0 and entries[at][1] > position:
             found.append(entries[at][2])
     return found
+
+
+def _is_of(tree: ModuleTree, calls: Mapping[str, Sequence[Paths]]) -> bool:
+    return all(path in tree.modules for chains in calls.values() for path in chains[0])
+
+
+def _explaining(
+    recorded: Iterable[Mapping[str, Sequence[Paths]]], scopes: Iterable[str]
+) -> list[Mapping[str, Sequence[Paths]]]:
+    """The recorded graphs that have all of some scopes, the smallest first."""
+    names = list(scopes)
+    found = [
+        calls
+        for calls in recorded
+        if all(name in calls or _CALL_COUNT.sub("", name) in calls for name in names)
+    ]
+    return sorted(found, key=len)
 
 
 def _kth(
