@@ -376,7 +376,7 @@ class _Flow:
             self.producers.append(list(dict.fromkeys(p for p in [*made_by, *inner] if p >= 0)))
             for producer in self.producers[index]:
                 self.consumers[producer].append(index)
-            reads = [next((c[n] for c in reversed(constants) if n in c), "") for n in node.inputs]
+            reads = [fixed[n] if n in fixed else _outer(around, n) for n in node.inputs]
             self.given.append(
                 (
                     tuple(value for value in reads if isinstance(value, bytes)),
@@ -870,6 +870,13 @@ class _Attributor:
                 for others in (flow.producers[index], flow.consumers[index])
             ]
             placed[index] = Placement(common(chains), DATA_FLOW, reason.format(*names))
+
+
+def _outer(around: Sequence[Mapping[str, bytes | str]], name: str) -> bytes | str:
+    for fixed in reversed(around):
+        if name in fixed:
+            return fixed[name]
+    return ""
 
 
 def _listed(names: Iterable[str]) -> str:

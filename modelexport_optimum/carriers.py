@@ -193,12 +193,53 @@ def _attribute_text(node: Node) -> str | None:
     return ""
 
 
-def encode(node: Node, chain: Chain, evidence: str, *, attribute: bool, doc_string: str) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """What all nodes of one chain of modules have in common.
+
+    Attributes:
+        tag: The tag.
+        attribute: The attribute's field.
+        scopes: The value of name_scopes, up to the node's own entry.
+        classes: The value of class_hierarchy, up to the node's own entry.
+        namespace: The namespace's field.
+    """
+
+    tag: str
+    attribute: bytes
+    scopes: bytes
+    classes: bytes
+    namespace: bytes
+
+
+def spell(chain: Chain) -> Spelled:
+    """Spells a chain of modules as the carriers need it."""
+    tag = format_tag(chain)
+    # AttributeProto: name = 1, s = 4, type = 20 (STRING = 3)
+    payload = (
+        length_delimited(1, ATTRIBUTE.encode())
+        + length_delimited(4, tag.encode())
+        + varint(20 << 3)
+        + varint(3)
+    )
+    namespace = "/".join(f"{s.path}: {s.qualified}" for s in chain)
+    return Spelled(
+        tag,
+        length_delimited(_FIELD_ATTRIBUTE, payload),
+        (repr([s.path for s in chain])[:-1] + ", ").encode(),
+        (repr([s.qualified for s in chain])[:-1] + ", ").encode(),
+        _entry(NAMESPACE, namespace.encode()),
+    )
+
+
+def encode(
+    node: Node, spelled: Spelled, evidence: str, *, attribute: bool, doc_string: str
+) -> bytes:
     """Encodes the fields that give a node its tag.
 
     Args:
         node: The node.
-        chain: The modules from the root to the node's own.
+        spelled: The chain of modules from the root to the node's own.
         evidence: How the node was placed.
         attribute: Whether the attribute may stand on it.
         doc_string: The node's own doc_string.
@@ -206,31 +247,28 @@ def encode(node: Node, chain: Chain, evidence: str, *, attribute: bool, doc_stri
     Returns:
         Bytes to append to the node's own.
     """
-    tag = format_tag(chain)
-    first = f"{tag}\n{doc_string}" if doc_string else tag
-    parts = [length_delimited(_FIELD_DOC_STRING, first.encode())]
+    doc = spelled.tag.encode()
+    if doc_string:
+        doc += b"\n" + doc_string.encode()
+    parts = [length_delimited(_FIELD_DOC_STRING, doc)]
     if attribute:
-        # AttributeProto: name = 1, s = 4, type = 20 (STRING = 3)
-        payload = (
-            length_delimited(1, ATTRIBUTE.encode())
-            + length_delimited(4, tag.encode())
-            + varint(20 << 3)
-            + varint(3)
-        )
-        parts.append(length_delimited(_FIELD_ATTRIBUTE, payload))
+        parts.append(spelled.attribute)
     own = node.name.rpartition("/")[2] or node.op_type
-    entries = [
-        (EVIDENCE, evidence),
-        (NAME_SCOPES, repr([*(s.path for s in chain), own])),
-        (CLASS_HIERARCHY, repr([*(s.qualified for s in chain), node.op_type])),
-        (NAMESPACE, "/".join(f"{s.path}: {s.qualified}" for s in chain)),
-    ]
-    there = {key for key, _ in own_metadata(node.metadata)}
-    for key, value in entries:
-        if key not in there:
-            payload = length_delimited(1, key.encode()) + length_delimited(2, value.encode())
-            parts.append(length_delimited(_FIELD_METADATA, payload))
+    there = {key for key, _ in own_metadata(node.metadata)} if node.metadata else ()
+    parts.append(_entry(EVIDENCE, evidence.encode()))
+    if NAME_SCOPES not in there:
+        parts.append(_entry(NAME_SCOPES, spelled.scopes + f"{own!r}]".encode()))
+    if CLASS_HIERARCHY not in there:
+        parts.append(_entry(CLASS_HIERARCHY, spelled.classes + f"{node.op_type!r}]".encode()))
+    if NAMESPACE not in there:
+        parts.append(spelled.namespace)
     return b"".join(parts)
+
+
+def _entry(key: str, value: bytes) -> bytes:
+    """A field of metadata_props: StringStringEntryProto has key = 1, value = 2."""
+    payload = length_delimited(1, key.encode()) + length_delimited(2, value)
+    return length_delimited(_FIELD_METADATA, payload)
 
 
 def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

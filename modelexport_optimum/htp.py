@@ -541,20 +541,27 @@ def _attribute(
 
 def _tag_file(file: _File, placed: attribution.Attribution, source: str | None) -> FileReport:
     nodes = list(walk_nodes(file.model.graph))
-    tags = {node.start: carriers.format_tag(placed.chain(node)) for node in nodes}
+    spelled: dict[attribution.Paths, carriers.Spelled] = {}
+    tags = {}
+    for node in nodes:
+        paths = placed.placements[node.start].paths
+        if paths not in spelled:
+            spelled[paths] = carriers.spell(placed.chain(node))
+        tags[node.start] = spelled[paths].tag
     free = carriers.attribute_places(file.model, tags)
     edits: dict[int, list[Edit]] = {}
     for node in nodes:
+        placement = placed.placements[node.start]
         added = carriers.encode(
             node,
-            placed.chain(node),
-            placed.placements[node.start].evidence,
+            spelled[placement.paths],
+            placement.evidence,
             attribute=node.start in free,
             doc_string=file.carried[node.start].doc_string,
         )
         removed = _removal(file, node)
         edits[node.start] = [*removed, Edit(node.end, node.end, added)]
-    chains = {placed.chain(node) for node in nodes}
+    chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
     metadata = _metadata_edits(file, chains, source)
     changed = _would_change(file, nodes, edits) or bool(metadata)
     if changed:

@@ -445,12 +445,14 @@ def _read_attributes(reader: _Reader, node: Node, enclosing: list[tuple[int, int
 
 def varint(value: int) -> bytes:
     """Encodes a number as protobuf does."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    if value < 0x80:
+        return _ONE_BYTE[value]
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    return bytes((value & 0x7F | 0x80,)) + varint(value >> 7)
+
+
+_ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 
 
 def length_delimited(number: int, payload: bytes) -> bytes:
