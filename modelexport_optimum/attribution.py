@@ -483,8 +483,9 @@ class _Attributor:
     # Scopes
 
     def _place_scopes(self) -> None:
-        seen = {call.chain for call in self._calls() if call.chain is not None}
-        self.labels = Labels(self.tree, self.labels.base, {path for c in seen for path in c})
+        scopes = {scope for scope in self.scopes if scope is not None}
+        only = [options[0] for options in map(self._options, scopes) if len(options) == 1]
+        self.labels = Labels(self.tree, self.labels.base, {path for c in only for path in c})
         calls = self._calls()
         for call in calls:
             self._decide_by_parameters(call)

@@ -143,6 +143,8 @@ def read(node: Node, *, marked: bool) -> Carried:
         marked: The model's own metadata say that its nodes were tagged. Without that, a
             doc_string that looks like a tag is somebody's text.
     """
+    if not (marked or node.metadata or ATTRIBUTE in node.attributes):
+        return Carried("", "", False, False, False, node.doc_string)
     metadata = dict(node.metadata)
     evidence = metadata.get(EVIDENCE, "")
     first, _, rest = node.doc_string.partition("\n")

@@ -113,7 +113,11 @@ def read_exported(
         UsageError: there is nothing to check, or no such task.
     """
     if not directory.is_dir():
-        reason = "is a file: give its directory" if directory.exists() else "does not exist"
+        reason = (
+            "is a file: give its directory"
+            if directory.exists()
+            else "does not exist: give an exported directory"
+        )
         raise UsageError(f"{directory} {reason}")
     files = sorted(path for path in directory.rglob("*.onnx") if not path.name.startswith("."))
     if not files:

@@ -53,6 +53,8 @@ _CLASSES = f"{_METADATA}classes"
 _RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 
 _CONFIG_KEY = "htp_metadata"
+# What a model's config.json has one of, in transformers and diffusers.
+_MODEL_KEYS = {"model_type", "architectures", "_class_name"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +202,11 @@ def tag(
         source = os.fspath(model)
     with contextlib.ExitStack() as stack:
         files = [_open(file, stack) for file in _checked_files(Path(path))]
+        groups = _by_directory(files)
+        for directory in groups:
+            _read_config(directory)  # before anything is written
         reports = []
-        for directory, group in _by_directory(files).items():
+        for directory, group in groups.items():
             if given is None and all(file.complete for file in group):
                 reports += [_report_carried(file) for file in group]
             else:
@@ -228,6 +233,8 @@ def strip(path: str | os.PathLike[str]) -> list[Path]:
     changed = []
     with contextlib.ExitStack() as stack:
         files = [_open(file, stack) for file in _checked_files(Path(path))]
+        for directory in _by_directory(files):
+            _read_config(directory)  # before anything is written
         for file in files:
             edits = {
                 node.start: removed
@@ -686,24 +693,33 @@ def _write_config(directory: Path, reports: Sequence[FileReport]) -> None:
     )
 
 
+def _read_config(directory: Path) -> str:
+    """The text of config.json, "" if there is none."""
+    path = directory / "config.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        described = json.loads(text)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise ModelExportError(f"cannot read {path}: {error}: mend it or take it away") from error
+    if not isinstance(described, dict):
+        raise ModelExportError(f"{path} is not a JSON object: mend it or take it away")
+    return text
+
+
 def _replace_config(directory: Path, metadata: dict[str, Any] | None) -> bool:
     """Puts `htp_metadata` into config.json as its last key, or takes it out, as text.
 
     All else in the file stays as it is, to the byte.
     """
     path = directory / "config.json"
-    try:
-        before = path.read_text(encoding="utf-8")
-        described = json.loads(before)
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError) as error:
-        raise ModelExportError(f"cannot read {path}: {error}") from error
-    if not isinstance(described, dict):
-        raise ModelExportError(f"{path} is not a JSON object: it is no model's config")
+    before = _read_config(directory)
+    if not _MODEL_KEYS & json.loads(before or "{}").keys():
+        return False  # there is none, or it is not a model's
     text = before
     found = re.search(rf',?\n  "{_CONFIG_KEY}": ', text)
-    if found and _CONFIG_KEY in described:
+    if found:
         _, end = json.JSONDecoder().raw_decode(text, found.end())
         text = text[: found.start()] + text[end:]
     if metadata is not None:

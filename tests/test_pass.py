@@ -101,6 +101,15 @@ def test_config_gains_its_key_and_loses_it_again(bert: Path) -> None:
     assert (bert / "config.json").read_bytes() == before
 
 
+def test_broken_config_is_told_before_anything_is_written(bert: Path) -> None:
+    (bert / "config.json").write_text("{")
+    before = contents(bert)
+    for function in (htp.tag, htp.strip):
+        with pytest.raises(ModelExportError, match=r"config\.json"):
+            function(bert)
+    assert contents(bert) == before
+
+
 def test_model_records_who_tagged_it(bert: Path) -> None:
     htp.tag(bert, source="org/name")
     metadata = {e.key: e.value for e in onnx.load(bert / "model.onnx").metadata_props}

@@ -453,7 +453,7 @@ def test_nothing_to_check(exported: Exported, tmp_path: Path) -> None:
         verify(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"has no \.onnx file"):
         verify(tmp_path)
-    with pytest.raises(UsageError, match="is a file: give its directory"):
+    with pytest.raises(UsageError, match="is a file: give an exported directory"):
         verify(exported("bert") / "model.onnx")
     with pytest.raises(UsageError, match="task 'nothing' is not one of audio-classification, "):
         verify(exported("bert"), task="nothing")
