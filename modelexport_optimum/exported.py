@@ -113,12 +113,8 @@ def read_exported(
         UsageError: there is nothing to check, or no such task.
     """
     if not directory.is_dir():
-        reason = (
-            "is a file: give its directory"
-            if directory.exists()
-            else "does not exist: give an exported directory"
-        )
-        raise UsageError(f"{directory} {reason}")
+        reason = "is a file" if directory.exists() else "does not exist"
+        raise UsageError(f"{directory} {reason}: give an exported directory")
     files = sorted(path for path in directory.rglob("*.onnx") if not path.name.startswith("."))
     if not files:
         raise UsageError(f"{directory} has no .onnx file: give the directory of an export")
