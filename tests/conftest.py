@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,25 @@ def witnessed(
 def exported(witnessed: Callable[[str], Witness]) -> Callable[[str], Path]:
     """What Optimum exports of a model of the zoo, by its name. Not to be written to."""
     return lambda name: witnessed(name).output
+
+
+@pytest.fixture(scope="module")
+def tagged(
+    exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A tagged export of a model of the zoo."""
+    from modelexport_optimum import htp
+
+    made: dict[str, Path] = {}
+
+    def directory(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("tagged") / name
+            shutil.copytree(exported(name), made[name])
+            htp.tag(made[name])
+        return made[name]
+
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,23 +29,6 @@ if TYPE_CHECKING:
 
 # The models of the zoo are tiny, with few positions.
 SHORT = 16
-
-
-@pytest.fixture(scope="module")
-def tagged(
-    exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """A tagged export of a model of the zoo."""
-    made: dict[str, Path] = {}
-
-    def directory(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("tagged") / name
-            shutil.copytree(exported(name), made[name])
-            htp.tag(made[name])
-        return made[name]
-
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import browser
@@ -13,7 +12,6 @@ import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from modelexport_optimum import htp
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.views import commands
 from modelexport_optimum.views.profile import ProfileReport, profile
@@ -25,23 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from selenium.webdriver import Chrome
-
-
-@pytest.fixture(scope="module")
-def tagged(
-    exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """A tagged export of a model of the zoo."""
-    made: dict[str, Path] = {}
-
-    def directory(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("tagged") / name
-            shutil.copytree(exported(name), made[name])
-            htp.tag(made[name])
-        return made[name]
-
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,23 +31,6 @@ PROGRAM = (
     "import typer; from modelexport_optimum.views import commands; "
     "app = typer.Typer(); commands.register(app); app()"
 )
-
-
-@pytest.fixture(scope="module")
-def tagged(
-    exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """A tagged export of a model of the zoo."""
-    made: dict[str, Path] = {}
-
-    def directory(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("tagged") / name
-            shutil.copytree(exported(name), made[name])
-            htp.tag(made[name])
-        return made[name]
-
-    return directory
 
 
 @pytest.mark.parametrize(
