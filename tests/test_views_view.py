@@ -163,9 +163,14 @@ def test_netron_shows_the_tag_on_every_node(tagged: Callable[[str], Path]) -> No
               for (const node of document.querySelectorAll('g.node[id^="node-name-"]')) {
                 node.querySelector('.node-item').dispatchEvent(
                   new MouseEvent('click', { bubbles: true }));
-                await new Promise(resolve => setTimeout(resolve));
-                const text = document.getElementById('sidebar-content').innerText;
-                shown[node.id.slice('node-name-'.length)] = text.split('\\n');
+                // The sidebar is drawn when the browser finds time for it.
+                const name = node.id.slice('node-name-'.length);
+                for (let tries = 0; tries < 500; tries++) {
+                  await new Promise(resolve => setTimeout(resolve, tries && 10));
+                  const sidebar = document.getElementById('sidebar-content');
+                  shown[name] = (sidebar?.innerText ?? '').split('\\n');
+                  if (shown[name].includes(name)) break;
+                }
               }
               done(shown);
             })();
