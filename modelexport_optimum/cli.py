@@ -6,14 +6,22 @@ a bare Typer app.
 
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from modelexport_optimum import __version__, terminal
+from modelexport_optimum.options import (
+    Providers,
+    Trust,
+    line,
+    option,
+    resources,
+    taking,
+    underscored,
+)
 from modelexport_optimum.views import commands as view_commands
 
 
@@ -27,16 +35,11 @@ class _Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-def _underscored(name: str) -> str:
-    """Optimum spells some options with `_` and others with `-`: both are taken for all."""
-    return name.replace("-", "_")
-
-
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": _underscored},
+    context_settings={"token_normalize_func": underscored},
     help="Export a Hugging Face model to ONNX, tag every node with its PyTorch module, and "
     "check that ONNX Runtime runs it."
     "\n\nmodelexport-optimum MODEL is short for modelexport-optimum export MODEL.",
@@ -49,38 +52,9 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-def _option(name: str, text: str, **settings: Any) -> Any:  # noqa: ANN401
-    return typer.Option(*name.split(), help=text, **settings)
-
-
-def _hub(name: str, text: str) -> Any:  # noqa: ANN401
-    return _option(name, text, rich_help_panel="Where the model comes from")
-
-
-def _graph(name: str, text: str, **settings: Any) -> Any:  # noqa: ANN401
-    return _option(name, text, rich_help_panel="The exported graph", **settings)
-
-
-def _shape(name: str, text: str) -> Any:  # noqa: ANN401
-    return _option(name, text, rich_help_panel="Shapes of the example input, if it needs others")
-
-
-_Json = Annotated[bool, _option("--json", "One JSON document on stdout, nothing else there.")]
+_Json = Annotated[bool, option("--json", "One JSON document on stdout, nothing else there.")]
 _Verbose = Annotated[
-    bool, _option("--verbose -v", "Show what the libraries print, and an error's traceback.")
-]
-_Trust = Annotated[
-    bool,
-    _option("--trust-remote-code", "Run code that comes with the model. Read it before."),
-]
-_Providers = Annotated[
-    list[str] | None,
-    _option(
-        "--provider",
-        "Execution provider to check: cpu, cuda, tensorrt, or any that ONNX Runtime knows; may "
-        "be repeated. By default these three; one that is named must be available.",
-        metavar="NAME",
-    ),
+    bool, option("--verbose -v", "Show what the libraries print, and an error's traceback.")
 ]
 _Path = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="An exported directory, or one .onnx file.")
@@ -97,173 +71,15 @@ def _main(
 
 
 @app.command()
-def export(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="Name on the Hugging Face Hub, or a directory."),
-    ] = None,
-    model_option: Annotated[
-        str | None, _option("--model -m", "MODEL, as optimum-cli takes it.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        _option(
-            "--output -o",
-            "Directory to write. By default the last part of the model's name and -onnx, "
-            "in the current directory.",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, _option("--overwrite", "Replace an export that is there.")] = False,
-    task: Annotated[
-        str,
-        _option(
-            "--task",
-            "What the model is for: text-classification, text-generation-with-past, ... "
-            "auto finds out.",
-        ),
-    ] = "auto",
-    providers: _Providers = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
-    revision: Annotated[str, _hub("--revision", "Branch, tag or commit on the Hub.")] = "main",
-    subfolder: Annotated[str, _hub("--subfolder", "Folder that the model is in.")] = "",
-    cache_dir: Annotated[
-        str | None, _hub("--cache_dir", "Where downloads are kept, if not in the Hub's own cache.")
-    ] = None,
-    local_files_only: Annotated[
-        bool, _hub("--local-files-only", "Take the model from the cache, without network.")
-    ] = False,
-    force_download: Annotated[
-        bool, _hub("--force-download", "Download again what is in the cache.")
-    ] = False,
-    trust_remote_code: _Trust = False,
-    library_name: Annotated[
-        Literal["transformers", "diffusers", "timm", "sentence_transformers"] | None,
-        _hub("--library-name", "Library of the model. By default its files tell."),
-    ] = None,
-    framework: Annotated[Literal["pt"], _hub("--framework", "PyTorch, the only one.")] = "pt",
-    dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None,
-        _graph("--dtype", "Precision of the exported model. By default fp32."),
-    ] = None,
-    opset: Annotated[
-        int | None, _graph("--opset", "ONNX opset. By default the architecture's own.")
-    ] = None,
-    device: Annotated[str, _graph("--device", "Device to export on.")] = "cpu",
-    optimize: Annotated[
-        Literal["O1", "O2", "O3", "O4"] | None,
-        _graph(
-            "--optimize",
-            "Let ONNX Runtime optimize the graph: O1 basic, O2 and fusions for transformers, "
-            "O3 and approximated GELU, O4 and mixed precision (needs --device cuda).",
-        ),
-    ] = None,
-    slim: Annotated[bool, _graph("--slim", "Simplify the graph with onnxslim.")] = False,
-    monolith: Annotated[
-        bool, _graph("--monolith", "One file where Optimum would write several.")
-    ] = False,
-    no_post_process: Annotated[
-        bool, _graph("--no-post-process", "Leave out Optimum's last steps, as merging decoders.")
-    ] = False,
-    no_dynamic_axes: Annotated[bool, _graph("--no-dynamic-axes", "Fix all shapes.")] = False,
-    no_constant_folding: Annotated[
-        bool, _graph("--no-constant-folding", "Do not compute constants at export.")
-    ] = False,
-    variant: Annotated[
-        str, _graph("--variant", "Variant of the export, for the models that have some.")
-    ] = "default",
-    model_kwargs: Annotated[
-        dict[str, Any] | None,
-        _graph(
-            "--model-kwargs",
-            "Arguments for the model's forward or for the export of this model.",
-            parser=json.loads,
-            metavar="JSON",
-        ),
-    ] = None,
-    pad_token_id: Annotated[
-        int | None,
-        _graph("--pad_token_id", "Padding token, if the task needs it and no tokenizer tells."),
-    ] = None,
-    atol: Annotated[
-        float | None,
-        _graph(
-            "--atol",
-            "How far the outputs may be from PyTorch's: more is a failed check. By default "
-            "more than the architecture's tolerance is a warning.",
-        ),
-    ] = None,
-    batch_size: Annotated[int, _shape("--batch_size", "Text: batch size.")] = 2,
-    sequence_length: Annotated[int, _shape("--sequence_length", "Text: tokens.")] = 16,
-    num_choices: Annotated[int, _shape("--num_choices", "Multiple choice: choices.")] = 4,
-    width: Annotated[int, _shape("--width", "Image: width.")] = 64,
-    height: Annotated[int, _shape("--height", "Image: height.")] = 64,
-    num_channels: Annotated[int, _shape("--num_channels", "Image: channels.")] = 3,
-    feature_size: Annotated[int, _shape("--feature_size", "Audio: features.")] = 80,
-    nb_max_frames: Annotated[int, _shape("--nb_max_frames", "Audio: frames.")] = 3000,
-    audio_sequence_length: Annotated[
-        int, _shape("--audio_sequence_length", "Audio: samples.")
-    ] = 16000,
-    point_batch_size: Annotated[
-        int, _shape("--point_batch_size", "Segment Anything: masks for each point.")
-    ] = 3,
-    nb_points_per_image: Annotated[
-        int, _shape("--nb_points_per_image", "Segment Anything: points.")
-    ] = 2,
-    visual_seq_length: Annotated[
-        int, _shape("--visual_seq_length", "Visual sequence length.")
-    ] = 16,
-) -> None:
+@taking(line, after="providers")
+def export(as_json: _Json = False, verbose: _Verbose = False, **given: Any) -> None:  # noqa: ANN401
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
-    if (model is None) == (model_option is None):
-        raise typer.BadParameter("give one MODEL", param_hint="MODEL")
-    source = model or model_option or ""
+    model, output, arguments = line(**given)
     with terminal.command(as_json=as_json, verbose=verbose) as progress:
         from modelexport_optimum import export as run
         from modelexport_optimum.export import default_output
 
-        result = run(
-            source,
-            output or default_output(source),
-            task=task,
-            overwrite=overwrite,
-            providers=providers,
-            progress=progress,
-            revision=revision,
-            subfolder=subfolder,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            trust_remote_code=trust_remote_code,
-            library_name=library_name,
-            framework=framework,
-            dtype=dtype,
-            opset=opset,
-            device=device,
-            optimize=optimize,
-            slim=slim,
-            monolith=monolith,
-            no_post_process=no_post_process,
-            no_dynamic_axes=no_dynamic_axes,
-            do_constant_folding=not no_constant_folding,
-            _variant=variant,
-            model_kwargs=model_kwargs,
-            pad_token_id=pad_token_id,
-            atol=atol,
-            use_subprocess=True,  # as optimum-cli: on a GPU, ONNX Runtime keeps its memory
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            num_choices=num_choices,
-            width=width,
-            height=height,
-            num_channels=num_channels,
-            feature_size=feature_size,
-            nb_max_frames=nb_max_frames,
-            audio_sequence_length=audio_sequence_length,
-            point_batch_size=point_batch_size,
-            nb_points_per_image=nb_points_per_image,
-            visual_seq_length=visual_seq_length,
-        )
+        result = run(model, output or default_output(model), progress=progress, **arguments)
     if as_json:
         terminal.print_json(result.to_dict())
     else:
@@ -271,16 +87,108 @@ def export(
     raise typer.Exit(0 if result.ok else 3)
 
 
+_OF_A_LINE = "model", "model_option", "output"
+"""What a line has of its own, and batch gives no default for."""
+
+
+class _Batch(TyperCommand):
+    """`--ray` stands alone or takes an address, which Typer knows no option for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        end = args.index("--") if "--" in args else len(args)
+        given = [
+            "--ray=" if arg == "--ray" and not _is_address(after) else arg
+            for arg, after in zip(args[:end], [*args[1:end], ""], strict=True)
+        ]
+        return super().parse_args(ctx, given + args[end:])
+
+
+def _is_address(text: str) -> bool:
+    return text in ("auto", "local") or (":" in text and not text.startswith("-"))
+
+
+@app.command(cls=_Batch)
+@taking(resources, line, without=_OF_A_LINE)
+def batch(
+    ctx: typer.Context,
+    manifest: Annotated[
+        str,
+        typer.Argument(
+            metavar="MANIFEST",
+            help="A text file whose lines are what export is given, a .jsonl file, or - for "
+            "standard input.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        option("--output -o", "Directory to write the exports in, the results and the logs."),
+    ] = Path(),
+    workers: Annotated[
+        int | None,
+        option("--workers", "Models at a time. By default what the machine has room for.", min=1),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        option(
+            "--ray",
+            "Run on a Ray cluster: on the one at this address, or on that of the environment or "
+            "a local one.",
+            metavar="[ADDRESS]",
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, option("--retry-failed", "Run what failed before, and nothing else.")
+    ] = False,
+    force: Annotated[bool, option("--force", "Run what is done, too.")] = False,
+    fail_fast: Annotated[bool, option("--fail-fast", "Stop at the first failure.")] = False,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+    **given: Any,  # noqa: ANN401
+) -> None:
+    """Export many models; the options of export are defaults for all lines of MANIFEST.
+
+    Exit status 0 if all are done, 1 if one failed, 3 if a check failed.
+    """
+    if force and retry_failed:
+        raise typer.BadParameter("give one of --force and --retry-failed", param_hint="--force")
+    defaults = {
+        name: value
+        for name, value in given.items()
+        if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT"
+    }
+    with terminal.batch(as_json=as_json, verbose=verbose) as watcher:
+        from modelexport_optimum.manifest import read_manifest
+
+        jobs = read_manifest(manifest, directory=output, defaults=defaults)
+        from modelexport_optimum.batch import batch as run
+
+        result = run(
+            jobs,
+            output,
+            workers=workers,
+            ray=ray,
+            retry_failed=retry_failed,
+            force=force,
+            fail_fast=fail_fast,
+            watcher=watcher,
+        )
+    if as_json:
+        terminal.print_json(result.to_dict())
+    else:
+        terminal.print_batch(result)
+    raise typer.Exit(result.exit_status)
+
+
 @app.command()
 def tag(
     path: _Path,
     model: Annotated[
         str | None,
-        _option("--model", "The source model, where the directory does not tell the classes."),
+        option("--model", "The source model, where the directory does not tell the classes."),
     ] = None,
-    trust_remote_code: _Trust = False,
+    trust_remote_code: Trust = False,
     explain: Annotated[
-        str | None, _option("--explain", "Say how this node was placed.", metavar="NODE")
+        str | None, option("--explain", "Say how this node was placed.", metavar="NODE")
     ] = None,
     as_json: _Json = False,
     verbose: _Verbose = False,
@@ -317,11 +225,11 @@ def strip(path: _Path, as_json: _Json = False, verbose: _Verbose = False) -> Non
 @app.command()
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An exported directory.")],
-    providers: _Providers = None,
+    providers: Providers = None,
     task: Annotated[
-        str | None, _option("--task", "What the model is for. By default the graphs tell.")
+        str | None, option("--task", "What the model is for. By default the graphs tell.")
     ] = None,
-    trust_remote_code: _Trust = False,
+    trust_remote_code: Trust = False,
     as_json: _Json = False,
     verbose: _Verbose = False,
 ) -> None:

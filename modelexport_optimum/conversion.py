@@ -114,6 +114,11 @@ def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> 
         raise UsageError(
             f"task {task} is unknown" + (_closest(task, names) or f": {', '.join(sorted(tasks))}")
         )
+    check_conflicts(task, options)
+
+
+def check_conflicts(task: str, options: Mapping[str, Any]) -> None:
+    """Refuse what can be seen to be wrong before Optimum is imported."""
     if task.endswith("-with-past") and options.get("monolith"):
         raise UsageError(f"--monolith cannot export {task}: leave out one of the two")
     if options.get("optimize") == "O4" and not str(options.get("device")).startswith("cuda"):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, float | None], None]
     """Called with a stage's name and None when it begins, with its seconds when it ends."""
 
-_HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
+HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def export(
     preprocessors: Any = None,  # noqa: ANN401
     providers: Sequence[str] | None = None,
     progress: Progress | None = None,
+    before_publish: Callable[[ExportResult, Path], None] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> ExportResult:
     """Export a model to ONNX, tag every node with its module, and check the result.
@@ -99,6 +100,8 @@ def export(
         preprocessors: the tokenizer or processor, or several, of a model in memory.
         providers: the execution providers to check; by default CPU, CUDA and TensorRT.
         progress: called at the beginning and at the end of each stage.
+        before_publish: called when all is done but the rename, with the result and the
+            directory that will be renamed to the output.
         **options: further arguments of Optimum's `main_export`, or of its
             `onnx_export_from_model` for a model in memory.
 
@@ -110,7 +113,7 @@ def export(
     """
     in_memory = not isinstance(model, str | os.PathLike)
     name = type(model).__name__ if in_memory else os.fspath(model)
-    hub = {option: options[option] for option in _HUB_OPTIONS if option in options}
+    hub = {option: options[option] for option in HUB_OPTIONS if option in options}
     source = None if in_memory else find_source(model, **hub)
     directory = None if source is None else source.directory
     path = check_output(output, directory, overwrite=overwrite)
@@ -148,24 +151,31 @@ def export(
             library=exported.library,
             trust_remote_code=trust,
         )
-        publish(staging, path, overwrite=overwrite)
         stages.end()
+        result = ExportResult(
+            output=path,
+            model=name,
+            task=exported.task,
+            files=file_sizes(staging),
+            tags=_moved(tags, staging, path),
+            comparison=exported.comparison,
+            verification=_moved(verification, staging, path),
+            warnings=tuple(exported.warnings),
+            stages=stages.seconds,
+        )
+        if before_publish is not None:
+            before_publish(result, staging)
+        publish(staging, path, overwrite=overwrite)
+    return result
 
-    return ExportResult(
-        output=path,
-        model=name,
-        task=exported.task,
-        files={
-            file.relative_to(path).as_posix(): file.stat().st_size
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        },
-        tags=_moved(tags, staging, path),
-        comparison=exported.comparison,
-        verification=_moved(verification, staging, path),
-        warnings=tuple(exported.warnings),
-        stages=stages.seconds,
-    )
+
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Bytes of every file, by its path below the directory."""
+    return {
+        file.relative_to(directory).as_posix(): file.stat().st_size
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
 def default_output(model: str) -> Path:

@@ -7,6 +7,7 @@ Optimum's.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,3 +188,72 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its class when it says nothing."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
+def state_of(
+    model: str,
+    *,
+    output: Path,
+    subfolder: str = "",
+    revision: str = "main",
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    token: bool | str | None = None,
+) -> str | None:
+    """What changes whenever the model does.
+
+    Args:
+        model: a name on the Hub, or a directory.
+        output: where it is exported to, which may be below the model and is no part of it.
+        subfolder: as for `find_source`, like all that follow.
+        revision: branch, tag or commit.
+        cache_dir: of the Hub.
+        local_files_only: whether not to ask the Hub.
+        token: for the Hub.
+
+    Returns:
+        The commit on the Hub, or in its cache where the Hub cannot be asked; for a directory a
+        digest as `state_of_directory` makes it; None where neither can be told.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return state_of_directory(path / subfolder, apart_from=output)
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from requests.exceptions import RequestException
+
+    if not (local_files_only or constants.HF_HUB_OFFLINE):
+        try:
+            return (
+                HfApi(token=token)
+                .model_info(model, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+                .sha
+            )
+        except (HfHubHTTPError, RequestException):
+            pass  # a model that cannot be had is said by `find_source`
+        except HFValidationError:
+            return None
+    try:
+        return Path(
+            snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True)
+        ).name
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def state_of_directory(directory: Path, *, apart_from: Path | None = None) -> str:
+    """A digest of the names, sizes and times of all files, hidden ones left out."""
+    digest = hashlib.sha256()
+    for folder, folders, files in os.walk(directory):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and Path(folder, name) != apart_from
+        )
+        for name in sorted(files):
+            if not name.startswith("."):
+                file = Path(folder, name)
+                found = file.stat()
+                place = file.relative_to(directory)
+                digest.update(f"{place}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

@@ -92,7 +92,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
     missing = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(output)
+        remove_abandoned(output)
         directory, lock = _create_locked(output)
     except OSError as error:
         raise ModelExportError(
@@ -154,7 +154,8 @@ def _create_locked(output: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _remove_abandoned(output: Path) -> None:
+def remove_abandoned(output: Path) -> None:
+    """Remove what killed runs left beside an output; a live run holds a lock on its own."""
     for directory in output.parent.iterdir():
         if not directory.name.startswith(_prefix(output)) or directory.is_symlink():
             continue

@@ -13,22 +13,28 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.markup import escape
 
-from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.errors import ManifestError, ModelExportError, in_one_line
+from modelexport_optimum.jobs import Watcher
+from modelexport_optimum.streams import output_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
+    from rich.progress import TaskID
     from rich.table import Table
 
+    from modelexport_optimum.batch import BatchResult
     from modelexport_optimum.export import ExportResult, Progress
     from modelexport_optimum.htp import TagReport
+    from modelexport_optimum.jobs import Job, Stage
     from modelexport_optimum.verify import VerifyReport
 
 _STAGES = {
@@ -45,6 +51,10 @@ _COLOURS = {
     "ok": "green",
     "differs": "yellow",
     "failed": "red",
+    "check-failed": "red",
+    "timed-out": "red",
+    "crashed": "red",
+    "not run": "bright_black",
     "skipped": "bright_black",
     "unavailable": "bright_black",
 }
@@ -61,48 +71,50 @@ def command(
         as_json: say a failure as a JSON document on stdout, too.
         verbose: show what other libraries print, and an error's traceback.
     """
+    with (
+        _told(as_json=as_json, verbose=verbose),
+        contextlib.nullcontext(sys.stderr) if verbose else _quiet() as stream,
+        _stages(stream, plain=verbose or not stream.isatty()) as progress,
+    ):
+        if stage is None:
+            yield progress
+        else:
+            started = time.perf_counter()
+            progress(stage, None)
+            yield progress
+            progress(stage, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _told(*, as_json: bool, verbose: bool) -> Iterator[None]:
+    """Tell a failure in one line, and end with its exit status."""
     try:
-        with (
-            contextlib.nullcontext(sys.stderr) if verbose else _quiet() as stream,
-            _stages(stream, plain=verbose or not stream.isatty()) as progress,
-        ):
-            if stage is None:
-                yield progress
-            else:
-                started = time.perf_counter()
-                progress(stage, None)
-                yield progress
-                progress(stage, time.perf_counter() - started)
+        yield
+    except ManifestError as error:
+        _fail(str(error), error.exit_status, error.problems, as_json=as_json, verbose=verbose)
     except ModelExportError as error:
         _fail(str(error), error.exit_status, as_json=as_json, verbose=verbose)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1, as_json=as_json, verbose=verbose)
     except Exception as error:
-        message = f"{type(error).__name__}: {error} (unexpected: please report it with --verbose)"
-        _fail(message, 1, as_json=as_json, verbose=verbose)
+        _fail(in_one_line(error), 1, as_json=as_json, verbose=verbose)
 
 
-def _fail(message: str, status: int, *, as_json: bool, verbose: bool) -> NoReturn:
-    line = " ".join(message.split())
+def _fail(
+    message: str, status: int, problems: Sequence[str] = (), *, as_json: bool, verbose: bool
+) -> NoReturn:
+    line = " ".join(message.splitlines()[0].split()) if problems else " ".join(message.split())
     if verbose:
         traceback.print_exc()
     if as_json:
-        print_json({"ok": False, "error": line, "exit_status": status})
+        more = {"problems": list(problems)} if problems else {}
+        print_json({"ok": False, "error": line, "exit_status": status, **more})
     typer.secho("error: ", fg="red", err=True, nl=False)
-    typer.echo(line, err=True)
+    typer.echo("\n".join([line, *problems]), err=True)
     raise typer.Exit(status)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[IO[str]]:
-    """Send what is printed to nowhere, C++ libraries' output included; yields our stderr.
-
-    It works on the process's file descriptors, which is why only a command does it and no
-    function of the library.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Send what is printed to nowhere; yields our stderr."""
     with contextlib.ExitStack() as stack:
         stream: IO[str] = sys.stderr
         if _descriptor(sys.stderr) == 2:
@@ -112,14 +124,8 @@ def _quiet() -> Iterator[IO[str]]:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         nowhere = os.open(os.devnull, os.O_WRONLY)
         stack.callback(os.close, nowhere)
-        for descriptor in (1, 2):
-            saved = os.dup(descriptor)
-            stack.callback(os.close, saved)
-            stack.callback(os.dup2, saved, descriptor)
-            os.dup2(nowhere, descriptor)
+        stack.enter_context(output_to(nowhere))
         yield stream
-        sys.stdout.flush()
-        sys.stderr.flush()
 
 
 def _descriptor(stream: IO[str]) -> int | None:
@@ -166,6 +172,171 @@ def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
                 console.print(f"[green]✓[/] {_STAGES[name]:28}[dim]{seconds:6.1f} s[/]")
 
         yield draw
+
+
+@contextlib.contextmanager
+def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
+    """Run a batch: quietly, with a line for each model that has ended.
+
+    Args:
+        as_json: say a failure as a JSON document on stdout, too.
+        verbose: show the log of each model that failed, and an error's traceback.
+    """
+    with (
+        _told(as_json=as_json, verbose=verbose),
+        _quiet() as stream,
+        _Bars(stream, verbose=verbose) if stream.isatty() else _Lines(stream, verbose=verbose) as w,
+    ):
+        yield w
+
+
+class _Lines(Watcher):
+    """What a batch says in a pipe: a line for each model that has ended."""
+
+    def __init__(self, stream: IO[str], *, verbose: bool) -> None:
+        self._verbose = verbose
+        self._stream = stream
+        self._total = self._ended = 0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
+        self._total = len(jobs)
+        before = f", {skipped} more are done already" if skipped else ""
+        by = "" if workers is None else f" with {_count(workers, 'worker')}"
+        self._say(f"[dim]{_count(len(jobs), 'model')} to export{by}{before}[/]")
+
+    def finished(self, job: Job, record: Mapping[str, Any]) -> None:
+        self._ended += 1
+        status = record["status"]
+        ended = f"[dim]{self._ended:>{len(str(self._total))}}/{self._total}[/] {_status(status)} "
+        took = "" if record["seconds"] is None else f" [dim]{record['seconds']:.1f} s[/]"
+        line = f"{ended}{escape(_model(job.model))} -> {escape(_shown(job.output))}{took}"
+        if status != "ok":
+            line += f": {escape(str(record['error']))}"
+        if record["log"]:
+            line += f" [dim](log: {escape(_shown(Path(record['log'])))})[/]"
+        self._say(line)
+        if self._verbose and record["log"] and Path(record["log"]).is_file():
+            self._say(escape(Path(record["log"]).read_text(encoding="utf-8", errors="replace")))
+
+    def stopping(self, reason: str) -> None:
+        self._say(f"[yellow]{escape(reason)}: ending what runs; Ctrl-C once more kills it[/]")
+
+    def warned(self, message: str) -> None:
+        self._say(f"[yellow]warning:[/] {escape(message)}")
+
+    def _say(self, markup: str) -> None:
+        from rich.text import Text
+
+        self._stream.write(f"{Text.from_markup(markup).plain}\n")
+        self._stream.flush()
+
+
+class _Bars(_Lines):
+    """The same on a terminal, above a bar and what each worker is doing."""
+
+    def __init__(self, stream: IO[str], *, verbose: bool) -> None:
+        super().__init__(stream, verbose=verbose)
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = Console(file=stream, highlight=False)
+        self._all = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._each = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        )
+        self._rows: dict[Path, TaskID] = {}
+        self._live = Live(
+            Group(self._all, self._each),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> _Bars:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
+        super().planned(jobs, skipped, workers)
+        self._bar = self._all.add_task("Import Optimum", total=len(jobs))
+
+    def running(self, event: Stage) -> None:
+        self._all.update(self._bar, description="Export")
+        output = event.job.output
+        if event.name == "start" and output in self._rows:  # again, after its worker died
+            self._each.remove_task(self._rows.pop(output))
+        if output not in self._rows:
+            self._rows[output] = self._each.add_task("")
+        stage = _STAGES.get(event.name, "Look for the model")
+        description = f"[dim]{escape(event.worker)}[/] {escape(_model(event.job.model))}: {stage}"
+        self._each.update(self._rows[output], description=description)
+
+    def finished(self, job: Job, record: Mapping[str, Any]) -> None:
+        super().finished(job, record)
+        self._all.advance(self._bar)
+        if job.output in self._rows:
+            self._each.remove_task(self._rows.pop(job.output))
+
+    def _say(self, markup: str) -> None:
+        self._console.print(markup, soft_wrap=True)
+
+
+def print_batch(result: BatchResult) -> None:
+    """What became of each model of a batch."""
+    right = ["nodes", "size", "seconds"]
+    table = _table("", "model", "task", *right, "providers", "error", right=right)
+    for record in result.records:
+        providers = (
+            f"{name.removesuffix('ExecutionProvider')} {status}"
+            for name, status in record["providers"].items()
+        )
+        table.add_row(
+            _status(record["status"]),
+            escape(_model(record["model"])),
+            record["task"],
+            "" if record["nodes"] is None else f"{record['nodes']:,}",
+            "" if record["size"] is None else _bytes(record["size"]),
+            "" if record["seconds"] is None else f"{record['seconds']:.1f}",
+            ", ".join(providers),
+            escape(record["error"] or ""),
+        )
+    _print_table(table)
+    counts = Counter(record["status"] for record in result.records)
+    parts = [f"{number} {status}" for status, number in counts.items()]
+    before = f" ({result.skipped} done before)" if result.skipped else ""
+    _console().print(
+        f"\n{', '.join(parts)}{before} in {result.seconds:.1f} s: "
+        f"{escape(_shown(result.directory / 'results.jsonl'))}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def print_json(document: object) -> None:
@@ -290,6 +461,11 @@ def _is_model(name: str) -> bool:
 def _shown(path: Path, start: Path | None = None) -> str:
     relative = os.path.relpath(path, start)
     return str(path) if relative.startswith("..") else relative
+
+
+def _model(name: str) -> str:
+    """As the user knows it: a directory from here on."""
+    return _shown(Path(name)) if Path(name).is_absolute() else name
 
 
 def _bytes(size: float) -> str:

@@ -1,8 +1,8 @@
 """Measure what the tool costs against what it stands beside, on this machine in this run.
 
-Every figure is a ratio of medians, or memory above `import onnx`. Nothing is downloaded: the
-models have random weights, one as large as BERT base (438 MB), one of 3 GB, whose weights
-the exporter writes as external data.
+Every figure is a ratio of medians, or memory above `import onnx`; those of batches are of one
+run. Nothing is downloaded: the models have random weights, one as large as BERT base (438 MB),
+one of 3 GB, whose weights the exporter writes as external data, and many tiny ones.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +35,9 @@ MODELS = {
     "438 MB": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "3 GB": {"hidden_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 16},
 }
+
+TINY = ("bert", "gpt2", "vit", "distilbert", "t5")
+"""Of the zoo of the tests."""
 
 BUILD = """
 import json, pickle, sys
@@ -253,18 +261,73 @@ def bench_help(report: Report, runs: int, work: Path) -> None:
     report.add("--help / bare Typer app", "", seconds(left), seconds(right), left / right, 1.2)
 
 
+def bench_batch(report: Report, work: Path) -> None:
+    """Many tiny models: against a loop of optimum-cli, by the workers, and their memory."""
+    rows = {row.name: row for row in zoo.ARCHITECTURES}
+    tasks = {}
+    for name in TINY:
+        zoo.build(rows[name], work / name)
+        tasks[name] = rows[name].task
+    bin_directory = Path(sys.executable).parent
+    manifest = work / "models.txt"
+
+    def batch(count: int, workers: int) -> tuple[float, list[dict[str, Any]]]:
+        names = [TINY[number % len(TINY)] for number in range(count)]
+        lines = [f"{work / name} --task {tasks[name]} -o {n}" for n, name in enumerate(names)]
+        manifest.write_text("\n".join(lines))
+        output = work / "batch"
+        shutil.rmtree(output, ignore_errors=True)
+        program = [bin_directory / "modelexport-optimum", "batch", manifest, "-o", output]
+        taken = whole([*program, "--workers", workers])["seconds"]
+        lines = (output / "results.jsonl").read_text().splitlines()
+        return taken, [json.loads(line) for line in lines]
+
+    def throughput(records: Sequence[dict[str, Any]]) -> float:
+        first = min(datetime.fromisoformat(record["started"]) for record in records)
+        last = max(datetime.fromisoformat(record["finished"]) for record in records)
+        return len(records) / (last - first).total_seconds()
+
+    loop = 0.0
+    for number in range(20):
+        name = TINY[number % len(TINY)]
+        command = [bin_directory / "optimum-cli", "export", "onnx", "-m", work / name]
+        loop += whole([*command, "--task", tasks[name], work / "loop" / str(number)])["seconds"]
+    ours = batch(20, 2)[0]
+    report.add("batch / loop", "20 tiny", seconds(ours), seconds(loop), ours / loop, 0.1)
+    one, two = batch(50, 1)[1], batch(50, 2)[1]
+    slow, fast = throughput(one), throughput(two)
+    shown = f"{fast:.2f} a second", f"{slow:.2f} a second"
+    report.add("one worker / two: throughput", "50 tiny", *shown[::-1], slow / fast, 1 / 1.6)
+    for records in (one, two):
+        for worker in sorted({record["worker"] for record in records}):
+            held = [record["memory"] for record in records if record["worker"] == worker]
+            start, end = held[len(TINY)], held[-1]
+            report.add(
+                f"memory of {worker}: last / early",
+                f"{len(held)} tiny",
+                megabytes(end),
+                megabytes(start),
+                end / start,
+                1.05,
+            )
+
+
 def main() -> None:
     """Measures, prints the table, and exits with 1 if a figure is above its bound."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of each, whose median counts")
     parser.add_argument("--model", choices=MODELS, action="append", help="by default both")
     parser.add_argument("--no-command", action="store_true", help="leave out the whole command")
+    parser.add_argument("--batch", action="store_true", help="measure batches, and nothing else")
     options = parser.parse_args()
     report = Report()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as directory:
         work = Path(directory)
-        bench_help(report, options.runs, work)
-        for name in options.model or MODELS:
+        print("exporting batches of tiny models ...", file=sys.stderr)
+        bench_batch(report, work)
+        if not options.batch:
+            bench_help(report, options.runs, work)
+        for name in [] if options.batch else options.model or MODELS:
             source, export = work / "source", work / "export"
             shutil.rmtree(source, ignore_errors=True)
             shutil.rmtree(export, ignore_errors=True)

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = COMMIT[::-1]
 SILENCE_SECONDS = 30
 OUT_OF_ORDER = "/out-of-order"
 """A request for this makes the server answer 503 from then on."""
+NEW_COMMIT = "/new-commit"
+"""A request for this makes all models another commit from then on."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,9 +37,17 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     models: Mapping[str, Path]
+    asked: list[str]
+    commit = COMMIT
     out_of_order = False
 
     def do_GET(self) -> None:
+        if self.command == "GET":
+            self.asked.append(self.path)
+        if self.path == NEW_COMMIT:
+            type(self).commit = OTHER_COMMIT
+            self.answer(200, b"", {})
+            return
         if self.path == OUT_OF_ORDER:
             type(self).out_of_order = True
             self.answer(200, b"", {})
@@ -71,13 +82,18 @@ class Handler(BaseHTTPRequestHandler):
         files = sorted(path for path in directory.rglob("*") if path.is_file())
         if rest.startswith("tree/"):
             listed: Any = [
-                {"type": "file", "path": str(path.relative_to(directory)), "oid": COMMIT, "size": 1}
+                {
+                    "type": "file",
+                    "path": str(path.relative_to(directory)),
+                    "oid": self.commit,
+                    "size": 1,
+                }
                 for path in files
             ]
         else:
             names = [{"rfilename": str(path.relative_to(directory))} for path in files]
             listed = {
-                "id": directory.name, "sha": COMMIT, "siblings": names, "tags": [],
+                "id": directory.name, "sha": self.commit, "siblings": names, "tags": [],
                 "pipeline_tag": "fill-mask", "private": False, "downloads": 0, "likes": 0,
             }  # fmt: skip
         self.answer(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
@@ -88,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         content = path.read_bytes()
         tag = hashlib.sha256(content).hexdigest()
-        self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+        self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": self.commit})
 
     def refuse(self, status: int, code: str, message: str) -> None:
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
@@ -108,9 +124,15 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(models: Mapping[str, Path]) -> Iterator[str]:
-    """Serve model directories by their names on the Hub; yields the endpoint."""
-    handler = type("Serving", (Handler,), {"models": models})
+def serving(models: Mapping[str, Path], asked: list[str] | None = None) -> Iterator[str]:
+    """Serve model directories by their names on the Hub; yields the endpoint.
+
+    Args:
+        models: Their directories.
+        asked: Takes the path of every GET.
+    """
+    settings = {"models": models, "asked": [] if asked is None else asked}
+    handler = type("Serving", (Handler,), settings)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import shutil
@@ -16,8 +17,10 @@ from huggingface_hub.constants import HUGGINGFACE_HUB_CACHE
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from modelexport_optimum import __version__, cli, export, read_hierarchy
+from modelexport_optimum import __version__, export, read_hierarchy
 from modelexport_optimum.cli import app
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.options import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,10 +60,10 @@ def optimum_options() -> dict[str, argparse.Action]:
     return {name: action for action in parser._actions for name in action.option_strings}
 
 
-def our_options() -> dict[str, Any]:
+def our_options(command: str = "export") -> dict[str, Any]:
     return {
         name: option
-        for option in get_command(app).commands["export"].params
+        for option in get_command(app).commands[command].params
         for name in option.opts
         if name.startswith("-")
     }
@@ -79,7 +82,7 @@ def test_option_has_the_default_and_choices_of_optimum(name: str) -> None:
     assert default == theirs.default
     assert (ours.is_flag or False) == isinstance(theirs, argparse._StoreTrueAction)
     if theirs.choices:
-        hint = get_type_hints(cli.export)[ours.name]
+        hint = get_type_hints(line)[ours.name]
         literal = next(one for one in (hint, *get_args(hint)) if get_origin(one) is Literal)
         assert list(get_args(literal)) == list(theirs.choices)
 
@@ -153,8 +156,140 @@ def test_options_reach_optimum(
     }
 
 
+def test_batch_has_every_option_of_export() -> None:
+    """For all lines, except what each line has of its own."""
+    missing = set(our_options()) - set(our_options("batch"))
+    assert missing == {"--model", "-m"}
+    for name, option in our_options("batch").items():
+        theirs = our_options().get(name)
+        if theirs is not None and option.name != "output":
+            assert (option.name, option.default, option.is_flag, option.help) == (
+                *(theirs.name, theirs.default, theirs.is_flag, theirs.help),
+            )
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """What the command gave to `batch()`, of which nothing is run."""
+    calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def spy(jobs: Any, directory: Path, **options: Any) -> None:
+        calls.append((jobs, {"directory": directory, **options}))
+        raise ModelExportError("enough")
+
+    monkeypatch.setattr(importlib.import_module("modelexport_optimum.batch"), "batch", spy)
+    return calls
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.txt").write_text("a\nb --opset 15 --timeout 7\n")
+    return "models.txt"
+
+
+def test_options_reach_batch(batches: list[Any], manifest: str) -> None:
+    assert "enough" in run("batch", manifest).stderr
+    jobs, options = batches.pop()
+    assert [job.model for job in jobs] == ["a", "b"]
+    del options["watcher"]
+    asked = {"workers": None, "ray": None, "retry_failed": False, "force": False}
+    assert options == {"directory": Path(), **asked, "fail_fast": False}
+    given = ["--opset", "17", "--timeout", "60", "--num-gpus", "0.5", "--memory", "2GiB", "--slim"]
+    given += [
+        "--num_cpus",
+        "2",
+        "--provider",
+        "cpu",
+        "--model-kwargs",
+        '{"a": 1}',
+        "--task",
+        "auto",
+    ]
+    given += ["-o", "out", "--workers", "3", "--retry-failed", "--fail-fast"]
+    run("batch", *given, manifest)
+    jobs, options = batches.pop()
+    assert [job.arguments["opset"] for job in jobs] == [17, 15]
+    assert [job.timeout for job in jobs] == [60, 7]
+    for job in jobs:
+        assert (job.num_gpus, job.num_cpus, job.memory) == (0.5, 2, 2 * 2**30)
+        assert job.arguments["slim"]
+        assert job.arguments["providers"] == ["cpu"]
+        assert job.arguments["model_kwargs"] == {"a": 1}
+        assert job.output.parent == Path.cwd() / "out"
+    del options["watcher"]
+    asked = {"workers": 3, "ray": None, "retry_failed": True, "force": False}
+    assert options == {"directory": Path("out"), **asked, "fail_fast": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ([], None),
+        (["--ray"], ""),
+        (["--ray", "--force"], ""),
+        (["--ray", "auto"], "auto"),
+        (["--ray", "local"], "local"),
+        (["--ray", "ray://head:10001"], "ray://head:10001"),
+        (["--ray", "10.0.0.1:6379"], "10.0.0.1:6379"),
+        (["--ray=head"], "head"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_ray_may_have_an_address(
+    batches: list[Any], manifest: str, given: list[str], address: str | None, first: bool
+) -> None:
+    run("batch", *([*given, manifest] if first else [manifest, *given]))
+    ((_, options),) = batches
+    assert options["ray"] == address
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--force", "--retry-failed"], "give one of --force and --retry-failed"),
+        (["--workers", "0"], "'--workers'"),
+        (["--timeout", "0"], "'--timeout'"),
+        (["--timeout", "nan"], "'--timeout'"),
+        (["--num-gpus", "-1"], "'--num-gpus'"),
+        (["--memory", "8XB"], "'--memory'"),
+        (["--model-kwargs", "[1]"], "'--model-kwargs'"),
+        (["--provider", "cpx"], "provider 'cpx' is not known"),
+        (["--model", "a"], "No such option"),
+    ],
+)
+def test_batch_is_called_wrongly(
+    batches: list[Any], manifest: str, given: list[str], message: str
+) -> None:
+    result = run("batch", manifest, *given)
+    assert result.exit_code == 2
+    assert message in re.sub(r"[\s│]+", " ", result.stderr)
+    assert batches == []
+
+
+def test_errors_of_a_manifest_are_all_told(batches: list[Any], manifest: str) -> None:
+    Path(manifest).write_text("a --dtpye fp16\nb\nc -o b-onnx\n")
+    result = run("batch", manifest)
+    assert result.exit_code == 2
+    for problem in (
+        "models.txt:1: No such option: --dtpye (did you mean --dtype?)",
+        "models.txt:3: would write b-onnx, as line 2 does",
+    ):
+        assert problem in result.stderr
+    assert batches == []
+
+
+def test_manifest_from_standard_input(batches: list[Any]) -> None:
+    CliRunner().invoke(app, ["batch", "-"], input="a --slim\nb")
+    ((jobs, _),) = batches
+    assert [(job.line, job.model, job.arguments["slim"]) for job in jobs] == [
+        (1, "a", True),
+        (2, "b", False),
+    ]
+
+
 def test_no_token_option() -> None:
-    assert not any("token" in name and "pad" not in name for name in our_options())
+    assert not any("token" in name and "pad" not in name for name in our_options("batch"))
 
 
 def test_both_spellings_are_taken() -> None:
@@ -287,7 +422,9 @@ def test_version() -> None:
     assert run("--version").stdout == f"modelexport-optimum {__version__}\n"
 
 
-@pytest.mark.parametrize("module", ["modelexport_optimum", "modelexport_optimum.cli"])
+@pytest.mark.parametrize(
+    "module", ["modelexport_optimum", "modelexport_optimum.cli", "modelexport_optimum.manifest"]
+)
 def test_import_is_light(module: str) -> None:
     heavy = "torch transformers optimum onnx onnxruntime numpy huggingface_hub google.protobuf"
     code = f"import sys, {module}; print([m for m in {heavy.split()} if m in sys.modules])"

@@ -1,0 +1,156 @@
+"""results.jsonl: what became of each model of a batch, one JSON object a line.
+
+A record is on the disk before the next is written. The last of an output's counts; the others
+go when the file is written anew, at the end of a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RESULTS = "results.jsonl"
+"""Where the records are, in the batch's directory."""
+
+LOGS = "logs"
+"""Where the logs of what failed are, in the batch's directory."""
+
+_PATIENCE_SECONDS = 15
+"""The workers of a batch that was killed need some to notice it."""
+
+_BEGINNING = b'{"model": '
+"""Of every line."""
+
+Record = dict[str, Any]
+
+
+class Results:
+    """The records of a batch's directory, by output."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read what earlier batches left.
+
+        Args:
+            directory: the batch's; it need not exist.
+
+        Raises:
+            UsageError: results.jsonl is something else.
+        """
+        self.path = directory / RESULTS
+        self._directory = directory
+        self._records: dict[Path, Record] = {}
+        self._size = 0
+        with contextlib.suppress(FileNotFoundError):
+            self._read(self.path.read_bytes())
+
+    def _read(self, content: bytes) -> None:
+        *lines, last = content.split(b"\n")
+        if not last.startswith(_BEGINNING[: len(last)]):
+            lines.append(last)
+        # Else it has no end because the machine stopped while it was written, and is cut off
+        # by the next.
+        self._size = len(content) - len(last)
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                self._records[self._directory / record["output"]] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(
+                    f"{self.path}:{number}: this is no result of a batch: "
+                    "move the file away, or give another directory with -o"
+                ) from error
+
+    def get(self, output: Path) -> Record | None:
+        """The last record of an output."""
+        return self._records.get(output)
+
+    def add(self, output: Path, record: Record) -> None:
+        """Write a record behind the others, and see it on the disk.
+
+        Raises:
+            ModelExportError: it cannot be written; the file is as it was.
+        """
+        place = output.relative_to(self._directory) if self._holds(output) else output
+        record = {**record, "output": str(place)}
+        self._records[output] = record
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.ftruncate(descriptor, self._size)
+                if os.pwrite(descriptor, line, self._size) != len(line):
+                    os.ftruncate(descriptor, self._size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+                self._size += len(line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise ModelExportError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def compact(self) -> None:
+        """Leave one line for each output."""
+        if not self.path.exists():
+            return
+        from modelexport_optimum.onnx_file import replacing
+
+        lines = [json.dumps(record).encode() + b"\n" for record in self._records.values()]
+        if self.path.read_bytes() == b"".join(lines):
+            return
+        with (
+            self.path.open("rb") as like,
+            replacing(self.path, like=like.fileno()) as descriptor,
+            os.fdopen(descriptor, "wb", closefd=False) as file,
+        ):
+            file.writelines(lines)
+        self._size = sum(map(len, lines))
+
+    def _holds(self, output: Path) -> bool:
+        return output.is_relative_to(self._directory)
+
+
+@contextlib.contextmanager
+def only_batch(directory: Path) -> Iterator[None]:
+    """Make the directory, and keep other batches out of it.
+
+    Raises:
+        ModelExportError: another batch writes there, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise ModelExportError(
+            f"cannot write in {directory}: {error.strerror}: give another directory with -o"
+        ) from error
+    try:
+        for wait in range(_PATIENCE_SECONDS * 10 + 1):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.1 if wait < _PATIENCE_SECONDS * 10 else 0)
+        else:
+            raise ModelExportError(
+                f"another batch writes in {directory}: wait for it, "
+                "or give another directory with -o"
+            )
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+
+
+def hold(directory: Path) -> None:
+    """Keep batches out of a directory as long as this process lives, which works for one."""
+    fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)

@@ -1,0 +1,680 @@
+"""Batches on this machine: real models, workers that die, disks that fill, batches that are killed.
+
+Batches of this process share one server that has imported torch (multiprocessing's forkserver);
+those that are killed are processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hub
+import onnx
+import onnxruntime
+import pytest
+from typer.testing import CliRunner
+
+from modelexport_optimum import batch as batch_module
+from modelexport_optimum import read_hierarchy
+from modelexport_optimum.cli import app
+from modelexport_optimum.results import Results, only_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    ModelDirectory = Callable[[str], Path]
+
+CUSTOM = "--task text-classification --trust-remote-code --provider cpu"
+
+KILLS = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+SEGFAULTS = "import ctypes\nctypes.string_at(0)"
+EXITS = "import os\nos._exit(7)"
+HANGS = "import time\ntime.sleep(1000)"
+IGNORES = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{HANGS}"
+WAITS = """
+import os, time
+while os.path.exists({flag!r}):
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(place: Path, model_directory: ModelDirectory) -> Callable[..., Path]:
+    """Puts a model of the zoo in the current directory; `code` runs when it is loaded."""
+
+    def copy(name: str, zoo_name: str = "custom-code", code: str = "") -> Path:
+        shutil.copytree(model_directory(zoo_name), place / name)
+        if code:
+            with (place / name / "modeling_odd.py").open("a") as file:
+                file.write(f"\n{code}\n")
+        return place / name
+
+    return copy
+
+
+class Ran:
+    """A batch that was run."""
+
+    def __init__(self, result: Any, directory: Path) -> None:
+        self.exit = result.exit_code
+        self.out = result.stdout
+        self.err = result.stderr
+        self.records = records(directory)
+        self.status = {output: record["status"] for output, record in self.records.items()}
+
+
+def records(directory: Path) -> dict[str, dict[str, Any]]:
+    """results.jsonl, one record for each output."""
+    lines = (directory / "results.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert len({record["output"] for record in found}) == len(found)
+    return {record["output"]: record for record in found}
+
+
+def run(lines: Sequence[str], *options: str, directory: str = "exports") -> Ran:
+    """Run a batch of the current directory."""
+    Path("models.txt").write_text("\n".join(lines))
+    arguments = ["batch", "models.txt", "-o", directory, *options]
+    return Ran(CliRunner().invoke(app, arguments), Path(directory))
+
+
+def inodes(directory: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(directory)): path.stat().st_ino for path in directory.rglob("*.onnx")
+    }
+
+
+def hidden(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.name.startswith(".")]
+
+
+# --- One that goes wrong costs itself alone -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(
+    tmp_path_factory: pytest.TempPathFactory, model_directory: ModelDirectory
+) -> Iterator[tuple[Path, Ran]]:
+    """A batch in which everything happens, and its directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("mixed")
+        patch.chdir(place)
+        for name, code in {
+            "killer": KILLS,
+            "segfault": SEGFAULTS,
+            "exits": EXITS,
+            "hangs": HANGS,
+            "ignores": IGNORES,
+        }.items():
+            shutil.copytree(model_directory("custom-code"), place / name)
+            with (place / name / "modeling_odd.py").open("a") as file:
+                file.write(f"\n{code}\n")
+        shutil.copytree(model_directory("bert"), place / "truncated")
+        weights = place / "truncated" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        patch.setattr(batch_module, "_GRACE_SECONDS", 1)
+        lines = [
+            f"{model_directory('bert')} --provider cpu",
+            f"killer {CUSTOM}",
+            "./missing",
+            f"{model_directory('vit')} --task text-classification",
+            f"hangs {CUSTOM} --timeout 2",
+            f"ignores {CUSTOM} --timeout 2",
+            f"segfault {CUSTOM}",
+            f"exits {CUSTOM}",
+            "truncated",
+            f"{model_directory('bert')} -o strict --atol 1e-12 --provider cpu",
+            f"{model_directory('gpt2')} --provider cpu",
+        ]
+        yield place / "exports", run(lines, "--workers", "2")
+
+
+def test_the_others_go_on(mixed: tuple[Path, Ran]) -> None:
+    directory, ran = mixed
+    assert ran.exit == 1
+    assert ran.status == {
+        "bert-onnx": "ok",
+        "killer-onnx": "crashed",
+        "missing-onnx": "failed",
+        "vit-onnx": "failed",
+        "hangs-onnx": "timed-out",
+        "ignores-onnx": "timed-out",
+        "segfault-onnx": "crashed",
+        "exits-onnx": "crashed",
+        "truncated-onnx": "failed",
+        "strict": "check-failed",
+        "gpt2-onnx": "ok",
+    }
+    for name in ("bert-onnx", "gpt2-onnx"):
+        onnxruntime.InferenceSession(directory / name / "model.onnx")
+        assert all(node.tag.startswith("/") for node in read_hierarchy(directory / name))
+
+
+def test_outputs_are_whole_or_absent(mixed: tuple[Path, Ran]) -> None:
+    directory, _ = mixed
+    found = {path.name for path in directory.iterdir()}
+    assert found == {"bert-onnx", "gpt2-onnx", "strict", "logs", "results.jsonl"}
+    assert hidden(directory) == []
+
+
+def test_the_record_of_a_model_that_is_well(
+    mixed: tuple[Path, Ran], model_directory: ModelDirectory
+) -> None:
+    directory, ran = mixed
+    record = ran.records["bert-onnx"]
+    output = directory / "bert-onnx"
+    assert record["model"] == str(model_directory("bert"))
+    assert record["task"] == "fill-mask"
+    assert record["line"] == 1
+    assert record["error"] is None
+    assert record["log"] is None
+    assert record["nodes"] == len(list(read_hierarchy(output)))
+    assert record["files"] == {path.name: path.stat().st_size for path in output.iterdir()}
+    assert record["size"] == sum(record["files"].values())
+    assert record["providers"] == {"CPUExecutionProvider": "ok"}
+    assert 0 < record["seconds"] < 60
+    assert record["made"]["options"] == {"providers": ["cpu"]}
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("killer-onnx", "killed (SIGKILL)"),
+        ("segfault-onnx", "SIGSEGV"),
+        ("exits-onnx", "exit status 7"),
+        ("missing-onnx", "missing does not exist"),
+        ("vit-onnx", "text-classification"),
+        ("hangs-onnx", "longer than 2 s (--timeout)"),
+        ("ignores-onnx", "longer than 2 s (--timeout)"),
+        ("truncated-onnx", "truncated"),
+        ("strict", "max diff"),
+    ],
+)
+def test_each_error_is_told(mixed: tuple[Path, Ran], output: str, message: str) -> None:
+    error = mixed[1].records[output]["error"]
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert error in mixed[1].out
+    assert re.search(rf"/11 .*{re.escape(output)} .*{re.escape(error)} \(log: ", mixed[1].err)
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        ("missing-onnx", "UsageError: model ./missing does not exist"),
+        ("vit-onnx", "Traceback (most recent call last)"),
+        ("truncated-onnx", "safetensors"),
+        ("hangs-onnx", "time.sleep(1000)"),
+        ("ignores-onnx", "modeling_odd.py"),
+        ("segfault-onnx", "Fatal Python error: Segmentation fault"),
+        ("killer-onnx", "SIGKILL"),
+        ("strict", "max diff"),
+    ],
+)
+def test_log_has_the_whole_traceback(mixed: tuple[Path, Ran], output: str, text: str) -> None:
+    log = Path(mixed[1].records[output]["log"])
+    assert log == mixed[0] / "logs" / f"{output}.log"
+    assert text in log.read_text()
+
+
+def test_no_log_of_what_went_well(mixed: tuple[Path, Ran]) -> None:
+    directory, ran = mixed
+    failed = {f"{name}.log" for name, status in ran.status.items() if status != "ok"}
+    assert {path.name for path in (directory / "logs").iterdir()} == failed
+
+
+def test_table(mixed: tuple[Path, Ran]) -> None:
+    lines = mixed[1].out.splitlines()
+    header = lines[0].split()
+    assert header == ["model", "task", "nodes", "size", "seconds", "providers", "error"]
+    assert len(lines) == 1 + 11 + 2
+    (gpt2,) = (line for line in lines if "gpt2" in line)
+    assert re.match(
+        r"ok +\S+gpt2 +text-generation-with-past +\d+ +[\d.]+ kB +\d+\.\d +CPU ok$", gpt2
+    )
+    assert lines[-1].startswith("2 ok, 3 crashed, 3 failed, 2 timed-out, 1 check-failed in ")
+
+
+def test_workers_share_out_the_cores(place: Path, model: Callable[..., Path]) -> None:
+    from modelexport_optimum.pool import available_cores
+
+    code = f"""
+import json, onnx, onnxruntime, os, torch
+from onnx import helper, TensorProto
+value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+nodes = [helper.make_node("Relu", ["x"], ["y"])]
+graph = helper.make_graph(nodes, "g", [value("x")], [value("y")])
+small = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+session = onnxruntime.InferenceSession(small.SerializeToString())
+with open({str(place / "threads.json")!r}, "w") as file:
+    json.dump([torch.get_num_threads(), session.get_session_options().intra_op_num_threads], file)
+"""
+    model("probe", code=code)
+    assert run([f"probe {CUSTOM}"], "--workers", "1").exit == 0
+    assert json.loads((place / "threads.json").read_text()) == [available_cores()] * 2
+    model("other", code=code)
+    lines = [f"other {CUSTOM} -o {number}" for number in range(available_cores())]
+    assert run(lines, "--workers", str(available_cores())).exit == 0
+    assert json.loads((place / "threads.json").read_text()) == [1, 1]
+
+
+def test_memory_is_given_back(place: Path, model_directory: ModelDirectory) -> None:
+    lines = [f"{model_directory('bert')} -o {number} --provider cpu" for number in range(12)]
+    ran = run(lines, "--workers", "1")
+    assert ran.exit == 0
+    held = [ran.records[str(number)]["memory"] for number in range(12)]
+    assert len({record["worker"] for record in ran.records.values()}) == 1
+    assert held[-1] < held[1] * 1.02
+
+
+# --- Again ----------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_skipped_and_what_failed_is_retried(
+    place: Path, model: Callable[..., Path]
+) -> None:
+    model("bert", "bert")
+    model("gpt2", "gpt2")
+    lines = ["bert --provider cpu", "gpt2 --provider cpu", "later --provider cpu"]
+    first = run(lines)
+    assert (first.exit, first.status["later-onnx"]) == (1, "failed")
+    before = inodes(place / "exports")
+    assert run(lines).status == first.status
+    assert inodes(place / "exports") == before
+    shutil.copytree(place / "bert", place / "later")
+    again = run(lines)
+    assert again.exit == 0
+    assert "1 model to export with 1 worker, 2 more are done already" in again.err
+    assert inodes(place / "exports").items() > before.items()
+    assert not (place / "exports" / "logs").exists()
+    done = run(lines)
+    assert done.exit == 0
+    assert done.err == ""
+    assert "3 ok (3 done before)" in done.out
+    assert done.records == again.records
+
+
+@pytest.mark.parametrize(
+    "change", ["options", "model", "version", "file is missing", "--force", "not its own"]
+)
+def test_what_is_not_done_any_more(place: Path, model: Callable[..., Path], change: str) -> None:
+    model("bert", "bert")
+    model("other", "bert")
+    lines = ["bert --provider cpu", "other --provider cpu"]
+    assert run(lines).exit == 0
+    before = inodes(place / "exports")
+    exports = place / "exports"
+    options = []
+    if change == "options":
+        lines[0] += " --opset 17"
+    elif change == "model":
+        os.utime(place / "bert" / "model.safetensors")
+    elif change == "version":
+        text = (exports / "results.jsonl").read_text().splitlines()
+        number = next(index for index, line in enumerate(text) if '"bert-onnx"' in line)
+        text[number] = re.sub(r'"version": "[^"]+"', '"version": "0.0.1"', text[number])
+        (exports / "results.jsonl").write_text("\n".join(text) + "\n")
+    elif change == "file is missing":
+        (exports / "bert-onnx" / "tokenizer.json").unlink()
+        shutil.rmtree(exports / "other-onnx")
+    elif change == "--force":
+        options = ["--force"]
+    else:
+        lines[0] += " --opset 17"
+        (exports / "bert-onnx" / "mine.txt").write_text("added by hand")
+    ran = run(lines, *options)
+    if change in ("not its own", "file is missing"):
+        assert ran.exit == 1
+        assert "exists and is not empty" in ran.records["bert-onnx"]["error"]
+        assert inodes(exports)["bert-onnx/model.onnx"] == before["bert-onnx/model.onnx"]
+        assert run(lines, "--overwrite").exit == 0
+    else:
+        assert ran.exit == 0
+    after = inodes(exports)
+    assert after["bert-onnx/model.onnx"] != before["bert-onnx/model.onnx"]
+    same = after["other-onnx/model.onnx"] == before["other-onnx/model.onnx"]
+    assert same == (change not in ("--force", "file is missing"))
+    if change == "options":
+        assert onnx.load(exports / "bert-onnx" / "model.onnx").opset_import[0].version == 17
+
+
+def test_own_output_is_still_replaced_after_a_failure(
+    place: Path, model: Callable[..., Path]
+) -> None:
+    model("bert", "bert")
+    assert run(["bert --provider cpu"]).exit == 0
+    assert run(["bert --provider cpu --task image-classification"]).exit == 1
+    assert (place / "exports" / "bert-onnx" / "model.onnx").is_file()
+    assert run(["bert --provider cpu --opset 17"]).exit == 0
+
+
+def test_foreign_output_is_not_replaced(place: Path, model: Callable[..., Path]) -> None:
+    model("bert", "bert")
+    (place / "exports" / "bert-onnx").mkdir(parents=True)
+    (place / "exports" / "bert-onnx" / "config.json").write_text("mine")
+    ran = run(["bert --provider cpu"])
+    assert ran.exit == 1
+    assert "exists and is not empty" in ran.records["bert-onnx"]["error"]
+    assert (place / "exports" / "bert-onnx" / "config.json").read_text() == "mine"
+
+
+def test_only_what_failed(place: Path, model: Callable[..., Path]) -> None:
+    model("bert", "bert")
+    assert run(["bert --provider cpu", "later --provider cpu"]).exit == 1
+    for name in ("later", "new"):
+        shutil.copytree(place / "bert", place / name)
+    lines = ["bert --provider cpu", "later --provider cpu", "new --provider cpu"]
+    ran = run(lines, "--retry-failed", "--json")
+    assert ran.exit == 1
+    statuses = [record["status"] for record in json.loads(ran.out)["records"]]
+    assert statuses == ["ok", "ok", "not run"]
+    assert run(lines).exit == 0
+
+
+def test_stop_at_the_first_failure(place: Path, model: Callable[..., Path]) -> None:
+    model("hangs", code=HANGS)
+    ran = run(
+        [f"hangs {CUSTOM}", "./missing", f"hangs {CUSTOM} -o more"], "--fail-fast", "--workers=2"
+    )
+    assert ran.exit == 1
+    assert ran.status == {"missing-onnx": "failed"}
+    assert "1 failed" in ran.out
+    assert "2 not run" in ran.out
+    assert hidden(place / "exports") == []
+
+
+def test_checks_that_fail_are_exit_status_3(place: Path, model: Callable[..., Path]) -> None:
+    model("bert", "bert")
+    lines = ["bert --provider cpu --atol 1e-12"]
+    ran = run(lines)
+    assert ran.exit == 3
+    assert (place / "exports" / "bert-onnx" / "model.onnx").is_file()
+    assert run(lines).exit == 3
+
+
+def test_json(place: Path, model: Callable[..., Path]) -> None:
+    model("bert", "bert")
+    ran = run(["bert --provider cpu", "./missing"], "--json")
+    document = json.loads(ran.out)
+    assert (document["ok"], document["exit_status"], ran.exit) == (False, 1, 1)
+    assert [record["status"] for record in document["records"]] == ["ok", "failed"]
+    assert document["results"] == str(place / "exports" / "results.jsonl")
+
+
+def test_verbose_shows_the_log(place: Path) -> None:
+    ran = run(["./missing"], "--verbose")
+    assert "Traceback (most recent call last)" in ran.err
+
+
+# --- results.jsonl --------------------------------------------------------------------------------
+
+
+def test_results_that_were_cut_off(place: Path, model: Callable[..., Path]) -> None:
+    model("bert", "bert")
+    assert run(["bert --provider cpu"]).exit == 0
+    file = place / "exports" / "results.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:100])
+    ran = run(["bert --provider cpu"])
+    assert (ran.exit, ran.err) == (0, "")
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", ["notes of mine", "notes\n", '{"a": 1}\n', "[]\n", "\n"])
+def test_results_that_are_something_else(place: Path, content: str) -> None:
+    (place / "exports").mkdir()
+    file = place / "exports" / "results.jsonl"
+    file.write_text(content)
+    Path("models.txt").write_text("bert\n")
+    result = CliRunner().invoke(app, ["batch", "models.txt", "-o", "exports"])
+    assert result.exit_code == 2
+    assert "results.jsonl:1: this is no result of a batch: move the file away" in result.stderr
+    assert file.read_text() == content
+
+
+def test_last_record_counts(place: Path) -> None:
+    results = Results(place)
+    for status in ("failed", "ok"):
+        results.add(place / "a", {"model": "m", "status": status})
+    results.add(Path("/elsewhere/b"), {"model": "m", "status": "ok"})
+    assert len((place / "results.jsonl").read_text().splitlines()) == 3
+    read = Results(place)
+    read.compact()
+    assert {name: record["status"] for name, record in records(place).items()} == {
+        "a": "ok",
+        "/elsewhere/b": "ok",
+    }
+    assert read.get(place / "a") == {"model": "m", "status": "ok", "output": "a"}
+
+
+def test_two_batches_in_one_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelexport_optimum import results
+
+    monkeypatch.setattr(results, "_PATIENCE_SECONDS", 0)
+    Path("models.txt").write_text("bert\n")
+    with only_batch(place / "exports"):
+        result = CliRunner().invoke(app, ["batch", "models.txt", "-o", "exports"])
+    assert result.exit_code == 1
+    assert "another batch writes in" in result.stderr
+
+
+# --- Disks ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mounted(directory: Path, size: str) -> Iterator[None]:
+    """A file system of its own, which only root can have."""
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a file system here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_disk_that_one_model_fills(place: Path, model_directory: ModelDirectory) -> None:
+    lines = [f"{model_directory(name)} --provider cpu" for name in ("bert", "t5", "vit")]
+    with mounted(place / "disk", "2m"):
+        ran = run(lines, "--workers", "1", directory="disk")
+        assert ran.exit == 1
+        assert ran.status == {"bert-onnx": "ok", "t5-onnx": "failed", "vit-onnx": "ok"}
+        assert ran.records["t5-onnx"]["error"].startswith("no space left on the disk of ")
+        assert hidden(place / "disk") == []
+        assert "No space left" in (place / "disk" / "logs" / "t5-onnx.log").read_text()
+
+
+def test_disk_that_is_full(place: Path, model_directory: ModelDirectory) -> None:
+    Path("models.txt").write_text(f"{model_directory('bert')} --provider cpu")
+    disk = place / "disk"
+    with mounted(disk, "64k"):
+        with pytest.raises(OSError, match="No space left"), (disk / "filler").open("wb") as file:
+            file.write(bytes(100_000))
+        result = CliRunner().invoke(app, ["batch", "models.txt", "-o", "disk"])
+        assert result.exit_code == 1
+        assert "no space left" in result.stdout.lower()
+        assert "warning: cannot write" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (disk / "bert-onnx").exists()
+        assert hidden(disk) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="root may write")
+def test_directory_that_cannot_be_made(place: Path) -> None:
+    Path("models.txt").write_text("bert")
+    (place / "file").touch()
+    result = CliRunner().invoke(app, ["batch", "models.txt", "-o", "file/exports"])
+    assert result.exit_code == 1
+    assert "cannot write in" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+# --- Signals --------------------------------------------------------------------------------------
+
+
+def start(lines: Sequence[str], *options: str, before: str = "") -> subprocess.Popen[str]:
+    """A batch in a process group of its own, as a shell starts it."""
+    Path("models.txt").write_text("\n".join(lines))
+    code = f"{before}\nfrom modelexport_optimum.cli import main\nmain()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "batch", "models.txt", "-o", "exports", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def loaded(place: Path, name: str) -> bool:
+    """Whether a model is being loaded: its export has written beside the output."""
+    return any((place / "exports").glob(f".{name}-onnx.staging-*"))
+
+
+def alive(process_group: int) -> bool:
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ctrl_c(place: Path, model: Callable[..., Path], model_directory: ModelDirectory) -> None:
+    model("hangs", code=HANGS)
+    bert = f"{model_directory('bert')} --provider cpu"
+    batch = start([bert, f"hangs {CUSTOM}", "./never"], "--workers", "1")
+    until(lambda: loaded(place, "hangs"), batch)
+    os.killpg(batch.pid, signal.SIGINT)
+    out, err = batch.communicate(timeout=60)
+    assert batch.returncode == 128 + signal.SIGINT
+    assert "stopped: ending what runs" in err
+    assert "1 ok, 2 not run" in out
+    assert records(place / "exports").keys() == {"bert-onnx"}
+    assert {path.name for path in (place / "exports").iterdir()} == {"bert-onnx", "results.jsonl"}
+    until(lambda: not alive(batch.pid))
+
+
+def test_ctrl_c_twice(place: Path, model: Callable[..., Path]) -> None:
+    model("ignores", code=IGNORES)
+    batch = start([f"ignores {CUSTOM}"])
+    until(lambda: loaded(place, "ignores"), batch)
+    started = time.monotonic()
+    os.killpg(batch.pid, signal.SIGINT)
+    assert batch.stderr is not None
+    for line in batch.stderr:
+        if "Ctrl-C once more" in line:
+            break
+    os.killpg(batch.pid, signal.SIGINT)
+    batch.communicate(timeout=60)
+    assert batch.returncode == 128 + signal.SIGINT
+    assert time.monotonic() - started < batch_module._GRACE_SECONDS
+    assert list((place / "exports").iterdir()) == []
+    until(lambda: not alive(batch.pid))
+
+
+def test_batch_that_is_killed_and_resumed(
+    place: Path, model: Callable[..., Path], model_directory: ModelDirectory
+) -> None:
+    flag = place / "flag"
+    flag.touch()
+    model("waits", code=WAITS.format(flag=str(flag)))
+    lines = [
+        *(f"{model_directory('bert')} --provider cpu -o {name}" for name in ("one", "two")),
+        f"waits {CUSTOM}",
+        f"{model_directory('bert')} --provider cpu -o three",
+    ]
+    batch = start(lines, "--workers", "1")
+    until(lambda: loaded(place, "waits"), batch)
+    batch.kill()
+    batch.communicate()
+    before = inodes(place / "exports")
+    assert before.keys() == {"one/model.onnx", "two/model.onnx"}
+    assert set(records(place / "exports")) == {"one", "two"}
+    flag.unlink()
+    ran = run(lines)
+    assert ran.exit == 0
+    assert ran.status == dict.fromkeys(("one", "two", "waits-onnx", "three"), "ok")
+    assert inodes(place / "exports").items() > before.items()
+    assert hidden(place / "exports") == []
+    until(lambda: not alive(batch.pid))
+
+
+def test_killed_between_the_output_and_its_record(
+    place: Path, model_directory: ModelDirectory
+) -> None:
+    lines = [f"{model_directory('bert')} --provider cpu"]
+    dies = """
+import os
+from modelexport_optimum.results import Results
+Results.add = lambda *_: os._exit(9)
+"""
+    batch = start(lines, before=dies)
+    batch.communicate(timeout=120)
+    assert batch.returncode == 9
+    before = inodes(place / "exports")
+    assert before.keys() == {"bert-onnx/model.onnx"}
+    assert not (place / "exports" / "results.jsonl").exists()
+    ran = run(lines)
+    assert ran.exit == 0
+    assert "(1 done before)" in ran.out
+    assert inodes(place / "exports") == before
+    assert ran.records["bert-onnx"]["nodes"] == len(list(read_hierarchy(place / "exports")))
+    assert {path.name for path in (place / "exports").iterdir()} == {"bert-onnx", "results.jsonl"}
+
+
+# --- The Hub --------------------------------------------------------------------------------------
+
+
+def test_models_are_fetched_once_and_redone_when_they_change(
+    place: Path, model_directory: ModelDirectory
+) -> None:
+    tasks = ("fill-mask", "feature-extraction", "text-classification", "token-classification")
+    lines = [f"team/bert --task {task} -o {task} --provider cpu" for task in tasks]
+    Path("models.txt").write_text("\n".join(lines))
+    batch = ["batch", "models.txt", "-o", "exports", "--workers", "2"]
+    asked: list[str] = []
+    with hub.serving({"team/bert": model_directory("bert")}, asked) as endpoint:
+        first, again, _, changed, forced = hub.run_commands(
+            [
+                batch,
+                [*batch, "--json"],
+                [hub.NEW_COMMIT],
+                [*batch, "--json"],
+                [*batch, "--force", "--force-download", "--json"],
+            ],
+            place,
+            endpoint,
+        )
+    assert [one["exit"] for one in (first, again, changed, forced)] == [0, 0, 0, 0]
+    assert json.loads(again["stdout"])["skipped"] == 4
+    assert json.loads(changed["stdout"])["skipped"] == 0
+    fetched = [line for line in asked if line.endswith("/model.safetensors")]
+    # Once at first, and once because it was asked for: the other commit has the same file.
+    assert len(fetched) == 2
+    sources = {record["made"]["source"] for record in records(place / "exports").values()}
+    assert sources == {hub.OTHER_COMMIT}
