@@ -125,6 +125,8 @@ def batch(
         results = Results(place)
         for pending in place.glob(f"{LOGS}/**/*.pending"):
             _adopt(pending, results)
+        for unfinished in place.glob(f"{LOGS}/**/.*.pending.*.tmp"):
+            unfinished.unlink()
         done = {} if force else _done(jobs, results)
         todo = [
             _replacing_its_own(job, results)
@@ -314,6 +316,8 @@ class _Run:
         if isinstance(event, Done):
             self._record(job, event.record)
             return
+        if self._signals and running.ending is None:  # its worker heard the signal before us
+            running.ending = "stopped"
         remove_abandoned(job.output)
         record = _adopt(job.pending, self._results) if job.pending else None
         if record is not None:
@@ -387,6 +391,8 @@ class _Run:
         numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         if threading.current_thread() is not threading.main_thread():
             numbers = []
+        # What is ignored stays so: nohup's SIGHUP, a background job's Ctrl-C.
+        numbers = [one for one in numbers if signal.getsignal(one) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._heard) for number in numbers}
         try:
             yield

@@ -192,21 +192,20 @@ def _environment(threads: int) -> Iterator[None]:
 
 def _work(pipe: Connection, threads: int, directory: Path) -> None:
     """What a worker does as long as it lives: a job, its record, the next."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the batch's, which tells us
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, for the batch, which tells us
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_batch, daemon=True).start()
     from modelexport_optimum import worker
     from modelexport_optimum.results import hold
 
     hold(directory)
-    worker.import_all()
-    worker.limit_threads(threads)
     while True:
         try:
             job = pipe.recv()
         except EOFError:
             return
         pipe.send("start")
-        record = worker.convert(job, pipe.send)
+        record = worker.convert(job, pipe.send, threads)
         pipe.send({**record, "memory": worker.release_memory()})
 
 

@@ -50,7 +50,7 @@ def import_all() -> None:
     import modelexport_optimum.verify  # noqa: F401
 
 
-def limit_threads(count: int) -> None:
+def _limit_threads(count: int) -> None:
     """Let PyTorch and ONNX Runtime use this many threads, unless a session asks for others."""
     global _threads
     import torch
@@ -103,12 +103,13 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def convert(job: Job, tell: Callable[[str], None]) -> dict[str, Any]:
+def convert(job: Job, tell: Callable[[str], None], threads: int) -> dict[str, Any]:
     """Run one job, with all that is printed in its log.
 
     Args:
         job: what to export. Its log is removed when all is well.
         tell: called with the name of each stage that begins.
+        threads: what PyTorch and ONNX Runtime may use.
 
     Returns:
         The job's record: status "ok", "check-failed" (the files are written) or "failed".
@@ -135,6 +136,7 @@ def convert(job: Job, tell: Callable[[str], None]) -> dict[str, Any]:
 
     try:
         with _logged(job):
+            _limit_threads(threads)
             record["made"] = recipe(job, source_state(job))
             export(job.model, job.output, progress=progress, before_publish=note, **job.arguments)
     except Exception as error:

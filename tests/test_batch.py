@@ -579,6 +579,32 @@ def test_ctrl_c(place: Path, model: Callable[..., Path], model_directory: ModelD
     until(lambda: not alive(batch.pid))
 
 
+def test_signal_to_all_processes(place: Path, model: Callable[..., Path]) -> None:
+    model("hangs", code=HANGS)
+    batch = start([f"hangs {CUSTOM}"])
+    until(lambda: loaded(place, "hangs"), batch)
+    os.killpg(batch.pid, signal.SIGTERM)  # as Slurm does
+    batch.communicate(timeout=60)
+    assert batch.returncode == 128 + signal.SIGTERM
+    assert list((place / "exports").iterdir()) == []
+    until(lambda: not alive(batch.pid))
+
+
+def test_hangup_is_ignored_if_the_shell_says_so(
+    place: Path, model: Callable[..., Path], model_directory: ModelDirectory
+) -> None:
+    flag = place / "flag"
+    flag.touch()
+    model("waits", code=WAITS.format(flag=str(flag)))
+    ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    batch = start([f"waits {CUSTOM}"], before=ignored)  # as nohup does
+    until(lambda: loaded(place, "waits"), batch)
+    os.killpg(batch.pid, signal.SIGHUP)
+    flag.unlink()
+    batch.communicate(timeout=60)
+    assert batch.returncode == 0
+
+
 def test_ctrl_c_twice(place: Path, model: Callable[..., Path]) -> None:
     model("ignores", code=IGNORES)
     batch = start([f"ignores {CUSTOM}"])
