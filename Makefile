@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export tag strip verify test zoo lint format bench docs picture clean
+.PHONY: help install demo export batch tag strip verify test zoo lint format bench docs picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,6 +27,10 @@ demo: $(STAMP) ## export a real model, and show what came out
 export: $(STAMP) ## export MODEL=... [TASK=...] [OUTPUT=...] [ARGS="..."]
 	@test -n "$(MODEL)" || { echo 'usage: make export MODEL=... [TASK=...] [OUTPUT=...]' >&2; exit 2; }
 	@$(RUN) export "$(MODEL)" $(if $(TASK),--task "$(TASK)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
+
+batch: $(STAMP) ## convert many models, MANIFEST=... [OUTPUT=...] [ARGS="..."]
+	@test -n "$(MANIFEST)" || { echo 'usage: make batch MANIFEST=... [OUTPUT=...]' >&2; exit 2; }
+	@$(RUN) batch "$(MANIFEST)" $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
 
 tag: $(STAMP) ## tag an export that exists, DIR=...
 	@test -n "$(DIR)" || { echo 'usage: make tag DIR=...' >&2; exit 2; }

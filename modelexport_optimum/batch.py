@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.jobs import Done, Stage, Watcher
+from modelexport_optimum.jobs import Done, Lost, Stage, Watcher
 from modelexport_optimum.results import LOGS, RESULTS, Results, only_batch
 from modelexport_optimum.source import state_of_directory
 from modelexport_optimum.staging import remove_abandoned
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-    from modelexport_optimum.jobs import Job, Lost, Runner
+    from modelexport_optimum.jobs import Job, Runner
     from modelexport_optimum.results import Record
 
 MOST_WORKERS = 4
@@ -313,11 +313,11 @@ class _Run:
             return
         del self._running[job.output]
         self._fetched.add(_fetches(job))
-        if isinstance(event, Done):
+        if self._signals and running.ending is None:  # it heard the signal before us
+            running.ending = "stopped"
+        if isinstance(event, Done) and (not running.ending or event.record["status"] == "ok"):
             self._record(job, event.record)
             return
-        if self._signals and running.ending is None:  # its worker heard the signal before us
-            running.ending = "stopped"
         remove_abandoned(job.output)
         record = _adopt(job.pending, self._results) if job.pending else None
         if record is not None:
@@ -325,7 +325,7 @@ class _Run:
         elif running.ending == "timed-out":
             reason = f"it took longer than {job.timeout:g} s (--timeout)"
             self._record(job, self._lost(job, "timed-out", reason, running))
-        elif running.ending is None:
+        elif isinstance(event, Lost) and running.ending is None:
             self._record(job, self._lost(job, "crashed", event.reason, running))
         elif job.log is not None:
             job.log.unlink(missing_ok=True)

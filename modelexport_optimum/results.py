@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.locking import NoLocksError, lock, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,8 @@ RESULTS = "results.jsonl"
 
 LOGS = "logs"
 """Where the logs of what failed are, in the batch's directory."""
+
+_LOCK = ".batch.lock"
 
 _PATIENCE_SECONDS = 15
 """The workers of a batch that was killed need some to notice it."""
@@ -122,35 +124,44 @@ class Results:
 
 @contextlib.contextmanager
 def only_batch(directory: Path) -> Iterator[None]:
-    """Make the directory, and keep other batches out of it.
+    """Make the directory, and keep other batches out of it, if there are locks there.
 
     Raises:
         ModelExportError: another batch writes there, or it cannot be made.
     """
+    locked = directory / _LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory, os.O_RDONLY)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (held := lock(locked)) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+    except NoLocksError:
+        yield
+        return
     except OSError as error:
         raise ModelExportError(
             f"cannot write in {directory}: {error.strerror}: give another directory with -o"
         ) from error
+    if held is None:
+        raise ModelExportError(
+            f"another batch writes in {directory}: wait for it, or give another directory with -o"
+        )
     try:
-        for wait in range(_PATIENCE_SECONDS * 10 + 1):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.1 if wait < _PATIENCE_SECONDS * 10 else 0)
-        else:
-            raise ModelExportError(
-                f"another batch writes in {directory}: wait for it, "
-                "or give another directory with -o"
-            )
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        share(held)
         yield
     finally:
-        os.close(lock)
+        locked.unlink(missing_ok=True)
+        os.close(held)
 
 
 def hold(directory: Path) -> None:
-    """Keep batches out of a directory as long as this process lives, which works for one."""
-    fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)
+    """Keep batches out of a directory as long as this process lives, which works for one.
+
+    Raises:
+        SystemExit: another batch has it already, and the one of this process is dead.
+    """
+    try:
+        if lock(directory / _LOCK, shared=True) is None:
+            raise SystemExit(1)
+    except NoLocksError:
+        pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.locking import NoLocksError, lock
 from modelexport_optimum.source import chain
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ _RENAME_EXCHANGE = 2
 """From linux/fs.h: swap two names in one step."""
 
 _AT_FDCWD = -100
+
+_AGAIN_SECONDS = 1.0
+"""Between two attempts to leave a run that was asked to end."""
+
+_LOCK = ".lock"
+"""Follows the name of the directory that it locks."""
 
 
 def check_output(output: str | os.PathLike[str], source: Path | None, *, overwrite: bool) -> Path:
@@ -90,16 +97,14 @@ def staging_directory(output: Path) -> Iterator[Path]:
     behind is removed by the next one: a live run holds a lock on its directory.
     """
     missing = [parent for parent in output.parents if not parent.exists()]
+    directory = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"
+    locked, held = _lock_of(directory), None
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(output)
-        directory, lock = _create_locked(output)
-    except OSError as error:
-        raise ModelExportError(
-            f"cannot write beside output {output}: {error.strerror} ({error.filename}): "
-            "give a directory that can be written with -o"
-        ) from error
-    try:
+        with _said_of(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(output)
+            held = _own(locked)
+            directory.mkdir()
         with _terminating_as_exit():
             yield directory
     except Exception as error:
@@ -112,10 +117,24 @@ def staging_directory(output: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
+        if held is not None:
+            os.close(held)
+        with contextlib.suppress(OSError):  # it was never there
+            locked.unlink()
         for parent in missing:  # nearest first; one that is in use by now stays
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+@contextlib.contextmanager
+def _said_of(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelExportError(
+            f"cannot write beside output {output}: {error.strerror} ({error.filename}): "
+            "give a directory that can be written with -o"
+        ) from error
 
 
 def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
@@ -143,33 +162,33 @@ def _prefix(output: Path) -> str:
     return f".{output.name}.staging-"
 
 
-def _create_locked(output: Path) -> tuple[Path, int]:
-    while True:
-        directory = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"
-        directory.mkdir()
-        lock = os.open(directory, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if directory.exists():  # not taken for an abandoned one before it was locked
-            return directory, lock
-        os.close(lock)
+def _lock_of(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}{_LOCK}")
+
+
+def _own(locked: Path) -> int | None:
+    """Take a lock that nobody else wants, if there are locks here."""
+    try:
+        return lock(locked)
+    except NoLocksError:
+        locked.touch()
+        return None
 
 
 def remove_abandoned(output: Path) -> None:
-    """Remove what killed runs left beside an output; a live run holds a lock on its own."""
-    for directory in output.parent.iterdir():
-        if not directory.name.startswith(_prefix(output)) or directory.is_symlink():
-            continue
+    """Remove what killed runs left beside an output; a live run holds the lock of its own.
+
+    Where there are no locks nothing is removed: it may be a live run's.
+    """
+    for locked in output.parent.glob(f"{glob.escape(_prefix(output))}*{_LOCK}"):
         try:
-            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:  # gone by now, or not ours
+            held = lock(locked)
+        except OSError:  # not ours
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
-        except BlockingIOError:  # a run that is alive
-            pass
-        finally:
-            os.close(lock)
+        if held is not None:
+            shutil.rmtree(locked.with_name(locked.name.removesuffix(_LOCK)), ignore_errors=True)
+            os.close(held)
+            locked.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -177,23 +196,37 @@ def _terminating_as_exit() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit, so that cleaning up is done.
 
     Only where nobody has a handler of their own, and only in the main thread, where
-    Python allows it.
+    Python allows it. It is raised wherever the program is just then, where it may be lost, in
+    a destructor, or become another error, in an import: then it is raised again.
     """
+    asked: list[int] = []
+    timers: list[threading.Timer] = []
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        asked.append(number)
+        timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise SystemExit(128 + number)
+
     signals = [signal.SIGTERM, signal.SIGHUP]
     if threading.current_thread() is not threading.main_thread():
         signals = []
     ours = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
     for number in ours:
-        signal.signal(number, _exit)
+        signal.signal(number, leave)
     try:
         yield
     finally:
         for number in ours:
+            signal.signal(number, signal.SIG_IGN)
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+        for number in ours:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+        if asked:
+            raise SystemExit(128 + asked[0])
 
 
 def _exchange(one: Path, other: Path) -> bool:

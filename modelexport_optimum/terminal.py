@@ -310,14 +310,18 @@ def print_batch(result: BatchResult) -> None:
     """What became of each model of a batch."""
     right = ["nodes", "size", "seconds"]
     table = _table("", "model", "task", *right, "providers", "error", right=right)
+    times = Counter(record["model"] for record in result.records)
     for record in result.records:
+        model = _model(record["model"])
+        if times[record["model"]] > 1:
+            model += f" ({Path(record['output']).name})"
         providers = (
             f"{name.removesuffix('ExecutionProvider')} {status}"
             for name, status in record["providers"].items()
         )
         table.add_row(
             _status(record["status"]),
-            escape(_model(record["model"])),
+            escape(model),
             record["task"],
             "" if record["nodes"] is None else f"{record['nodes']:,}",
             "" if record["size"] is None else _bytes(record["size"]),

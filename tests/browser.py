@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from selenium.webdriver import Chrome
+
+PATIENCE = 120
+"""Seconds for whatever a page does; a busy machine takes its time."""
 
 # Without the last five, Chromium calls home when it starts.
 OPTIONS = (
@@ -51,6 +54,13 @@ def chromium() -> Iterator[Chrome]:
         yield driver
     finally:
         driver.quit()
+
+
+def waited(driver: Chrome, condition: Callable[[], bool]) -> None:
+    """Waits for what the page is about to do."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(driver, PATIENCE).until(lambda _: condition())
 
 
 def console(driver: Chrome) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from witness import Witness
+
+# PyTorch's threads, here and in the processes of the tests: models of some kilobytes are not worth
+# a second one, and on a machine that is busy each operator waits for it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spared() -> None:
+    """Keep the garbage collector off what was imported: a million objects, all of which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +74,11 @@ def exported(witnessed: Callable[[str], Witness]) -> Callable[[str], Path]:
     return lambda name: witnessed(name).output
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tagged(
     exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """A tagged export of a model of the zoo."""
+    """A tagged export of a model of the zoo, by its name. Not to be written to."""
     from modelexport_optimum import htp
 
     made: dict[str, Path] = {}

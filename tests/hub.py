@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = COMMIT[::-1]
-SILENCE_SECONDS = 30
+SILENCE_SECONDS = 300
 OUT_OF_ORDER = "/out-of-order"
 """A request for this makes the server answer 503 from then on."""
 NEW_COMMIT = "/new-commit"

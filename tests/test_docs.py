@@ -4,33 +4,76 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 REPOSITORY = Path(__file__).parent.parent
+LEFT_BY_THE_DEMO = "demo/all-MiniLM-L6-v2"
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A directory where the demo was run, and the lines it showed."""
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen]]:
+    """A directory where the demo runs, and its process."""
     directory = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, REPOSITORY / "scripts" / "demo.py"],
         cwd=directory,
         env={**os.environ, "COLUMNS": "100"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return directory, done.stdout.splitlines()
+    ) as process:
+        yield directory, process
+        process.kill()
 
 
-def test_demo_shows_the_same_similarities(demo: tuple[Path, list[str]]) -> None:
-    rows = [match for line in demo[1] if (match := re.search(r"(-?0\.\d{4}) +(-?0\.\d{4})$", line))]
+@pytest.fixture(scope="module")
+def demo(running: tuple[Path, subprocess.Popen]) -> list[str]:
+    """The lines that the demo showed."""
+    out, err = running[1].communicate()
+    assert running[1].returncode == 0, err
+    return out.splitlines()
+
+
+def python_in_the_readme() -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    return block
+
+
+def test_python_in_the_readme_runs(
+    running: tuple[Path, subprocess.Popen],  # beside this test
+    sample: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sample, tmp_path / LEFT_BY_THE_DEMO)
+    exec(compile(python_in_the_readme(), "README.md", "exec"), {})
+    first, *nodes, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("True ")
+    assert len(nodes) > 400
+    assert last.startswith("True ORTModelForFeatureExtraction")
+
+
+def test_demo_leaves_what_the_readme_reads(
+    demo: list[str], running: tuple[Path, subprocess.Popen], sample: Path
+) -> None:
+    assert f'"{LEFT_BY_THE_DEMO}"' in python_in_the_readme()
+    left = {path.name for path in (running[0] / LEFT_BY_THE_DEMO).iterdir()}
+    assert left == {path.name for path in sample.iterdir()}
+
+
+def test_demo_shows_the_same_similarities(demo: list[str]) -> None:
+    rows = [match for line in demo if (match := re.search(r"(-?0\.\d{4}) +(-?0\.\d{4})$", line))]
     pairs = [(float(row[1]), float(row[2])) for row in rows]
     assert len(pairs) == 4
     assert all(abs(by_torch - by_onnx) <= 0.0001 for by_torch, by_onnx in pairs)
@@ -38,28 +81,14 @@ def test_demo_shows_the_same_similarities(demo: tuple[Path, list[str]]) -> None:
     assert min(one for one, _ in related) > unrelated[0] + 0.2
 
 
-def test_demo_shows_the_hierarchy(demo: tuple[Path, list[str]]) -> None:
-    shown = "\n".join(demo[1])
+def test_demo_shows_the_hierarchy(demo: list[str]) -> None:
+    shown = "\n".join(demo)
     assert re.search(r"BertModel  \d{3} nodes", shown)
     assert re.search(r"── embeddings  BertEmbeddings  \d+", shown)
     assert len(re.findall(r"── layer\.\d  BertLayer  \d+", shown)) == 6
 
 
-def test_demo_exports_a_model_that_passes(demo: tuple[Path, list[str]]) -> None:
-    shown = "\n".join(demo[1])
+def test_demo_exports_a_model_that_passes(demo: list[str]) -> None:
+    shown = "\n".join(demo)
     assert re.search(r"CPUExecutionProvider +ok +ORTModelForFeatureExtraction", shown)
     assert not re.search(r" failed ", shown)
-
-
-def test_python_in_the_readme_runs(
-    demo: tuple[Path, list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(demo[0])
-    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    exec(compile(block, "README.md", "exec"), {})
-    first, *nodes, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("True ")
-    assert len(nodes) > 400
-    assert last.startswith("True ORTModelForFeatureExtraction")

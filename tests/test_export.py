@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import json
@@ -21,7 +22,14 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from modelexport_optimum import ModelExportError, UsageError, export, read_hierarchy, staging
+from modelexport_optimum import (
+    ModelExportError,
+    UsageError,
+    export,
+    locking,
+    read_hierarchy,
+    staging,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +69,7 @@ def run(
 ) -> tuple[ExportResult, list[tuple[str, float | None]]]:
     """A checkpoint of BertForMaskedLM exported for another task, and the progress told."""
     told: list[tuple[str, float | None]] = []
+    gc.unfreeze()  # as in a process of its own
     result = export(
         model_directory("bert"),
         tmp_path_factory.mktemp("run") / "out",
@@ -439,39 +448,102 @@ def test_abandoned_staging_is_removed_and_a_live_one_is_not(tmp_path: Path) -> N
     for directory in (dead, alive):
         directory.mkdir()
         (directory / "model.onnx").touch()
-    lock = os.open(alive, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+        directory.with_name(f"{directory.name}.lock").touch()
+    held = locking.lock(tmp_path / f"{alive.name}.lock")
+    assert held is not None
     with staging.staging_directory(tmp_path / "out"):
         assert not dead.exists()
         assert alive.exists()
-    os.close(lock)
+    os.close(held)
     with staging.staging_directory(tmp_path / "out"):
         assert not alive.exists()
+    assert names(tmp_path) == set()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_run_leaves_nothing_that_looks_finished(
-    tmp_path: Path, model_directory: ModelDirectory, number: int
+@pytest.mark.parametrize("fate", ["swallowed", "replaced"])
+def test_signal_that_is_lost_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
-    output = tmp_path / "out"
+    monkeypatch.setattr(staging, "_AGAIN_SECONDS", 0.05)
+
+    def run() -> None:
+        with staging.staging_directory(tmp_path / "out"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            except BaseException as error:
+                if fate == "replaced":
+                    raise ImportError("a library's") from error
+            time.sleep(60)
+
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as raised:
+        run()
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert time.monotonic() - started < 30
+    assert names(tmp_path) == set()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:  # as Lustre mounted without `flock`
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with staging.staging_directory(tmp_path / "out") as one:
+        (one / "model.onnx").touch()
+        with staging.staging_directory(tmp_path / "out"):
+            assert one.exists()
+        staging.publish(one, tmp_path / "out", overwrite=False)
+    assert names(tmp_path) == {"out"}
+
+
+def test_lock_that_its_owner_removes(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first = locking.lock(path)
+    assert first is not None
+    assert locking.lock(path) is None
+    assert locking.lock(path, shared=True) is None
+    path.unlink()
+    second = locking.lock(path)
+    assert second is not None
+    os.close(first)
+    os.close(second)
+    assert locking.lock(path) is not None
+
+
+def test_killed_run_leaves_nothing_that_looks_finished(
+    tmp_path: Path, model_directory: ModelDirectory
+) -> None:
     command = [sys.executable, "-m", "modelexport_optimum", str(model_directory("bert"))]
-    process = subprocess.Popen(
-        [*command, "-o", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".out.staging-*/config.json")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(number)
-    status = process.wait(60)
-    if number == signal.SIGTERM:
-        assert status == 128 + signal.SIGTERM
-        assert names(tmp_path) == set()
-    else:
-        assert status == -signal.SIGKILL
-        assert not output.exists()
-        (left,) = tmp_path.iterdir()
-        assert left.name.startswith(".out.staging-")
-        assert export(model_directory("bert"), output, providers=CPU).ok
-        assert names(tmp_path) == {"out"}
+    terminated, killed = tmp_path / "terminated", tmp_path / "killed"
+    processes = {}
+    try:
+        for place in (terminated, killed):
+            place.mkdir()
+            processes[place] = subprocess.Popen(
+                [*command, "-o", str(place / "out")],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        signals = {terminated: signal.SIGTERM, killed: signal.SIGKILL}
+        deadline = time.monotonic() + 240
+        while signals:
+            for place in list(signals):
+                if list(place.glob(".out.staging-*/config.json")):
+                    processes[place].send_signal(signals.pop(place))
+                else:
+                    assert processes[place].poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        statuses = {place: process.wait(240) for place, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+    assert statuses == {terminated: 128 + signal.SIGTERM, killed: -signal.SIGKILL}
+    assert names(terminated) == set()
+    directory, lock = sorted(names(killed), key=len)
+    assert directory.startswith(".out.staging-")
+    assert lock == f"{directory}.lock"
+    assert export(model_directory("bert"), killed / "out", providers=CPU).ok
+    assert names(killed) == {"out"}

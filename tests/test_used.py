@@ -6,13 +6,10 @@ Every class of Optimum that has a pipeline answers through it, from the director
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-
-from modelexport_optimum.htp import tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,22 +54,6 @@ USES: list[tuple[str, str, str, Callable[[], Any], dict[str, Any], str]] = [
 ]
 SEVERAL_FILES = ("t5", "whisper", "vit-gpt2")
 # fmt: on
-
-
-@pytest.fixture(scope="module")
-def tagged(
-    exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """A tagged copy of an export, by the name of its model."""
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = shutil.copytree(exported(name), tmp_path_factory.mktemp("tagged") / name)
-            tag(made[name])
-        return made[name]
-
-    return make
 
 
 def preprocessors(directory: Path) -> dict[str, Any]:

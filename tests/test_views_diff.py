@@ -10,7 +10,6 @@ import onnx
 import pytest
 import typer
 from onnx import numpy_helper
-from tagging import tagged_copy
 from typer.testing import CliRunner
 
 from modelexport_optimum import strip, tag
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.views.diff import FileDiff, ModuleChange
 
 LAYER = "bert.encoder.layer.0"
-
-
-@pytest.fixture(scope="session")
-def tagged(exported: Callable[[str], Path]) -> Callable[[str], Path]:
-    """A tagged export of a model of the zoo, by its name. Not to be written to."""
-    return lambda name: tagged_copy(exported(name))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import onnxruntime
 import pytest
 import typer
 from onnx import helper
-from tagging import tagged_copy
 from typer.testing import CliRunner
 
 from modelexport_optimum import ModelExportError, UsageError, read_hierarchy, strip
@@ -34,12 +33,6 @@ TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)":
 SIZES = {"batch_size": 2, "num_channels": 3, "height": 32, "width": 32}
 OFF = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-
-
-@pytest.fixture(scope="session")
-def tagged(exported: Callable[[str], Path]) -> Callable[[str], Path]:
-    """A tagged export of a model of the zoo, by its name. Not to be written to."""
-    return lambda name: tagged_copy(exported(name))
 
 
 @pytest.fixture(scope="session")

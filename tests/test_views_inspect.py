@@ -16,7 +16,6 @@ import onnx
 import pytest
 import typer
 from onnx import helper, numpy_helper
-from tagging import tagged_copy
 from typer.testing import CliRunner
 
 from modelexport_optimum import read_hierarchy, strip
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.views.inspect import FileView, ModuleView
 
 MEGABYTE = 1024 * 1024
-
-
-@pytest.fixture(scope="session")
-def tagged(exported: Callable[[str], Path]) -> Callable[[str], Path]:
-    """A tagged export of a model of the zoo, by its name. Not to be written to."""
-    return lambda name: tagged_copy(exported(name))
 
 
 @pytest.fixture(scope="session")

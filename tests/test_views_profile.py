@@ -159,14 +159,14 @@ def test_blocked_convolutions_are_placed_and_what_is_added_is_not(
 def test_two_runs_agree_on_the_order_of_the_heaviest_modules(bert: Path) -> None:
     # Other programs take the processor away for milliseconds, as long as some modules take:
     # modules are compared whose times differ twofold, and a disturbed pair is run again.
-    for _ in range(3):
+    for _ in range(10):
         first, second = (times(profile(bert, iterations=40).files[0]) for _ in range(2))
         heaviest = list(first)[:8]
         pairs = [(a, b) for a in heaviest for b in heaviest if first[a] > 2 * first[b]]
-        assert len(pairs) >= 5
         swapped = [(a, b) for a, b in pairs if second[a] <= second[b]]
-        if not swapped:
+        if len(pairs) >= 5 and not swapped:
             break
+    assert len(pairs) >= 5
     assert not swapped
 
 

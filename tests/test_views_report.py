@@ -52,7 +52,7 @@ def opened(driver: Chrome, page: Path) -> Chrome:
     )
     browser.console(driver), browser.requests(driver)
     driver.get(page.as_uri())
-    driver.implicitly_wait(10)
+    driver.implicitly_wait(browser.PATIENCE)
     assert driver.find_element("css selector", "#parameters-0 g.slice")
     assert browser.console(driver) == []
     assert [url for url in browser.requests(driver) if not url.startswith("data:")] == [
@@ -74,12 +74,6 @@ def drawn(driver: Chrome, chart: str) -> dict[str, Any]:
     return found
 
 
-def waited(driver: Chrome, condition: Callable[[], bool]) -> None:
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    WebDriverWait(driver, 20).until(lambda _: condition())
-
-
 @pytest.mark.parametrize("chart", ["parameters-0", "time-0"])
 def test_a_click_on_a_module_zooms_into_it(chromium: Chrome, page: Path, chart: str) -> None:
     driver = opened(chromium, page)
@@ -92,8 +86,8 @@ def test_a_click_on_a_module_zooms_into_it(chromium: Chrome, page: Path, chart: 
             slice_.click()
             break
 
-    waited(driver, lambda: drawn(driver, chart)["level"] == "/bert.encoder")
-    waited(driver, lambda: "/cls" not in drawn(driver, chart)["labels"])
+    browser.waited(driver, lambda: drawn(driver, chart)["level"] == "/bert.encoder")
+    browser.waited(driver, lambda: "/cls" not in drawn(driver, chart)["labels"])
     inside = [label for label in drawn(driver, chart)["labels"] if label != "/bert.encoder"]
     assert inside
     assert all(label.startswith("/bert.encoder.") or label in ("/", "/bert") for label in inside)

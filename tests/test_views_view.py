@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import signal
 import socket
 import subprocess
@@ -21,10 +22,15 @@ from modelexport_optimum.views import commands
 from modelexport_optimum.views.tagged import read_tagged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from selenium.webdriver import Chrome
+
     from modelexport_optimum.views.tagged import Module, TaggedNode
+
+LAYERS = r"layer count\s+(\d+)"
+"""As Model Explorer says how many modules it shows."""
 
 # What starts the program: it serves until it is interrupted.
 PROGRAM = (
@@ -98,87 +104,101 @@ class Served:
     """`view` as it runs, from its first answer until it is interrupted."""
 
     def __init__(self, path: Path, viewer: str) -> None:
-        self.port = free_port()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", PROGRAM, "view", str(path)),
-                *("--viewer", viewer, "--port", str(self.port), "--no-browser"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.url = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if "http://" in line:
-                self.url = line[line.index("http://") :].strip()
-                break
+        for _ in range(3):  # something else may take the port first
+            self.port = free_port()
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", PROGRAM, "view", str(path)),
+                    *("--viewer", viewer, "--port", str(self.port), "--no-browser"),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert self.process.stdout is not None
+            for line in self.process.stdout:
+                if f"http://localhost:{self.port}" in line:
+                    self.url = line[line.index("http://") :].strip()
+                    return
+            self.process.wait()
+        raise AssertionError(f"{viewer} serves nothing")
 
     def __enter__(self) -> str:
-        assert self.url.startswith(f"http://localhost:{self.port}")
         return self.url
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGINT)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=120)
         assert self.process.returncode == 0
 
 
-def test_model_explorer_opens_the_file(tagged: Callable[[str], Path]) -> None:
-    from selenium.webdriver.support.wait import WebDriverWait
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chrome]:
+    with browser.chromium() as driver:
+        yield driver
 
-    with Served(tagged("bert"), "model-explorer") as url, browser.chromium() as driver:
-        driver.get(url)
-        body = driver.find_element("tag name", "body")
-        WebDriverWait(driver, 60).until(lambda _: "main_graph" in body.text)
-        WebDriverWait(driver, 60).until(lambda _: "layer count" in body.text)
+
+def test_model_explorer_opens_the_file(chromium: Chrome, tagged: Callable[[str], Path]) -> None:
+    with Served(tagged("bert"), "model-explorer") as url:
+        chromium.get(url)
+        body = chromium.find_element("tag name", "body")
+        browser.waited(chromium, lambda: "main_graph" in body.text)
+        browser.waited(chromium, lambda: re.search(LAYERS, body.text) is not None)
         # Of its layers one is the graph.
         owners = [
             module
             for module in read_tagged(tagged("bert") / "model.onnx").modules.values()
             if any(node.op_type != "Constant" for node in module.walk_nodes())
         ]
-        count = body.text.split("layer count")[1].split()[0]
-        assert int(count) == len(owners) + 1
+        assert re.findall(LAYERS, body.text)[0] == str(len(owners) + 1)
 
 
-def test_netron_shows_the_tag_on_every_node(tagged: Callable[[str], Path]) -> None:
-    from selenium.webdriver.support.wait import WebDriverWait
-
+def test_netron_shows_the_tag_on_every_node(
+    chromium: Chrome, tagged: Callable[[str], Path]
+) -> None:
     file = tagged("bert") / "model.onnx"
-    with Served(file, "netron") as url, browser.chromium() as driver:
-        driver.get(f"{url}/icon.png")
+    nodes = {node.name: node for node in read_tagged(file).nodes}
+    # It shows a constant in the node that reads it, if that is one alone.
+    drawn = {name for name, node in nodes.items() if node.op_type != "Constant"}
+    chromium.set_script_timeout(browser.PATIENCE)
+    with Served(file, "netron") as url:
+        chromium.get(f"{url}/icon.png")
         # Otherwise it asks first, over the network, whether the country wants cookies asked for.
-        driver.add_cookie({"name": "consent", "value": "1"})
-        driver.get(url)
-        WebDriverWait(driver, 60).until(
-            lambda _: driver.find_elements("css selector", "g.node .node-item")
+        chromium.add_cookie({"name": "consent", "value": "1"})
+        chromium.get(url)
+        # Nodes are transparent until they have their places.
+        browser.waited(
+            chromium,
+            lambda: chromium.execute_script(
+                """
+                const nodes = [...document.querySelectorAll('g.node[id^="node-name-"]')];
+                return nodes.length >= arguments[0] && nodes.every(node => !node.style.opacity);
+                """,
+                len(drawn),
+            ),
         )
-        shown = driver.execute_async_script(
+        shown = chromium.execute_async_script(
             """
-            const done = arguments[0];
+            const [patience, done] = arguments;
             (async () => {
+              const end = Date.now() + patience * 900;
               const shown = {};
               for (const node of document.querySelectorAll('g.node[id^="node-name-"]')) {
                 node.querySelector('.node-item').dispatchEvent(
                   new MouseEvent('click', { bubbles: true }));
                 // The sidebar is drawn when the browser finds time for it.
                 const name = node.id.slice('node-name-'.length);
-                for (let tries = 0; tries < 500; tries++) {
-                  await new Promise(resolve => setTimeout(resolve, tries && 10));
+                do {
+                  await new Promise(resolve => setTimeout(resolve, name in shown && 10));
                   const sidebar = document.getElementById('sidebar-content');
                   shown[name] = (sidebar?.innerText ?? '').split('\\n');
-                  if (shown[name].includes(name)) break;
-                }
+                } while (!shown[name].includes(name) && Date.now() < end);
               }
               done(shown);
             })();
-            """
+            """,
+            browser.PATIENCE,
         )
-    nodes = {node.name: node for node in read_tagged(file).nodes}
-    # It shows a constant in the node that reads it, if that is one alone.
-    drawn = {name for name, node in nodes.items() if node.op_type != "Constant"}
     assert drawn <= shown.keys() <= nodes.keys()
     for name, lines in shown.items():
         assert name in lines
