@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ COPIED_BY_FUSION = frozenset(
 # dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads
 # their output may come to compute the same as what reads their input.
 PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
+
+_CLASS = re.compile(r"[^\s./:]+")
 
 _FIELD_ATTRIBUTE, _FIELD_DOC_STRING, _FIELD_METADATA = 5, 6, 9
 
@@ -111,7 +114,7 @@ def parse_tag(tag: str) -> list[tuple[str, str]] | None:
 
 
 def _is_class(text: str) -> bool:
-    return bool(text) and not any(c.isspace() or c in "./:" for c in text)
+    return _CLASS.fullmatch(text) is not None
 
 
 @dataclass(slots=True)

@@ -530,147 +530,149 @@ def test_directory_that_cannot_be_made(place: Path) -> None:
 # --- Signals --------------------------------------------------------------------------------------
 
 
-def start(lines: Sequence[str], *options: str, before: str = "") -> subprocess.Popen[str]:
-    """A batch in a process group of its own, as a shell starts it."""
-    Path("models.txt").write_text("\n".join(lines))
-    code = f"{before}\nfrom modelexport_optimum.cli import main\nmain()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "batch", "models.txt", "-o", "exports", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+class Started:
+    """A batch in a process group of its own, as a shell starts it.
+
+    The output goes to files: nobody reads a pipe while others are waited for.
+    """
+
+    def __init__(self, place: Path, lines: Sequence[str], *options: str, before: str = "") -> None:
+        self.exports = place / "exports"
+        (place / "models.txt").write_text("\n".join(lines))
+        code = f"{before}\nfrom modelexport_optimum.cli import main\nmain()"
+        with (place / "out").open("w") as out, (place / "err").open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, "batch", "models.txt", "-o", "exports", *options],
+                cwd=place,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert time.monotonic() < deadline, self.said("err")
+            assert self.process.poll() is None, self.said("err")
+            time.sleep(0.02)
+
+    def until_loading(self, name: str) -> None:
+        """Until a model is being loaded: its export has made a directory beside the output."""
+        self.until(lambda: any(self.exports.glob(f".{name}-onnx.staging-*/")))
+
+    def signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> int:
+        """Waits for the batch, and for the last of its processes."""
+        status = self.process.wait(240)
+        deadline = time.monotonic() + 60
+        while self.alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return status
+
+    def alive(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def said(self, stream: str) -> str:
+        return (self.exports.parent / stream).read_text()
+
+    def left(self) -> set[str]:
+        return {path.name for path in self.exports.iterdir()}
 
 
-def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
-def loaded(place: Path, name: str) -> bool:
-    """Whether a model is being loaded: its export has written beside the output."""
-    return any((place / "exports").glob(f".{name}-onnx.staging-*"))
-
-
-def alive(process_group: int) -> bool:
-    try:
-        os.killpg(process_group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_ctrl_c(place: Path, model: Callable[..., Path], model_directory: ModelDirectory) -> None:
-    model("hangs", code=HANGS)
+def test_signals(place: Path, model: Callable[..., Path], model_directory: ModelDirectory) -> None:
+    flag = place / "flag"
+    flag.touch()
+    hangs, ignores = model("hangs", code=HANGS), model("ignores", code=IGNORES)
+    waits = model("waits", code=WAITS.format(flag=str(flag)))
     bert = f"{model_directory('bert')} --provider cpu"
-    batch = start([bert, f"hangs {CUSTOM}", "./never"], "--workers", "1")
-    until(lambda: loaded(place, "hangs"), batch)
-    os.killpg(batch.pid, signal.SIGINT)
-    out, err = batch.communicate(timeout=60)
-    assert batch.returncode == 128 + signal.SIGINT
-    assert "stopped: ending what runs" in err
-    assert "1 ok, 2 not run" in out
-    assert records(place / "exports").keys() == {"bert-onnx"}
-    assert {path.name for path in (place / "exports").iterdir()} == {"bert-onnx", "results.jsonl"}
-    until(lambda: not alive(batch.pid))
+    nohup = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    for name in ("once", "twice", "all", "nohup"):
+        (place / name).mkdir()
+    # Side by side, since most of each is importing PyTorch.
+    once = Started(place / "once", [bert, f"{hangs} {CUSTOM}", "./never"], "--workers", "1")
+    twice = Started(place / "twice", [f"{ignores} {CUSTOM}"])
+    to_all = Started(place / "all", [f"{hangs} {CUSTOM}"])
+    ignored = Started(place / "nohup", [f"{waits} {CUSTOM}"], before=nohup)
 
-
-def test_signal_to_all_processes(place: Path, model: Callable[..., Path]) -> None:
-    model("hangs", code=HANGS)
-    batch = start([f"hangs {CUSTOM}"])
-    until(lambda: loaded(place, "hangs"), batch)
-    os.killpg(batch.pid, signal.SIGTERM)  # as Slurm does
-    batch.communicate(timeout=60)
-    assert batch.returncode == 128 + signal.SIGTERM
-    assert list((place / "exports").iterdir()) == []
-    until(lambda: not alive(batch.pid))
-
-
-def test_hangup_is_ignored_if_the_shell_says_so(
-    place: Path, model: Callable[..., Path], model_directory: ModelDirectory
-) -> None:
-    flag = place / "flag"
-    flag.touch()
-    model("waits", code=WAITS.format(flag=str(flag)))
-    ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    batch = start([f"waits {CUSTOM}"], before=ignored)  # as nohup does
-    until(lambda: loaded(place, "waits"), batch)
-    os.killpg(batch.pid, signal.SIGHUP)
-    flag.unlink()
-    batch.communicate(timeout=60)
-    assert batch.returncode == 0
-
-
-def test_ctrl_c_twice(place: Path, model: Callable[..., Path]) -> None:
-    model("ignores", code=IGNORES)
-    batch = start([f"ignores {CUSTOM}"])
-    until(lambda: loaded(place, "ignores"), batch)
+    once.until_loading("hangs")
+    once.signal(signal.SIGINT)
+    twice.until_loading("ignores")
+    twice.signal(signal.SIGINT)
+    twice.until(lambda: "Ctrl-C once more" in twice.said("err"))
     started = time.monotonic()
-    os.killpg(batch.pid, signal.SIGINT)
-    assert batch.stderr is not None
-    for line in batch.stderr:
-        if "Ctrl-C once more" in line:
-            break
-    os.killpg(batch.pid, signal.SIGINT)
-    batch.communicate(timeout=60)
-    assert batch.returncode == 128 + signal.SIGINT
-    assert time.monotonic() - started < batch_module._GRACE_SECONDS
-    assert list((place / "exports").iterdir()) == []
-    until(lambda: not alive(batch.pid))
+    twice.signal(signal.SIGINT)
+    twice.process.wait(240)
+    assert time.monotonic() - started < batch_module._GRACE_SECONDS / 2
+    to_all.until_loading("hangs")
+    to_all.signal(signal.SIGTERM)  # as Slurm does
+    ignored.until_loading("waits")
+    ignored.signal(signal.SIGHUP)
+    flag.unlink()
+
+    assert once.end() == 128 + signal.SIGINT
+    assert "stopped: ending what runs" in once.said("err")
+    assert "1 ok, 2 not run" in once.said("out")
+    assert records(once.exports).keys() == {"bert-onnx"}
+    assert once.left() == {"bert-onnx", "results.jsonl"}
+    assert twice.end() == 128 + signal.SIGINT
+    assert twice.left() == set()
+    assert to_all.end() == 128 + signal.SIGTERM
+    assert to_all.left() == set()
+    assert ignored.end() == 0
+    assert ignored.left() == {"waits-onnx", "results.jsonl"}
 
 
-def test_batch_that_is_killed_and_resumed(
+def test_batches_that_are_killed_and_resumed(
     place: Path, model: Callable[..., Path], model_directory: ModelDirectory
 ) -> None:
     flag = place / "flag"
     flag.touch()
-    model("waits", code=WAITS.format(flag=str(flag)))
-    lines = [
-        *(f"{model_directory('bert')} --provider cpu -o {name}" for name in ("one", "two")),
-        f"waits {CUSTOM}",
-        f"{model_directory('bert')} --provider cpu -o three",
-    ]
-    batch = start(lines, "--workers", "1")
-    until(lambda: loaded(place, "waits"), batch)
-    batch.kill()
-    batch.communicate()
-    before = inodes(place / "exports")
-    assert before.keys() == {"one/model.onnx", "two/model.onnx"}
-    assert set(records(place / "exports")) == {"one", "two"}
-    flag.unlink()
-    ran = run(lines)
-    assert ran.exit == 0
-    assert ran.status == dict.fromkeys(("one", "two", "waits-onnx", "three"), "ok")
-    assert inodes(place / "exports").items() > before.items()
-    assert hidden(place / "exports") == []
-    until(lambda: not alive(batch.pid))
-
-
-def test_killed_between_the_output_and_its_record(
-    place: Path, model_directory: ModelDirectory
-) -> None:
-    lines = [f"{model_directory('bert')} --provider cpu"]
+    waits = model("waits", code=WAITS.format(flag=str(flag)))
+    bert = f"{model_directory('bert')} --provider cpu"
+    lines = [f"{bert} -o one", f"{bert} -o two", f"{waits} {CUSTOM}", f"{bert} -o three"]
     dies = """
 import os
 from modelexport_optimum.results import Results
 Results.add = lambda *_: os._exit(9)
 """
-    batch = start(lines, before=dies)
-    batch.communicate(timeout=120)
-    assert batch.returncode == 9
-    before = inodes(place / "exports")
-    assert before.keys() == {"bert-onnx/model.onnx"}
-    assert not (place / "exports" / "results.jsonl").exists()
-    ran = run(lines)
+    for name in ("middle", "between"):
+        (place / name).mkdir()
+    middle = Started(place / "middle", lines, "--workers", "1")
+    between = Started(place / "between", lines[:1], before=dies)
+    middle.until_loading("waits")
+    middle.process.kill()
+
+    # While a model is being exported.
+    middle.process.wait()
+    before = inodes(middle.exports)
+    assert before.keys() == {"one/model.onnx", "two/model.onnx"}
+    assert set(records(middle.exports)) == {"one", "two"}
+    flag.unlink()
+    ran = run(lines, directory="middle/exports")
+    assert ran.exit == 0
+    assert ran.status == dict.fromkeys(("one", "two", "waits-onnx", "three"), "ok")
+    assert inodes(middle.exports).items() > before.items()
+    assert hidden(middle.exports) == []
+    assert middle.end() == -signal.SIGKILL
+
+    # Between the output and its record.
+    assert between.end() == 9
+    before = inodes(between.exports)
+    assert before.keys() == {"one/model.onnx"}
+    assert not (between.exports / "results.jsonl").exists()
+    ran = run(lines[:1], directory="between/exports")
     assert ran.exit == 0
     assert "(1 done before)" in ran.out
-    assert inodes(place / "exports") == before
-    assert ran.records["bert-onnx"]["nodes"] == len(list(read_hierarchy(place / "exports")))
-    assert {path.name for path in (place / "exports").iterdir()} == {"bert-onnx", "results.jsonl"}
+    assert inodes(between.exports) == before
+    assert ran.records["one"]["nodes"] == len(list(read_hierarchy(between.exports)))
+    assert between.left() == {"one", "results.jsonl"}
 
 
 # --- The Hub --------------------------------------------------------------------------------------
