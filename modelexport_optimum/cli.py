@@ -156,7 +156,9 @@ def batch(
         for name, value in given.items()
         if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT"
     }
-    with terminal.batch(as_json=as_json, verbose=verbose) as watcher:
+    from modelexport_optimum import watching
+
+    with watching.batch(as_json=as_json, verbose=verbose) as watcher:
         from modelexport_optimum.manifest import read_manifest
 
         jobs = read_manifest(manifest, directory=output, defaults=defaults)
@@ -175,7 +177,7 @@ def batch(
     if as_json:
         terminal.print_json(result.to_dict())
     else:
-        terminal.print_batch(result)
+        watching.print_batch(result)
     raise typer.Exit(result.exit_status)
 
 

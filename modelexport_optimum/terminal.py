@@ -13,31 +13,26 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import typer
 from rich.markup import escape
 
 from modelexport_optimum.errors import ManifestError, ModelExportError, in_one_line
-from modelexport_optimum.jobs import Watcher
 from modelexport_optimum.streams import output_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
-    from rich.progress import TaskID
     from rich.table import Table
 
-    from modelexport_optimum.batch import BatchResult
     from modelexport_optimum.export import ExportResult, Progress
     from modelexport_optimum.htp import TagReport
-    from modelexport_optimum.jobs import Job, Stage
     from modelexport_optimum.verify import VerifyReport
 
-_STAGES = {
+STAGES = {
     "import": "Import Optimum",
     "load": "Load the model",
     "export": "Export to ONNX",
@@ -72,8 +67,8 @@ def command(
         verbose: show what other libraries print, and an error's traceback.
     """
     with (
-        _told(as_json=as_json, verbose=verbose),
-        contextlib.nullcontext(sys.stderr) if verbose else _quiet() as stream,
+        told(as_json=as_json, verbose=verbose),
+        contextlib.nullcontext(sys.stderr) if verbose else quiet() as stream,
         _stages(stream, plain=verbose or not stream.isatty()) as progress,
     ):
         if stage is None:
@@ -86,7 +81,7 @@ def command(
 
 
 @contextlib.contextmanager
-def _told(*, as_json: bool, verbose: bool) -> Iterator[None]:
+def told(*, as_json: bool, verbose: bool) -> Iterator[None]:
     """Tell a failure in one line, and end with its exit status."""
     try:
         yield
@@ -113,7 +108,7 @@ def _fail(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[IO[str]]:
+def quiet() -> Iterator[IO[str]]:
     """Send what is printed to nowhere; yields our stderr."""
     with contextlib.ExitStack() as stack:
         stream: IO[str] = sys.stderr
@@ -142,7 +137,7 @@ def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
 
         def write(name: str, seconds: float | None) -> None:
             if seconds is not None:
-                stream.write(f"{_STAGES[name]}: {seconds:.1f} s\n")
+                stream.write(f"{STAGES[name]}: {seconds:.1f} s\n")
                 stream.flush()
 
         yield write
@@ -167,180 +162,11 @@ def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
             for running in bar.task_ids:
                 bar.remove_task(running)
             if seconds is None:
-                bar.add_task(_STAGES[name])
+                bar.add_task(STAGES[name])
             else:
-                console.print(f"[green]✓[/] {_STAGES[name]:28}[dim]{seconds:6.1f} s[/]")
+                console.print(f"[green]✓[/] {STAGES[name]:28}[dim]{seconds:6.1f} s[/]")
 
         yield draw
-
-
-@contextlib.contextmanager
-def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
-    """Run a batch: quietly, with a line for each model that has ended.
-
-    Args:
-        as_json: say a failure as a JSON document on stdout, too.
-        verbose: show the log of each model that failed, and an error's traceback.
-    """
-    with (
-        _told(as_json=as_json, verbose=verbose),
-        _quiet() as stream,
-        _Bars(stream, verbose=verbose) if stream.isatty() else _Lines(stream, verbose=verbose) as w,
-    ):
-        yield w
-
-
-class _Lines(Watcher):
-    """What a batch says in a pipe: a line for each model that has ended."""
-
-    def __init__(self, stream: IO[str], *, verbose: bool) -> None:
-        self._verbose = verbose
-        self._stream = stream
-        self._total = self._ended = 0
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
-        self._total = len(jobs)
-        before = f", {skipped} more are done already" if skipped else ""
-        by = "" if workers is None else f" with {_count(workers, 'worker')}"
-        self._say(f"[dim]{_count(len(jobs), 'model')} to export{by}{before}[/]")
-
-    def finished(self, job: Job, record: Mapping[str, Any]) -> None:
-        self._ended += 1
-        status = record["status"]
-        ended = f"[dim]{self._ended:>{len(str(self._total))}}/{self._total}[/] {_status(status)} "
-        took = "" if record["seconds"] is None else f" [dim]{record['seconds']:.1f} s[/]"
-        line = f"{ended}{escape(_model(job.model))} -> {escape(_shown(job.output))}{took}"
-        if status != "ok":
-            line += f": {escape(str(record['error']))}"
-        if record["log"]:
-            line += f" [dim](log: {escape(_shown(Path(record['log'])))})[/]"
-        self._say(line)
-        if self._verbose and record["log"] and Path(record["log"]).is_file():
-            self._say(escape(Path(record["log"]).read_text(encoding="utf-8", errors="replace")))
-
-    def stopping(self, reason: str) -> None:
-        self._say(f"[yellow]{escape(reason)}: ending what runs; Ctrl-C once more kills it[/]")
-
-    def warned(self, message: str) -> None:
-        self._say(f"[yellow]warning:[/] {escape(message)}")
-
-    def _say(self, markup: str) -> None:
-        from rich.text import Text
-
-        self._stream.write(f"{Text.from_markup(markup).plain}\n")
-        self._stream.flush()
-
-
-class _Bars(_Lines):
-    """The same on a terminal, above a bar and what each worker is doing."""
-
-    def __init__(self, stream: IO[str], *, verbose: bool) -> None:
-        super().__init__(stream, verbose=verbose)
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._console = Console(file=stream, highlight=False)
-        self._all = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._each = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        )
-        self._rows: dict[Path, TaskID] = {}
-        self._live = Live(
-            Group(self._all, self._each),
-            console=self._console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-
-    def __enter__(self) -> _Bars:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
-        super().planned(jobs, skipped, workers)
-        self._bar = self._all.add_task("Import Optimum", total=len(jobs))
-
-    def running(self, event: Stage) -> None:
-        self._all.update(self._bar, description="Export")
-        output = event.job.output
-        if event.name == "start" and output in self._rows:  # again, after its worker died
-            self._each.remove_task(self._rows.pop(output))
-        if output not in self._rows:
-            self._rows[output] = self._each.add_task("")
-        stage = _STAGES.get(event.name, "Look for the model")
-        description = f"[dim]{escape(event.worker)}[/] {escape(_model(event.job.model))}: {stage}"
-        self._each.update(self._rows[output], description=description)
-
-    def finished(self, job: Job, record: Mapping[str, Any]) -> None:
-        super().finished(job, record)
-        self._all.advance(self._bar)
-        if job.output in self._rows:
-            self._each.remove_task(self._rows.pop(job.output))
-
-    def _say(self, markup: str) -> None:
-        self._console.print(markup, soft_wrap=True)
-
-
-def print_batch(result: BatchResult) -> None:
-    """What became of each model of a batch."""
-    right = ["nodes", "size", "seconds"]
-    table = _table("", "model", "task", *right, "providers", "error", right=right)
-    times = Counter(record["model"] for record in result.records)
-    for record in result.records:
-        model = _model(record["model"])
-        if times[record["model"]] > 1:
-            model += f" ({Path(record['output']).name})"
-        providers = (
-            f"{name.removesuffix('ExecutionProvider')} {status}"
-            for name, status in record["providers"].items()
-        )
-        table.add_row(
-            _status(record["status"]),
-            escape(model),
-            record["task"],
-            "" if record["nodes"] is None else f"{record['nodes']:,}",
-            "" if record["size"] is None else _bytes(record["size"]),
-            "" if record["seconds"] is None else f"{record['seconds']:.1f}",
-            ", ".join(providers),
-            escape(record["error"] or ""),
-        )
-    _print_table(table)
-    counts = Counter(record["status"] for record in result.records)
-    parts = [f"{number} {status}" for status, number in counts.items()]
-    before = f" ({result.skipped} done before)" if result.skipped else ""
-    _console().print(
-        f"\n{', '.join(parts)}{before} in {result.seconds:.1f} s: "
-        f"{escape(_shown(result.directory / 'results.jsonl'))}"
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def print_json(document: object) -> None:
@@ -350,24 +176,24 @@ def print_json(document: object) -> None:
 
 def print_export(result: ExportResult) -> None:
     """The summary of a run."""
-    console = _console()
-    console.print(f"\n[bold]{escape(_shown(result.output))}[/]  {result.task}\n")
-    _print_table(_files(result.tags, result.output, result.files))
+    console = stdout()
+    console.print(f"\n[bold]{escape(shown(result.output))}[/]  {result.task}\n")
+    print_table(_files(result.tags, result.output, result.files))
     others = [name for name in result.files if not _is_model(name)]
-    size = _bytes(sum(result.files[name] for name in others))
+    size = in_bytes(sum(result.files[name] for name in others))
     console.print(f"[dim]and {escape(', '.join(others))} ({size})[/]\n")
     checks = _checks(result.verification)
-    checks.add_row("PyTorch", _status(result.comparison.status), escape(result.comparison.message))
-    _print_table(checks)
+    checks.add_row("PyTorch", styled(result.comparison.status), escape(result.comparison.message))
+    print_table(checks)
     for warning in result.warnings:
         console.print(f"\n[yellow]warning:[/] {escape(warning)}")
 
 
 def print_tags(report: TagReport) -> None:
     """What the pass did, file by file, and by which evidence the nodes were placed."""
-    _print_table(_files(report, Path.cwd(), {}))
+    print_table(_files(report, Path.cwd(), {}))
     if not report.classes_known:
-        _console().print(
+        stdout().print(
             "[yellow]warning:[/] the classes cannot be known from this directory, and the tags "
             "have paths alone: give the source model with tag --model"
         )
@@ -382,12 +208,12 @@ def _files(report: TagReport, directory: Path, sizes: Mapping[str, int]) -> Tabl
         sizes: Bytes of the files, of which those with weights are shown.
     """
     numbers = [*(["size"] if sizes else []), "nodes", "modules", "attribute"]
-    table = _table("file", *numbers, "placed by", right=numbers)
-    shown = {_shown(file.path, directory): file for file in report.files}
-    for name in sorted({*shown, *filter(_is_model, sizes)}):
-        cells = [_bytes(sizes[name])] if sizes else []
-        if name in shown:
-            file = shown[name]
+    table = new_table("file", *numbers, "placed by", right=numbers)
+    by_name = {shown(file.path, directory): file for file in report.files}
+    for name in sorted({*by_name, *filter(_is_model, sizes)}):
+        cells = [in_bytes(sizes[name])] if sizes else []
+        if name in by_name:
+            file = by_name[name]
             cells += [f"{n:,}" for n in (file.nodes, len(file.modules), file.attribute)]
             cells.append(", ".join(f"{kind} {n:,}" for kind, n in file.evidence.items()))
         table.add_row(escape(name), *cells)
@@ -405,41 +231,43 @@ def print_explanation(paragraphs: Sequence[str], *, as_json: bool) -> None:
 def print_stripped(changed: Sequence[Path]) -> None:
     """The files that tags were taken out of."""
     for path in changed:
-        typer.echo(f"stripped {_shown(path)}")
+        typer.echo(f"stripped {shown(path)}")
     if not changed:
         typer.echo("nothing to strip: there are no tags")
 
 
 def print_verification(report: VerifyReport) -> None:
     """The result of each check and each provider."""
-    _print_table(_checks(report))
+    print_table(_checks(report))
 
 
 def _checks(report: VerifyReport) -> Table:
-    table = _table("check", "result", "")
+    table = new_table("check", "result", "")
     for check in report.checks:
-        table.add_row(check.name, _status(check.status), escape(check.message))
+        table.add_row(check.name, styled(check.status), escape(check.message))
     for provider in report.providers:
-        table.add_row(provider.provider, _status(provider.status), escape(provider.message))
+        table.add_row(provider.provider, styled(provider.status), escape(provider.message))
     return table
 
 
-def _console() -> Console:
+def stdout() -> Console:
+    """The terminal, or what stands in its place."""
     from rich.console import Console
 
     # In a pipe a line must not be broken at the 80 columns that rich assumes there.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1000, highlight=False)
 
 
-def _print_table(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Without the blanks that fill up rich's last column."""
-    console = _console()
+    console = stdout()
     with console.capture() as capture:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table with these columns, of which some are set to the right."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -454,7 +282,8 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def _status(status: str) -> str:
+def styled(status: str) -> str:
+    """A status in its colour."""
     return f"[{_COLOURS.get(status, 'default')}]{status}[/]"
 
 
@@ -462,17 +291,14 @@ def _is_model(name: str) -> bool:
     return ".onnx" in name
 
 
-def _shown(path: Path, start: Path | None = None) -> str:
+def shown(path: Path, start: Path | None = None) -> str:
+    """A path from here on, or from another start, if it is below."""
     relative = os.path.relpath(path, start)
     return str(path) if relative.startswith("..") else relative
 
 
-def _model(name: str) -> str:
-    """As the user knows it: a directory from here on."""
-    return _shown(Path(name)) if Path(name).is_absolute() else name
-
-
-def _bytes(size: float) -> str:
+def in_bytes(size: float) -> str:
+    """A size for the eye."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
