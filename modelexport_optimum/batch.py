@@ -124,7 +124,9 @@ def batch(
     with only_batch(place):
         results = Results(place)
         for pending in place.glob(f"{LOGS}/**/*.pending"):
-            _adopt(pending, results)
+            if (record := _published(pending)) is not None:
+                results.add(Path(record["output"]), record)
+                pending.unlink()
         for unfinished in place.glob(f"{LOGS}/**/.*.pending.*.tmp"):
             unfinished.unlink()
         done = {} if force else _done(jobs, results)
@@ -212,8 +214,8 @@ def _replacing_its_own(job: Job, results: Results) -> Job:
     return dataclasses.replace(job, arguments={**job.arguments, "overwrite": True})
 
 
-def _adopt(pending: Path, results: Results) -> Record | None:
-    """The record of an output that was published, by one who could not say so any more.
+def _published(pending: Path) -> Record | None:
+    """The record of an output that is there, by one who died before it could say so.
 
     The directory that was staged became the output, which is seen by its inode.
     """
@@ -222,13 +224,12 @@ def _adopt(pending: Path, results: Results) -> Record | None:
     except FileNotFoundError:
         return None
     output = Path(record["output"])
-    published = output.is_dir() and output.stat().st_ino == record["inode"]
-    if published:
-        results.add(output, record)
-        if record["status"] == "ok":
-            pending.with_suffix(".log").unlink(missing_ok=True)
-    pending.unlink()
-    return record if published else None
+    if not output.is_dir() or output.stat().st_ino != record["inode"]:
+        pending.unlink()
+        return None
+    if record["status"] == "ok":
+        pending.with_suffix(".log").unlink(missing_ok=True)
+    return record
 
 
 # --- Running the rest -----------------------------------------------------------------------------
@@ -315,13 +316,16 @@ class _Run:
         self._fetched.add(_fetches(job))
         if self._signals and running.ending is None:  # it heard the signal before us
             running.ending = "stopped"
-        if isinstance(event, Done) and (not running.ending or event.record["status"] == "ok"):
+        if isinstance(event, Done) and event.record["status"] != "failed":
             self._record(job, event.record)
             return
         remove_abandoned(job.output)
-        record = _adopt(job.pending, self._results) if job.pending else None
+        # A process may have died, and Ray run the job again, after the output was published.
+        record = _published(job.pending) if job.pending else None
         if record is not None:
-            self._keep(job, record)
+            self._record(job, record)
+        elif isinstance(event, Done) and running.ending is None:
+            self._record(job, event.record)
         elif running.ending == "timed-out":
             reason = f"it took longer than {job.timeout:g} s (--timeout)"
             self._record(job, self._lost(job, "timed-out", reason, running))
@@ -352,9 +356,6 @@ class _Run:
         else:
             if job.pending is not None:
                 job.pending.unlink(missing_ok=True)
-        self._keep(job, record)
-
-    def _keep(self, job: Job, record: Record) -> None:
         self.ended[job.output] = record
         self.watcher.finished(job, record)
         if self._fail_fast and record["status"] != "ok":

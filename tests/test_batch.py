@@ -252,6 +252,23 @@ def test_table(mixed: tuple[Path, Ran]) -> None:
     assert lines[-1].startswith("2 ok, 3 crashed, 3 failed, 2 timed-out, 1 check-failed in ")
 
 
+def test_worker_that_dies_when_the_output_is_there(place: Path, model: Callable[..., Path]) -> None:
+    code = """
+import os, signal, sys
+export = sys.modules["modelexport_optimum.export"]
+publish = export.publish
+def publish_and_die(*arguments, **options):
+    publish(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+export.publish = publish_and_die
+"""
+    model("late", code=code)
+    ran = run([f"late {CUSTOM}"])
+    assert ran.exit == 0
+    assert ran.records["late-onnx"]["nodes"] == len(list(read_hierarchy(place / "exports")))
+    assert {path.name for path in (place / "exports").iterdir()} == {"late-onnx", "results.jsonl"}
+
+
 def test_workers_share_out_the_cores(place: Path, model: Callable[..., Path]) -> None:
     from modelexport_optimum.pool import available_cores
 
