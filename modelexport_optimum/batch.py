@@ -308,6 +308,8 @@ class _Run:
         if isinstance(event, Stage):
             if event.name == "start":
                 running.since, running.started = time.monotonic(), now()
+            if event.name == "waiting":
+                running.since = None
             if event.name == _FETCHED:
                 self._fetched.add(_fetches(job))
             self.watcher.running(event)

@@ -39,7 +39,7 @@ _MOST_CALLS = 100_000
 """At a time, of the ear's: two for each job that runs."""
 
 _CONNECT_SECONDS = 10
-"""Ray itself tries an address where nobody listens for a quarter of an hour."""
+"""Ray itself goes on for minutes to try an address where nobody listens."""
 
 _END_SECONDS = 5
 """What killed processes have to be gone in, before their outputs are cleaned up."""
@@ -116,7 +116,11 @@ class _Task:
 
 
 class RayCluster:
-    """A `Runner` on a Ray cluster."""
+    """A `Runner` on a Ray cluster.
+
+    A job that asks for no GPU sees none, and one that asks has a process to itself, so that
+    what the libraries keep of the GPU's memory is given back.
+    """
 
     def __init__(self, address: str | None = None) -> None:
         """Connect, or start a cluster of this machine.
@@ -148,7 +152,7 @@ class RayCluster:
             raise ModelExportError(f"Ray cannot be used: {_one_line(error)}") from error
         self._ray: Any = ray
         self._run: Any = ray.remote(_run)
-        self._run_on_gpu: Any = ray.remote(max_calls=1)(_run)  # only its end gives back a GPU
+        self._run_on_gpu: Any = ray.remote(max_calls=1)(_run)
         # On this node, so that no other takes it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(_Ear)
@@ -321,4 +325,4 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(" ".join(map(str, error.args)).split())
+    return " ".join((" ".join(map(str, error.args)) or str(error)).split())

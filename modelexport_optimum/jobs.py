@@ -55,7 +55,8 @@ class Stage:
     Attributes:
         job: which.
         worker: what runs it, for the eye.
-        name: "start" when the job is taken up, then the stages of `export()`.
+        name: "start" when the job is taken up, then the stages of `export()`; "waiting" when
+            its process died and it will be taken up again.
     """
 
     job: Job

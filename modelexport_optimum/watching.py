@@ -149,7 +149,7 @@ class _Bars(_Lines):
             self._each.remove_task(self._rows.pop(output))
         if output not in self._rows:
             self._rows[output] = self._each.add_task("")
-        stage = STAGES.get(event.name, "Look for the model")
+        stage = {**STAGES, "waiting": "Wait for another worker"}.get(event.name, "Start")
         description = f"[dim]{escape(event.worker)}[/] {escape(_model(event.job.model))}: {stage}"
         self._each.update(self._rows[output], description=description)
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from modelexport_optimum import batch as batch_module
 from modelexport_optimum import read_hierarchy
 from modelexport_optimum.cli import app
+from modelexport_optimum.jobs import Done, Job, Stage
 from modelexport_optimum.results import Results, only_batch
 
 if TYPE_CHECKING:
@@ -723,3 +724,43 @@ def test_models_are_fetched_once_and_redone_when_they_change(
     assert len(fetched) == 2
     sources = {record["made"]["source"] for record in records(place / "exports").values()}
     assert sources == {hub.OTHER_COMMIT}
+
+
+# --- A runner that runs jobs again ----------------------------------------------------------------
+
+
+class Again:
+    """A runner whose workers are slow to come back, as a cluster's; nothing is exported."""
+
+    def __init__(self) -> None:
+        self.events: list[list[Any]] = []
+        self.cancelled: list[Job] = []
+
+    def has_room(self) -> bool:
+        return True
+
+    def start(self, job: Job) -> None:
+        done = Done(job, {"model": job.model, "status": "ok", "output": str(job.output)})
+        waiting: list[Any] = [[] for _ in range(8)]
+        self.events = [[Stage(job, "a", "start")], [Stage(job, "a", "waiting")], *waiting]
+        self.events += [[Stage(job, "b", "start"), done]]
+
+    def wait(self, seconds: float) -> list[Any]:
+        time.sleep(min(seconds, 0.05))
+        return self.events.pop(0)
+
+    def cancel(self, job: Job, *, force: bool) -> None:
+        self.cancelled.append(job)
+
+    def close(self) -> None:
+        pass
+
+
+def test_waiting_for_another_worker_is_no_time_of_the_job(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Again()
+    monkeypatch.setattr(batch_module, "_runner", lambda *_: (runner, None))
+    result = batch_module.batch([Job(1, "m", place / "out", timeout=0.2)], place)
+    assert [record["status"] for record in result.records] == ["ok"]
+    assert runner.cancelled == []
