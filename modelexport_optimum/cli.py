@@ -125,7 +125,7 @@ def batch(
     ] = Path(),
     workers: Annotated[
         int | None,
-        option("--workers", "Models at a time. By default what the machine has room for.", min=1),
+        option("--workers", "Models at a time. By default one for each core, at most 4.", min=1),
     ] = None,
     ray: Annotated[
         str | None,

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ import hub
 import onnx
 import onnxruntime
 import pytest
+from disks import mounted
 from typer.testing import CliRunner
 
 from modelexport_optimum import batch as batch_module
@@ -494,19 +494,6 @@ def test_two_batches_in_one_directory(place: Path, monkeypatch: pytest.MonkeyPat
 
 
 # --- Disks ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def mounted(directory: Path, size: str) -> Iterator[None]:
-    """A file system of its own, which only root can have."""
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a file system here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def test_disk_that_one_model_fills(place: Path, model_directory: ModelDirectory) -> None:

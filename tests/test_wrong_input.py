@@ -8,18 +8,18 @@ import os
 import re
 import shutil
 import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import hub
 import onnx
 import pytest
+from disks import mounted
 from typer.testing import CliRunner
 
 from modelexport_optimum.cli import app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     ModelDirectory = Callable[[str], Path]
@@ -364,19 +364,6 @@ def test_parent_that_is_a_file(place: Path) -> None:
 def test_parents_are_removed_again(place: Path) -> None:
     status, _ = refused(place, "bert", "-o", "new/and/new/out", "--task", "image-classification")
     assert status == 1
-
-
-@contextmanager
-def mounted(directory: Path, size: str) -> Iterator[None]:
-    """A file system of its own, which only root can have."""
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a file system here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def test_full_disk(place: Path) -> None:
