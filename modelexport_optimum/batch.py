@@ -52,8 +52,8 @@ class BatchResult:
 
     Attributes:
         directory: the batch's.
-        records: one for each line, in order, as in results.jsonl; "not run" is the status of
-            what was left out.
+        records: one for each line, in order, as in results.jsonl, but with absolute paths;
+            "not run" is the status of what was left out.
         skipped: how many were done before.
         seconds: of the whole.
         signal: what stopped it, if anything.
@@ -146,12 +146,12 @@ def batch(
             run.watcher.warned(str(error))
         with contextlib.suppress(OSError):  # there is a log in it
             (place / LOGS).rmdir()
+    not_run = {"status": "not run", "log": None}
+    known = {**done, **run.ended}
     return BatchResult(
         directory=place,
         records=[
-            done.get(job.output)
-            or run.ended.get(job.output)
-            or {**new_record(job), "status": "not run", "log": None}
+            {**known.get(job.output, {**new_record(job), **not_run}), "output": str(job.output)}
             for job in jobs
         ],
         skipped=len(done),

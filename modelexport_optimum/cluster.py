@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.jobs import Done, Lost, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from modelexport_optimum.jobs import Job
 
@@ -142,12 +143,13 @@ class RayCluster:
             raise UsageError("--ray needs Ray: pip install 'modelexport-optimum[ray]'") from error
         found = _find(address)
         try:
-            ray.init(
-                address or None,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _own_sigterm():
+                ray.init(
+                    address or None,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except Exception as error:
             raise ModelExportError(f"Ray cannot be used: {_one_line(error)}") from error
         self._ray: Any = ray
@@ -273,6 +275,17 @@ class RayCluster:
         if results:  # it is one when its process has gone
             self._ray.wait(results, num_returns=len(results), timeout=_END_SECONDS)
         self._ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler that Ray puts its own in the place of, for as long as the process lives."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _find(address: str | None) -> str:

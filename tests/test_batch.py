@@ -434,6 +434,10 @@ def test_json(place: Path, model: Callable[..., Path]) -> None:
     assert (document["ok"], document["exit_status"], ran.exit) == (False, 1, 1)
     assert [record["status"] for record in document["records"]] == ["ok", "failed"]
     assert document["results"] == str(place / "exports" / "results.jsonl")
+    again = json.loads(run(["bert --provider cpu", "./missing"], "--json").out)
+    for records in (document["records"], again["records"]):
+        outputs = [record["output"] for record in records]
+        assert outputs == [str(place / "exports" / f"{name}-onnx") for name in ("bert", "missing")]
 
 
 def test_verbose_shows_the_log(place: Path) -> None:

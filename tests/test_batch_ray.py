@@ -157,6 +157,7 @@ def test_a_job_that_kills_and_one_that_hangs_cost_themselves_alone(
     told = Recorder()
     result = batch_module.batch(jobs, "exports", ray=nodes.address, watcher=told)
     assert result.exit_status == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # Ray has one of its own
     found = records(tmp_path / "exports")
     assert {output: record["status"] for output, record in found.items()} == {
         "killer-onnx": "crashed",
