@@ -110,26 +110,33 @@ class LocalPool:
         if self._importing.is_alive():
             self._importing.join(seconds)
             return []
-        by_pipe = {worker.pipe: worker for worker in self._workers}
+        pipes = [worker.pipe for worker in self._workers]
+        # A process that a worker started may hold the pipe open when the worker is gone.
+        sentinels = [worker.process.sentinel for worker in self._workers]
+        ready = connection.wait([*pipes, *sentinels], seconds)
         events: list[Stage | Done | Lost] = []
-        for pipe in connection.wait(list(by_pipe), seconds):
-            worker = by_pipe[pipe]  # type: ignore[index]
-            try:
-                said = worker.pipe.recv()
-            except (EOFError, OSError):
+        for worker in list(self._workers):
+            if worker.pipe in ready:
+                events += self._listen(worker)
+            elif worker.process.sentinel in ready and not worker.pipe.poll():
                 events += self._bury(worker)
-                continue
-            if worker.job is None:
-                raise AssertionError(f"{worker.name} speaks of no job: {said}")
-            if isinstance(said, str):
-                events.append(Stage(worker.job, worker.name, said))
-                continue
-            events.append(Done(worker.job, {**said, "worker": worker.name}))
-            worker.job = None
-            worker.memory = worker.memory or said["memory"]
-            if said["memory"] > worker.memory + _GROWTH:
-                self._dismiss(worker)
         return events
+
+    def _listen(self, worker: _Worker) -> list[Stage | Done | Lost]:
+        try:
+            said = worker.pipe.recv()
+        except (EOFError, OSError):
+            return [*self._bury(worker)]
+        job = worker.job
+        if job is None:
+            raise AssertionError(f"{worker.name} speaks of no job: {said}")
+        if isinstance(said, str):
+            return [Stage(job, worker.name, said)]
+        worker.job = None
+        worker.memory = worker.memory or said["memory"]
+        if said["memory"] > worker.memory + _GROWTH:
+            self._dismiss(worker)
+        return [Done(job, {**said, "worker": worker.name})]
 
     def _bury(self, worker: _Worker) -> list[Lost]:
         worker.process.join()

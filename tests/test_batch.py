@@ -40,6 +40,7 @@ CUSTOM = "--task text-classification --trust-remote-code --provider cpu"
 KILLS = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 SEGFAULTS = "import ctypes\nctypes.string_at(0)"
 EXITS = "import os\nos._exit(7)"
+FORKS = f"import os, time\nif os.fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n{KILLS}"
 HANGS = "import time\ntime.sleep(1000)"
 IGNORES = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{HANGS}"
 WAITS = """
@@ -119,6 +120,7 @@ def mixed(
         patch.chdir(place)
         for name, code in {
             "killer": KILLS,
+            "forks": FORKS,
             "segfault": SEGFAULTS,
             "exits": EXITS,
             "hangs": HANGS,
@@ -134,6 +136,7 @@ def mixed(
         lines = [
             f"{model_directory('bert')} --provider cpu",
             f"killer {CUSTOM}",
+            f"forks {CUSTOM} --timeout 10",
             "./missing",
             f"{model_directory('vit')} --task text-classification",
             f"hangs {CUSTOM} --timeout 2",
@@ -153,6 +156,7 @@ def test_the_others_go_on(mixed: tuple[Path, Ran]) -> None:
     assert ran.status == {
         "bert-onnx": "ok",
         "killer-onnx": "crashed",
+        "forks-onnx": "crashed",
         "missing-onnx": "failed",
         "vit-onnx": "failed",
         "hangs-onnx": "timed-out",
@@ -198,6 +202,7 @@ def test_the_record_of_a_model_that_is_well(
     ("output", "message"),
     [
         ("killer-onnx", "killed (SIGKILL)"),
+        ("forks-onnx", "killed (SIGKILL)"),
         ("segfault-onnx", "SIGSEGV"),
         ("exits-onnx", "exit status 7"),
         ("missing-onnx", "missing does not exist"),
@@ -213,7 +218,7 @@ def test_each_error_is_told(mixed: tuple[Path, Ran], output: str, message: str) 
     assert message in error
     assert len(error.splitlines()) == 1
     assert error in mixed[1].out
-    assert re.search(rf"/11 .*{re.escape(output)} .*{re.escape(error)} \(log: ", mixed[1].err)
+    assert re.search(rf"/12 .*{re.escape(output)} .*{re.escape(error)} \(log: ", mixed[1].err)
 
 
 @pytest.mark.parametrize(
@@ -245,12 +250,12 @@ def test_table(mixed: tuple[Path, Ran]) -> None:
     lines = mixed[1].out.splitlines()
     header = lines[0].split()
     assert header == ["model", "task", "nodes", "size", "seconds", "providers", "error"]
-    assert len(lines) == 1 + 11 + 2
+    assert len(lines) == 1 + 12 + 2
     (gpt2,) = (line for line in lines if "gpt2" in line)
     assert re.match(
         r"ok +\S+gpt2 +text-generation-with-past +\d+ +[\d.]+ kB +\d+\.\d +CPU ok$", gpt2
     )
-    assert lines[-1].startswith("2 ok, 3 crashed, 3 failed, 2 timed-out, 1 check-failed in ")
+    assert lines[-1].startswith("2 ok, 4 crashed, 3 failed, 2 timed-out, 1 check-failed in ")
 
 
 def test_worker_that_dies_when_the_output_is_there(place: Path, model: Callable[..., Path]) -> None:
