@@ -34,6 +34,9 @@ _PATIENCE_SECONDS = 15
 _BEGINNING = b'{"model": '
 """Of every line."""
 
+_ALWAYS = {"model", "output", "status", "made"}
+"""What every record has, and no other tool's results."""
+
 Record = dict[str, Any]
 
 
@@ -58,20 +61,19 @@ class Results:
 
     def _read(self, content: bytes) -> None:
         *lines, last = content.split(b"\n")
-        if not last.startswith(_BEGINNING[: len(last)]):
+        if not last.startswith(_BEGINNING[: len(last)]) or _parsed(last):
             lines.append(last)
         # Else it has no end because the machine stopped while it was written, and is cut off
         # by the next.
         self._size = len(content) - len(last)
         for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                self._records[self._directory / record["output"]] = record
-            except (ValueError, KeyError, TypeError) as error:
+            record = _parsed(line)
+            if not isinstance(record, dict) or not record.keys() >= _ALWAYS:
                 raise UsageError(
                     f"{self.path}:{number}: this is no result of a batch: "
                     "move the file away, or give another directory with -o"
-                ) from error
+                )
+            self._records[self._directory / record["output"]] = record
 
     def get(self, output: Path) -> Record | None:
         """The last record of an output."""
@@ -120,6 +122,14 @@ class Results:
 
     def _holds(self, output: Path) -> bool:
         return output.is_relative_to(self._directory)
+
+
+def _parsed(line: bytes) -> object:
+    """What a line says; None if it is not JSON."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager

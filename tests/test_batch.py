@@ -458,13 +458,21 @@ def test_results_that_were_cut_off(place: Path, model: Callable[..., Path]) -> N
     assert run(["bert --provider cpu"]).exit == 0
     file = place / "exports" / "results.jsonl"
     whole = file.read_bytes()
-    file.write_bytes(whole + whole[:100])
-    ran = run(["bert --provider cpu"])
-    assert (ran.exit, ran.err) == (0, "")
-    assert file.read_bytes() == whole
+    for length in (1, 100, whole.index(b"}") + 1, len(whole) - 2):
+        file.write_bytes(whole + whole[:length])
+        ran = run(["bert --provider cpu"])
+        assert (ran.exit, ran.err) == (0, "")
+        assert file.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", ["notes of mine", "notes\n", '{"a": 1}\n', "[]\n", "\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("notes of mine", "notes\n", '{"a": 1}\n', "[]\n", "\n"),
+        '{"model": "m", "output": "an answer"}\n',
+        '{"model": "m", "output": "an answer"}',
+    ],
+)
 def test_results_that_are_something_else(place: Path, content: str) -> None:
     (place / "exports").mkdir()
     file = place / "exports" / "results.jsonl"
@@ -479,8 +487,8 @@ def test_results_that_are_something_else(place: Path, content: str) -> None:
 def test_last_record_counts(place: Path) -> None:
     results = Results(place)
     for status in ("failed", "ok"):
-        results.add(place / "a", {"model": "m", "status": status})
-    results.add(Path("/elsewhere/b"), {"model": "m", "status": "ok"})
+        results.add(place / "a", {"model": "m", "status": status, "made": {}})
+    results.add(Path("/elsewhere/b"), {"model": "m", "status": "ok", "made": {}})
     assert len((place / "results.jsonl").read_text().splitlines()) == 3
     read = Results(place)
     read.compact()
@@ -488,7 +496,7 @@ def test_last_record_counts(place: Path) -> None:
         "a": "ok",
         "/elsewhere/b": "ok",
     }
-    assert read.get(place / "a") == {"model": "m", "status": "ok", "output": "a"}
+    assert read.get(place / "a") == {"model": "m", "status": "ok", "made": {}, "output": "a"}
 
 
 def test_two_batches_in_one_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
