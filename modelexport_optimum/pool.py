@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 _GRACE_SECONDS = 10
 """What a worker has to clean up in when the batch is gone."""
+
+_KILL_SECONDS = 1
+"""What processes that are killed have to be gone in."""
 
 _GROWTH = 512 * 2**20
 """Bytes that a worker may hold after a job above what it held after its first; one that holds
@@ -140,6 +144,7 @@ class LocalPool:
 
     def _bury(self, worker: _Worker) -> list[Lost]:
         worker.process.join()
+        _kill_group(worker)
         worker.pipe.close()
         self._workers.remove(worker)
         return [] if worker.job is None else [Lost(worker.job, _ending(worker.process.exitcode))]
@@ -152,17 +157,32 @@ class LocalPool:
         """End the worker that has a job: by SIGTERM, upon which it cleans up, or by SIGKILL."""
         for worker in self._workers:
             if worker.job is job:
-                (worker.process.kill if force else worker.process.terminate)()
+                if force:
+                    _kill_group(worker)
+                    worker.process.kill()
+                else:
+                    worker.process.terminate()
 
     def close(self) -> None:
         """Kill what works still, and let the others end."""
         for worker in list(self._workers):
             if worker.job is not None:
+                _kill_group(worker)
                 worker.process.kill()
             worker.pipe.close()
         for worker in self._workers:
             worker.process.join()
         self._workers.clear()
+
+
+def _kill_group(worker: _Worker) -> None:
+    """Kill what a worker started, which may hold the lock of an output, and outlive it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + _KILL_SECONDS
+        while time.monotonic() < deadline:
+            os.killpg(worker.process.pid, 0)
+            time.sleep(0.01)
 
 
 def _ending(status: int) -> str:
@@ -199,6 +219,7 @@ def _environment(threads: int) -> Iterator[None]:
 
 def _work(pipe: Connection, threads: int, directory: Path) -> None:
     """What a worker does as long as it lives: a job, its record, the next."""
+    os.setpgid(0, 0)
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, for the batch, which tells us
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_batch, daemon=True).start()
@@ -222,5 +243,5 @@ def _end_with_batch() -> None:
     assert batch is not None
     batch.join()
     os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(_GRACE_SECONDS)
-    os._exit(1)
+    time.sleep(_GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -583,7 +584,11 @@ class Started:
         self.until(lambda: any(self.exports.glob(f".{name}-onnx.staging-*/")))
 
     def signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
+        """To all of its processes, as Slurm does; a shell's Ctrl-C does not reach the workers."""
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(path.name)) == self.process.pid:
+                    os.kill(int(path.name), number)
 
     def end(self) -> int:
         """Waits for the batch, and for the last of its processes."""
@@ -595,11 +600,12 @@ class Started:
         return status
 
     def alive(self) -> bool:
-        try:
-            os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+        """Whether a process of its session is left: workers have groups of their own."""
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(path.name)) == self.process.pid:
+                    return True
+        return False
 
     def said(self, stream: str) -> str:
         return (self.exports.parent / stream).read_text()
@@ -633,7 +639,7 @@ def test_signals(place: Path, model: Callable[..., Path], model_directory: Model
     twice.process.wait(240)
     assert time.monotonic() - started < batch_module._GRACE_SECONDS / 2
     to_all.until_loading("hangs")
-    to_all.signal(signal.SIGTERM)  # as Slurm does
+    to_all.signal(signal.SIGTERM)
     ignored.until_loading("waits")
     ignored.signal(signal.SIGHUP)
     flag.unlink()
