@@ -85,7 +85,8 @@ class Results:
         Raises:
             ModelExportError: it cannot be written; the file is as it was.
         """
-        place = output.relative_to(self._directory) if self._holds(output) else output
+        inside = output.is_relative_to(self._directory)
+        place = output.relative_to(self._directory) if inside else output
         record = {**record, "output": str(place)}
         self._records[output] = record
         line = json.dumps(record).encode() + b"\n"
@@ -119,9 +120,6 @@ class Results:
         ):
             file.writelines(lines)
         self._size = sum(map(len, lines))
-
-    def _holds(self, output: Path) -> bool:
-        return output.is_relative_to(self._directory)
 
 
 def _parsed(line: bytes) -> object:

@@ -253,7 +253,7 @@ def state_of_directory(directory: Path, *, apart_from: Path | None = None) -> st
         for name in sorted(files):
             if not name.startswith("."):
                 file = Path(folder, name)
-                found = file.stat()
+                found = file.stat() if file.exists() else file.lstat()  # a link to nothing
                 place = file.relative_to(directory)
                 digest.update(f"{place}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

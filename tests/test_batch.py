@@ -379,6 +379,12 @@ def test_what_is_not_done_any_more(place: Path, model: Callable[..., Path], chan
         assert onnx.load(exports / "bert-onnx" / "model.onnx").opset_import[0].version == 17
 
 
+def test_link_to_nothing_in_a_model(place: Path, model: Callable[..., Path]) -> None:
+    (model("bert", "bert") / "notes.txt").symlink_to("gone.txt")
+    for _ in range(2):
+        assert run(["bert --provider cpu"]).exit == 0
+
+
 def test_own_output_is_still_replaced_after_a_failure(
     place: Path, model: Callable[..., Path]
 ) -> None:
