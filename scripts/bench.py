@@ -43,7 +43,7 @@ BUILD = """
 import json, pickle, sys
 import torch
 from transformers import BertConfig, BertForSequenceClassification
-from modelexport_optimum.module_tree import ModuleTree
+from modelexport_optimum.tagging.module_tree import ModuleTree
 directory, options = sys.argv[1], json.loads(sys.argv[2])
 options["intermediate_size"] = 4 * options["hidden_size"]
 with torch.no_grad():
@@ -60,7 +60,7 @@ import onnx
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-from modelexport_optimum import htp
+from modelexport_optimum.tagging import htp
 tree = pickle.load(open(sys.argv[2], "rb"))
 start = time.perf_counter()
 htp.tag(sys.argv[1], model=tree)
@@ -84,7 +84,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 start = time.perf_counter()
-from modelexport_optimum.views.inspect import inspect
+from modelexport_optimum.hierarchy.inspect import inspect
 inspect(sys.argv[1])
 print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - before}))
 """

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from modelexport_optimum import read_hierarchy
-from modelexport_optimum.cli import app
+from modelexport_optimum.cli.main import app
 
 FOLDER = Path("demo")
 MODEL = FOLDER / "all-MiniLM-L6-v2"

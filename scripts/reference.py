@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from modelexport_optimum.cli import app
+from modelexport_optimum.cli.main import app
 
 FILE = Path(__file__).parent.parent / "docs" / "reference.md"
 PROGRAM = "modelexport-optimum"

@@ -79,7 +79,7 @@ def tagged(
     exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """A tagged export of a model of the zoo, by its name. Not to be written to."""
-    from modelexport_optimum import htp
+    from modelexport_optimum.tagging import htp
 
     made: dict[str, Path] = {}
 

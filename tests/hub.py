@@ -181,7 +181,7 @@ def run_commands(
 def _main() -> None:
     from typer.testing import CliRunner
 
-    from modelexport_optimum.cli import app
+    from modelexport_optimum.cli.main import app
 
     results = []
     for arguments in json.load(sys.stdin):

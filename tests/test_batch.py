@@ -25,11 +25,11 @@ import pytest
 from disks import mounted
 from typer.testing import CliRunner
 
-from modelexport_optimum import batch as batch_module
 from modelexport_optimum import read_hierarchy
-from modelexport_optimum.cli import app
-from modelexport_optimum.jobs import Done, Job, Stage
-from modelexport_optimum.results import Results, only_batch
+from modelexport_optimum.batches import run as batch_module
+from modelexport_optimum.batches.jobs import Done, Job, Stage
+from modelexport_optimum.batches.results import Results, only_batch
+from modelexport_optimum.cli.main import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -262,7 +262,7 @@ def test_table(mixed: tuple[Path, Ran]) -> None:
 def test_worker_that_dies_when_the_output_is_there(place: Path, model: Callable[..., Path]) -> None:
     code = """
 import os, signal, sys
-export = sys.modules["modelexport_optimum.export"]
+export = sys.modules["modelexport_optimum.export_run"]
 publish = export.publish
 def publish_and_die(*arguments, **options):
     publish(*arguments, **options)
@@ -277,7 +277,7 @@ export.publish = publish_and_die
 
 
 def test_workers_share_out_the_cores(place: Path, model: Callable[..., Path]) -> None:
-    from modelexport_optimum.pool import available_cores
+    from modelexport_optimum.batches.local_pool import available_cores
 
     code = f"""
 import json, onnx, onnxruntime, os, torch
@@ -507,7 +507,7 @@ def test_last_record_counts(place: Path) -> None:
 
 
 def test_two_batches_in_one_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelexport_optimum import results
+    from modelexport_optimum.batches import results
 
     monkeypatch.setattr(results, "_PATIENCE_SECONDS", 0)
     Path("models.txt").write_text("bert\n")
@@ -568,7 +568,7 @@ class Started:
     def __init__(self, place: Path, lines: Sequence[str], *options: str, before: str = "") -> None:
         self.exports = place / "exports"
         (place / "models.txt").write_text("\n".join(lines))
-        code = f"{before}\nfrom modelexport_optimum.cli import main\nmain()"
+        code = f"{before}\nfrom modelexport_optimum.cli.main import main\nmain()"
         with (place / "out").open("w") as out, (place / "err").open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code, "batch", "models.txt", "-o", "exports", *options],
@@ -673,7 +673,7 @@ def test_batches_that_are_killed_and_resumed(
     lines = [f"{bert} -o one", f"{bert} -o two", f"{waits} {CUSTOM}", f"{bert} -o three"]
     dies = """
 import os
-from modelexport_optimum.results import Results
+from modelexport_optimum.batches.results import Results
 Results.add = lambda *_: os._exit(9)
 """
     for name in ("middle", "between"):

@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 import pytest
 
-from modelexport_optimum import batch as batch_module
-from modelexport_optimum import cluster, read_hierarchy
+from modelexport_optimum import read_hierarchy
+from modelexport_optimum.batches import ray_cluster as cluster
+from modelexport_optimum.batches import run as batch_module
+from modelexport_optimum.batches.jobs import Job, Watcher
+from modelexport_optimum.batches.manifest import read_manifest
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.jobs import Job, Watcher
-from modelexport_optimum.manifest import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from modelexport_optimum.jobs import Stage
+    from modelexport_optimum.batches.jobs import Stage
 
     ModelDirectory = Callable[[str], Path]
 

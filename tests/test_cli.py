@@ -18,9 +18,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from modelexport_optimum import __version__, export, read_hierarchy
-from modelexport_optimum.cli import app
+from modelexport_optimum.cli.main import app
+from modelexport_optimum.cli.options import line
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.options import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,9 @@ def test_options_reach_optimum(
 
     monkeypatch.setattr(optimum.exporters.onnx, "main_export", spy)
     monkeypatch.setattr(
-        "modelexport_optimum.conversion.check_options", lambda *_, **__: None, raising=True
+        "modelexport_optimum.exporting.optimum_export.check_options",
+        lambda *_, **__: None,
+        raising=True,
     )
     monkeypatch.chdir(tmp_path)
     flags = {
@@ -177,7 +179,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]
         calls.append((jobs, {"directory": directory, **options}))
         raise ModelExportError("enough")
 
-    monkeypatch.setattr(importlib.import_module("modelexport_optimum.batch"), "batch", spy)
+    monkeypatch.setattr(importlib.import_module("modelexport_optimum.batches.run"), "batch", spy)
     return calls
 
 
@@ -423,7 +425,8 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["modelexport_optimum", "modelexport_optimum.cli", "modelexport_optimum.manifest"]
+    "module",
+    ["modelexport_optimum", "modelexport_optimum.cli.main", "modelexport_optimum.batches.manifest"],
 )
 def test_import_is_light(module: str) -> None:
     heavy = "torch transformers optimum onnx onnxruntime numpy huggingface_hub google.protobuf"
@@ -433,9 +436,9 @@ def test_import_is_light(module: str) -> None:
 
 
 def test_functions_keep_their_names() -> None:
-    """`modelexport_optimum.export` is the function, though a module has that name, too."""
+    """The public functions stay functions whatever else was imported before."""
     code = (
-        "import modelexport_optimum.export, modelexport_optimum.verify;"
+        "import modelexport_optimum.export_run, modelexport_optimum.verifying.verify;"
         "from modelexport_optimum import export, verify;"
         "print(callable(export), callable(verify), callable(modelexport_optimum.export))"
     )

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.main import get_command
 
-from modelexport_optimum import manifest
-from modelexport_optimum.cli import app
+from modelexport_optimum.batches import manifest
+from modelexport_optimum.cli.main import app
+from modelexport_optimum.cli.options import line
 from modelexport_optimum.errors import ManifestError, UsageError
-from modelexport_optimum.options import line
 
 if TYPE_CHECKING:
-    from modelexport_optimum.jobs import Job
+    from modelexport_optimum.batches.jobs import Job
 
 
 @pytest.fixture(autouse=True)
@@ -454,7 +454,7 @@ def test_output_that_contains_another() -> None:
 def test_checking_is_light() -> None:
     Path("models.txt").write_text("\n".join(f"m{n} --slim --timeout 5" for n in range(500)))
     code = (
-        "import sys; from modelexport_optimum.manifest import read_manifest;"
+        "import sys; from modelexport_optimum.batches.manifest import read_manifest;"
         "print(len(read_manifest('models.txt', directory='.', defaults={})));"
         "print([m for m in sys.argv[1:] if m in sys.modules])"
     )
@@ -468,7 +468,7 @@ def test_checking_is_light() -> None:
 def test_providers_are_checked_without_torch() -> None:
     Path("models.txt").write_text("a --provider cpu")
     code = (
-        "import sys; from modelexport_optimum.manifest import read_manifest;"
+        "import sys; from modelexport_optimum.batches.manifest import read_manifest;"
         "read_manifest('models.txt', directory='.', defaults={});"
         "print([m for m in ('torch', 'transformers', 'optimum') if m in sys.modules])"
     )

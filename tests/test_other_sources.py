@@ -14,7 +14,7 @@ import torch
 import transformers
 from optimum.exporters.onnx import main_export
 
-from modelexport_optimum import htp
+from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,9 +17,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from modelexport_optimum import carriers, export, htp, onnx_file
+from modelexport_optimum import export
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
-from modelexport_optimum.module_tree import Module, ModuleTree
+from modelexport_optimum.onnx_file import stream as onnx_file
+from modelexport_optimum.tagging import carriers, htp
+from modelexport_optimum.tagging.module_tree import Module, ModuleTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,8 +316,9 @@ def test_mode_is_kept(bert: Path) -> None:
 
 KILLED = """
 import sys, time
-from modelexport_optimum import htp, onnx_file
-from modelexport_optimum.module_tree import Module, ModuleTree
+from modelexport_optimum.onnx_file import stream as onnx_file
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tagging.module_tree import Module, ModuleTree
 copy = onnx_file._copy
 def slow(*arguments):
     print("copying", flush=True)

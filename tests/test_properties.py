@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import nn
 
-from modelexport_optimum import htp
-from modelexport_optimum.calls import recorded_calls
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tagging.recorded_calls import recorded_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.running import _LACKING, compare, log_reason
-from modelexport_optimum.verify import Check, VerifyReport, verify
+from modelexport_optimum.verifying.providers import _LACKING, compare, log_reason
+from modelexport_optimum.verifying.verify import Check, VerifyReport, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,11 @@ def test_what_is_checked(exported: Exported) -> None:
 
 def test_parameters_are_compared_in_every_file_and_under_every_root(exported: Exported) -> None:
     """An encoder alone, a wrapped model, the components of a pipeline."""
-    from modelexport_optimum.exported import compared_shapes, described_tensors, read_exported
+    from modelexport_optimum.verifying.exported_files import (
+        compared_shapes,
+        described_tensors,
+        read_exported,
+    )
 
     for name in ("t5", "vit-gpt2", "sentence-transformers", "stable-diffusion"):
         read = read_exported(exported(name), task=None, library=None, trust_remote_code=False)

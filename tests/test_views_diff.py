@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from modelexport_optimum import strip, tag
-from modelexport_optimum.views import commands
-from modelexport_optimum.views.diff import Change, NodeChange, diff
+from modelexport_optimum.cli import view_commands
+from modelexport_optimum.hierarchy.diff import Change, NodeChange, diff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from modelexport_optimum.views.diff import FileDiff, ModuleChange
+    from modelexport_optimum.hierarchy.diff import FileDiff, ModuleChange
 
 LAYER = "bert.encoder.layer.0"
 
@@ -39,7 +39,7 @@ def model(bert: Path) -> onnx.ModelProto:
 
 def run(*arguments: object) -> Result:
     app = typer.Typer()
-    commands.register(app)
+    view_commands.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

@@ -16,9 +16,9 @@ from onnx import helper
 from typer.testing import CliRunner
 
 from modelexport_optimum import ModelExportError, UsageError, read_hierarchy, strip
-from modelexport_optimum.onnx_file import varint
-from modelexport_optimum.views import commands
-from modelexport_optimum.views.extract import extract
+from modelexport_optimum.cli import view_commands
+from modelexport_optimum.hierarchy.extract import extract
+from modelexport_optimum.onnx_file.stream import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ def electra(tagged: Callable[[str], Path]) -> Path:
 
 def run(*arguments: object) -> Result:
     app = typer.Typer()
-    commands.register(app)
+    view_commands.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -254,7 +254,7 @@ def test_weights_of_others_are_not_read(tmp_path: Path) -> None:
         "import resource, sys, onnx;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
         "before = peak();"
-        "from modelexport_optimum.views.extract import extract;"
+        "from modelexport_optimum.hierarchy.extract import extract;"
         "extract(sys.argv[1], 'small', sys.argv[2]);"
         "print(peak() - before)"
     )

@@ -19,16 +19,16 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from modelexport_optimum import read_hierarchy, strip
-from modelexport_optimum.onnx_file import varint
-from modelexport_optimum.views import commands
-from modelexport_optimum.views.inspect import inspect
+from modelexport_optimum.cli import view_commands
+from modelexport_optimum.hierarchy.inspect import inspect
+from modelexport_optimum.onnx_file.stream import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from click.testing import Result
 
-    from modelexport_optimum.views.inspect import FileView, ModuleView
+    from modelexport_optimum.hierarchy.inspect import FileView, ModuleView
 
 MEGABYTE = 1024 * 1024
 
@@ -40,7 +40,7 @@ def electra(tagged: Callable[[str], Path]) -> Path:
 
 def program() -> typer.Typer:
     app = typer.Typer()
-    commands.register(app)
+    view_commands.register(app)
     return app
 
 
@@ -322,9 +322,10 @@ def test_what_another_tool_added_is_said(electra: Path, tmp_path: Path) -> None:
 
 def test_it_needs_onnx_alone(electra: Path) -> None:
     code = (
-        "import sys; from modelexport_optimum.views import commands; print('onnx' in sys.modules);"
-        "from modelexport_optimum.views.inspect import inspect; inspect(sys.argv[1]);"
-        "from modelexport_optimum.views.diff import diff; diff(sys.argv[1], sys.argv[1]);"
+        "import sys; from modelexport_optimum.cli import view_commands;"
+        "print('onnx' in sys.modules);"
+        "from modelexport_optimum.hierarchy.inspect import inspect; inspect(sys.argv[1]);"
+        "from modelexport_optimum.hierarchy.diff import diff; diff(sys.argv[1], sys.argv[1]);"
         "print({'torch', 'transformers', 'onnxruntime', 'optimum'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", code, electra]
@@ -386,7 +387,7 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
         "import resource, sys, onnx;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
         "before = peak();"
-        "from modelexport_optimum.views.inspect import inspect;"
+        "from modelexport_optimum.hierarchy.inspect import inspect;"
         "[view] = inspect(sys.argv[1]);"
         "print(view.whole.bytes, peak() - before)"
     )

@@ -16,13 +16,14 @@ import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from modelexport_optimum import htp
+from modelexport_optimum.cli import view_commands
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.onnx_file import read_model
-from modelexport_optimum.views import commands, inputs
-from modelexport_optimum.views.placing import Places
-from modelexport_optimum.views.profile import WARM_UP, FileProfile, profile
-from modelexport_optimum.views.tagged import read_tagged
+from modelexport_optimum.hierarchy import example_inputs as inputs
+from modelexport_optimum.hierarchy.node_placement import Places
+from modelexport_optimum.hierarchy.profile import WARM_UP, FileProfile, profile
+from modelexport_optimum.hierarchy.tagged_model import read_tagged
+from modelexport_optimum.onnx_file.stream import read_model
+from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -309,7 +310,7 @@ def test_full_log_is_an_error(
 
 def run(*arguments: object) -> tuple[int, str, str]:
     app = typer.Typer()
-    commands.register(app)
+    view_commands.register(app)
     result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     return result.exit_code, result.stdout, result.stderr
 
@@ -375,7 +376,7 @@ def test_missing_input_is_named(tagged: Callable[[str], Path], tmp_path: Path) -
 
 def test_neither_torch_nor_transformers_is_imported(tagged: Callable[[str], Path]) -> None:
     code = (
-        "import sys; from modelexport_optimum.views.profile import profile; "
+        "import sys; from modelexport_optimum.hierarchy.profile import profile; "
         f"profile({str(tagged('bert'))!r}, iterations=1, sequence_length=8); "
         "sys.exit(bool({'torch', 'transformers', 'plotly'} & sys.modules.keys()))"
     )

@@ -12,11 +12,11 @@ import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
+from modelexport_optimum.cli import view_commands
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.views import commands
-from modelexport_optimum.views.profile import ProfileReport, profile
-from modelexport_optimum.views.report import report
-from modelexport_optimum.views.tagged import read_tagged
+from modelexport_optimum.hierarchy.profile import ProfileReport, profile
+from modelexport_optimum.hierarchy.report import report
+from modelexport_optimum.hierarchy.tagged_model import read_tagged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -280,7 +280,7 @@ def test_a_directory_has_a_section_for_each_file(
 
 def run(*arguments: object) -> tuple[int, str, str]:
     app = typer.Typer()
-    commands.register(app)
+    view_commands.register(app)
     result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     return result.exit_code, result.stdout, result.stderr
 

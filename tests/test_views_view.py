@@ -17,9 +17,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from modelexport_optimum import htp
-from modelexport_optimum.views import commands
-from modelexport_optimum.views.tagged import read_tagged
+from modelexport_optimum.cli import view_commands
+from modelexport_optimum.hierarchy.tagged_model import read_tagged
+from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
     from selenium.webdriver import Chrome
 
-    from modelexport_optimum.views.tagged import Module, TaggedNode
+    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedNode
 
 LAYERS = r"layer count\s+(\d+)"
 """As Model Explorer says how many modules it shows."""
 
 # What starts the program: it serves until it is interrupted.
 PROGRAM = (
-    "import typer; from modelexport_optimum.views import commands; "
-    "app = typer.Typer(); commands.register(app); app()"
+    "import typer; from modelexport_optimum.cli import view_commands; "
+    "app = typer.Typer(); view_commands.register(app); app()"
 )
 
 
@@ -215,7 +215,7 @@ def test_netron_opens_one_file(tagged: Callable[[str], Path]) -> None:
 
 def run(*arguments: object) -> tuple[int, str]:
     app = typer.Typer()
-    commands.register(app)
+    view_commands.register(app)
     result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     return result.exit_code, result.stderr
 

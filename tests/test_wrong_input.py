@@ -16,7 +16,7 @@ import pytest
 from disks import mounted
 from typer.testing import CliRunner
 
-from modelexport_optimum.cli import app
+from modelexport_optimum.cli.main import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

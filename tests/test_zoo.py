@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 import zoo
 
-from modelexport_optimum import carriers, htp, onnx_file
+from modelexport_optimum.onnx_file import stream as onnx_file
+from modelexport_optimum.tagging import carriers, htp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from witness import Graph, Witness
 
-    from modelexport_optimum.htp import NodeTag, TagReport
+    from modelexport_optimum.tagging.htp import NodeTag, TagReport
 
 LEVELS = ["DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"]
 RANDOM = {

@@ -1,0 +1,1 @@
+"""Many exports: what to run, who runs it, and what became of each."""

@@ -1,0 +1,247 @@
+"""The local runner: processes of this machine, each with one job at a time.
+
+One server process imports PyTorch and the exporter, and workers are forked from it
+(multiprocessing's forkserver): the second worker costs no import, and neither does one that
+takes the place of another that died. Each has a pipe of its own, so that none can leave a
+lock behind that others wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.batches.jobs import Done, Lost, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from multiprocessing.connection import Connection
+    from pathlib import Path
+
+    from modelexport_optimum.batches.jobs import Job
+
+_GRACE_SECONDS = 10
+"""What a worker has to clean up in when the batch is gone."""
+
+_KILL_SECONDS = 1
+"""What processes that are killed have to be gone in."""
+
+_GROWTH = 512 * 2**20
+"""Bytes that a worker may hold after a job above what it held after its first; one that holds
+more is replaced, which costs a fork. Libraries that a job is the first to use stay in memory,
+and take less than this."""
+
+
+def available_cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    job: Job | None = None
+    memory: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.process.pid}"
+
+
+class LocalPool:
+    """A `Runner` on this machine."""
+
+    def __init__(self, size: int, directory: Path) -> None:
+        """Start importing; returns at once.
+
+        Args:
+            size: how many workers there are at most. They share out the cores.
+            directory: the batch's, which is kept from other batches while a worker lives.
+        """
+        self._size = size
+        self._directory = directory
+        self._threads = max(1, available_cores() // size)
+        self._workers: list[_Worker] = []
+        # Apple's libraries do not survive a fork.
+        method = "spawn" if sys.platform == "darwin" else "forkserver"
+        self._context: Any = multiprocessing.get_context(method)
+        self._context.set_forkserver_preload(["modelexport_optimum.batches.preload"])
+        self._importing = threading.Thread(target=self._import, daemon=True)
+        self._importing.start()
+
+    def _import(self) -> None:
+        with _environment(self._threads):
+            first = self._context.Process(target=int)
+            first.start()
+        first.join()
+
+    def has_room(self) -> bool:
+        """Whether a worker is free, or may be started."""
+        busy = sum(worker.job is not None for worker in self._workers)
+        return not self._importing.is_alive() and busy < self._size
+
+    def start(self, job: Job) -> None:
+        """Give a job to a worker that is free, or to a new one."""
+        worker = next((one for one in self._workers if one.job is None), None) or self._fork()
+        worker.job = job
+        with contextlib.suppress(BrokenPipeError):  # `wait` sees that it is gone
+            worker.pipe.send(job)
+
+    def _fork(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        with theirs:
+            process = self._context.Process(
+                target=_work, args=(theirs, self._threads, self._directory)
+            )
+            process.start()
+        worker = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+    def wait(self, seconds: float) -> Sequence[Stage | Done | Lost]:
+        """What the workers say, and which of them are gone."""
+        if self._importing.is_alive():
+            self._importing.join(seconds)
+            return []
+        pipes = [worker.pipe for worker in self._workers]
+        # A process that a worker started may hold the pipe open when the worker is gone.
+        sentinels = [worker.process.sentinel for worker in self._workers]
+        ready = connection.wait([*pipes, *sentinels], seconds)
+        events: list[Stage | Done | Lost] = []
+        for worker in list(self._workers):
+            if worker.pipe in ready:
+                events += self._listen(worker)
+            elif worker.process.sentinel in ready and not worker.pipe.poll():
+                events += self._bury(worker)
+        return events
+
+    def _listen(self, worker: _Worker) -> list[Stage | Done | Lost]:
+        try:
+            said = worker.pipe.recv()
+        except (EOFError, OSError):
+            return [*self._bury(worker)]
+        job = worker.job
+        if job is None:
+            raise AssertionError(f"{worker.name} speaks of no job: {said}")
+        if isinstance(said, str):
+            return [Stage(job, worker.name, said)]
+        worker.job = None
+        worker.memory = worker.memory or said["memory"]
+        if said["memory"] > worker.memory + _GROWTH:
+            self._dismiss(worker)
+        return [Done(job, {**said, "worker": worker.name})]
+
+    def _bury(self, worker: _Worker) -> list[Lost]:
+        worker.process.join()
+        _kill_group(worker)
+        worker.pipe.close()
+        self._workers.remove(worker)
+        return [] if worker.job is None else [Lost(worker.job, _ending(worker.process.exitcode))]
+
+    def _dismiss(self, worker: _Worker) -> None:
+        worker.pipe.close()  # it ends when there is nothing more to read
+        self._workers.remove(worker)
+
+    def cancel(self, job: Job, *, force: bool) -> None:
+        """End the worker that has a job: by SIGTERM, upon which it cleans up, or by SIGKILL."""
+        for worker in self._workers:
+            if worker.job is job:
+                if force:
+                    _kill_group(worker)
+                    worker.process.kill()
+                else:
+                    worker.process.terminate()
+
+    def close(self) -> None:
+        """Kill what works still, and let the others end."""
+        for worker in list(self._workers):
+            if worker.job is not None:
+                _kill_group(worker)
+                worker.process.kill()
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join()
+        self._workers.clear()
+
+
+def _kill_group(worker: _Worker) -> None:
+    """Kill what a worker started, which may hold the lock of an output, and outlive it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + _KILL_SECONDS
+        while time.monotonic() < deadline:
+            os.killpg(worker.process.pid, 0)
+            time.sleep(0.01)
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"its process ended with exit status {status}"
+    name = signal.Signals(-status).name
+    if -status == signal.SIGKILL:
+        return f"its process was killed ({name}), as the system does when memory runs out"
+    return f"its process was ended by {name}"
+
+
+@contextlib.contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """For the server: its libraries must not start threads, nor a driver of CUDA.
+
+    A process that is forked has neither.
+    """
+    settings = {
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
+        "PYTORCH_NVML_BASED_CUDA_CHECK": 1,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update({name: str(value) for name, value in settings.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _work(pipe: Connection, threads: int, directory: Path) -> None:
+    """What a worker does as long as it lives: a job, its record, the next."""
+    os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, for the batch, which tells us
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_batch, daemon=True).start()
+    from modelexport_optimum.batches import worker
+    from modelexport_optimum.batches.results import hold
+
+    hold(directory)
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        pipe.send("start")
+        record = worker.convert(job, pipe.send, threads)
+        pipe.send({**record, "memory": worker.release_memory()})
+
+
+def _end_with_batch() -> None:
+    """A batch that is killed must not leave workers behind."""
+    batch = multiprocessing.parent_process()
+    assert batch is not None
+    batch.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)

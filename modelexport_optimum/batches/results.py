@@ -1,0 +1,175 @@
+"""results.jsonl: what became of each model of a batch, one JSON object a line.
+
+A record is on the disk before the next is written. The last of an output's counts; the others
+go when the file is written anew, at the end of a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.system.locks import NoLocksError, lock, share
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RESULTS = "results.jsonl"
+"""Where the records are, in the batch's directory."""
+
+LOGS = "logs"
+"""Where the logs of what failed are, in the batch's directory."""
+
+_LOCK = ".batch.lock"
+
+_PATIENCE_SECONDS = 15
+"""The workers of a batch that was killed need some to notice it."""
+
+_BEGINNING = b'{"model": '
+"""Of every line."""
+
+_ALWAYS = {"model", "output", "status", "made"}
+"""What every record has, and no other tool's results."""
+
+Record = dict[str, Any]
+
+
+class Results:
+    """The records of a batch's directory, by output."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read what earlier batches left.
+
+        Args:
+            directory: the batch's; it need not exist.
+
+        Raises:
+            UsageError: results.jsonl is something else.
+        """
+        self.path = directory / RESULTS
+        self._directory = directory
+        self._records: dict[Path, Record] = {}
+        self._size = 0
+        with contextlib.suppress(FileNotFoundError):
+            self._read(self.path.read_bytes())
+
+    def _read(self, content: bytes) -> None:
+        *lines, last = content.split(b"\n")
+        if not last.startswith(_BEGINNING[: len(last)]) or _parsed(last):
+            lines.append(last)
+        # Else it has no end because the machine stopped while it was written, and is cut off
+        # by the next.
+        self._size = len(content) - len(last)
+        for number, line in enumerate(lines, 1):
+            record = _parsed(line)
+            if not isinstance(record, dict) or not record.keys() >= _ALWAYS:
+                raise UsageError(
+                    f"{self.path}:{number}: this is no result of a batch: "
+                    "move the file away, or give another directory with -o"
+                )
+            self._records[self._directory / record["output"]] = record
+
+    def get(self, output: Path) -> Record | None:
+        """The last record of an output."""
+        return self._records.get(output)
+
+    def add(self, output: Path, record: Record) -> None:
+        """Write a record behind the others, and see it on the disk.
+
+        Raises:
+            ModelExportError: it cannot be written; the file is as it was.
+        """
+        inside = output.is_relative_to(self._directory)
+        place = output.relative_to(self._directory) if inside else output
+        record = {**record, "output": str(place)}
+        self._records[output] = record
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.ftruncate(descriptor, self._size)
+                if os.pwrite(descriptor, line, self._size) != len(line):
+                    os.ftruncate(descriptor, self._size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+                self._size += len(line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise ModelExportError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def compact(self) -> None:
+        """Leave one line for each output."""
+        if not self.path.exists():
+            return
+        from modelexport_optimum.onnx_file.stream import replacing
+
+        lines = [json.dumps(record).encode() + b"\n" for record in self._records.values()]
+        if self.path.read_bytes() == b"".join(lines):
+            return
+        with (
+            self.path.open("rb") as like,
+            replacing(self.path, like=like.fileno()) as descriptor,
+            os.fdopen(descriptor, "wb", closefd=False) as file,
+        ):
+            file.writelines(lines)
+        self._size = sum(map(len, lines))
+
+
+def _parsed(line: bytes) -> object:
+    """What a line says; None if it is not JSON."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+@contextlib.contextmanager
+def only_batch(directory: Path) -> Iterator[None]:
+    """Make the directory, and keep other batches out of it, if there are locks there.
+
+    Raises:
+        ModelExportError: another batch writes there, or it cannot be made.
+    """
+    locked = directory / _LOCK
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (held := lock(locked)) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+    except NoLocksError:
+        yield
+        return
+    except OSError as error:
+        raise ModelExportError(
+            f"cannot write in {directory}: {error.strerror}: give another directory with -o"
+        ) from error
+    if held is None:
+        raise ModelExportError(
+            f"another batch writes in {directory}: wait for it, or give another directory with -o"
+        )
+    try:
+        share(held)
+        yield
+    finally:
+        locked.unlink(missing_ok=True)
+        os.close(held)
+
+
+def hold(directory: Path) -> None:
+    """Keep batches out of a directory as long as this process lives, which works for one.
+
+    Raises:
+        SystemExit: another batch has it already, and the one of this process is dead.
+    """
+    try:
+        if lock(directory / _LOCK, shared=True) is None:
+            raise SystemExit(1)
+    except NoLocksError:
+        pass

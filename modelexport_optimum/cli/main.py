@@ -1,0 +1,255 @@
+"""The commands: parse, call one function, print. No logic.
+
+Nothing heavy is imported before a command runs, so that `--help` costs no more than that of
+a bare Typer app.
+"""
+
+# Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from modelexport_optimum.cli import printing, view_commands
+from modelexport_optimum.cli.options import (
+    Providers,
+    Trust,
+    line,
+    option,
+    resources,
+    taking,
+    underscored,
+)
+from modelexport_optimum.system.version import __version__
+
+
+class _Commands(TyperGroup):
+    """What is no command is what `export` is given: a model, or an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (typer's own)
+        own = [name for option in self.get_params(ctx) for name in option.opts]
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": underscored},
+    help="Export a Hugging Face model to ONNX, tag every node with its PyTorch module, and "
+    "check that ONNX Runtime runs it."
+    "\n\nmodelexport-optimum MODEL is short for modelexport-optimum export MODEL.",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"modelexport-optimum {__version__}")
+        raise typer.Exit
+
+
+_Json = Annotated[bool, option("--json", "One JSON document on stdout, nothing else there.")]
+_Verbose = Annotated[
+    bool, option("--verbose -v", "Show what the libraries print, and an error's traceback.")
+]
+_Path = Annotated[
+    Path, typer.Argument(metavar="DIR|FILE", help="An exported directory, or one .onnx file.")
+]
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@taking(line, after="providers")
+def export(as_json: _Json = False, verbose: _Verbose = False, **given: Any) -> None:  # noqa: ANN401
+    """Export MODEL to ONNX, tag every node with its module, and check the result."""
+    model, output, arguments = line(**given)
+    with printing.command(as_json=as_json, verbose=verbose) as progress:
+        from modelexport_optimum.export_run import default_output
+        from modelexport_optimum.export_run import export as run
+
+        result = run(model, output or default_output(model), progress=progress, **arguments)
+    if as_json:
+        printing.print_json(result.to_dict())
+    else:
+        printing.print_export(result)
+    raise typer.Exit(0 if result.ok else 3)
+
+
+_OF_A_LINE = "model", "model_option", "output"
+"""What a line has of its own, and batch gives no default for."""
+
+
+class _Batch(TyperCommand):
+    """`--ray` stands alone or takes an address, which Typer knows no option for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        end = args.index("--") if "--" in args else len(args)
+        given = [
+            "--ray=" if arg == "--ray" and not _is_address(after) else arg
+            for arg, after in zip(args[:end], [*args[1:end], ""], strict=True)
+        ]
+        return super().parse_args(ctx, given + args[end:])
+
+
+def _is_address(text: str) -> bool:
+    return text in ("auto", "local") or (":" in text and not text.startswith("-"))
+
+
+@app.command(cls=_Batch)
+@taking(resources, line, without=_OF_A_LINE)
+def batch(
+    ctx: typer.Context,
+    manifest: Annotated[
+        str,
+        typer.Argument(
+            metavar="MANIFEST",
+            help="A text file whose lines are what export is given, a .jsonl file, or - for "
+            "standard input.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        option("--output -o", "Directory to write the exports in, the results and the logs."),
+    ] = Path(),
+    workers: Annotated[
+        int | None,
+        option("--workers", "Models at a time. By default one for each core, at most 4.", min=1),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        option(
+            "--ray",
+            "Run on a Ray cluster: on the one at this address, or on that of the environment or "
+            "a local one.",
+            metavar="[ADDRESS]",
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, option("--retry-failed", "Run what failed before, and nothing else.")
+    ] = False,
+    force: Annotated[bool, option("--force", "Run what is done, too.")] = False,
+    fail_fast: Annotated[bool, option("--fail-fast", "Stop at the first failure.")] = False,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+    **given: Any,  # noqa: ANN401
+) -> None:
+    """Export many models; the options of export are defaults for all lines of MANIFEST.
+
+    Exit status 0 if all are done, 1 if one failed, 3 if a check failed.
+    """
+    if force and retry_failed:
+        raise typer.BadParameter("give one of --force and --retry-failed", param_hint="--force")
+    defaults = {
+        name: value
+        for name, value in given.items()
+        if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT"
+    }
+    from modelexport_optimum.cli import batch_progress
+
+    with batch_progress.batch(as_json=as_json, verbose=verbose) as watcher:
+        from modelexport_optimum.batches.manifest import read_manifest
+
+        jobs = read_manifest(manifest, directory=output, defaults=defaults)
+        from modelexport_optimum.batches.run import batch as run
+
+        result = run(
+            jobs,
+            output,
+            workers=workers,
+            ray=ray,
+            retry_failed=retry_failed,
+            force=force,
+            fail_fast=fail_fast,
+            watcher=watcher,
+        )
+    if as_json:
+        printing.print_json(result.to_dict())
+    else:
+        batch_progress.print_batch(result)
+    raise typer.Exit(result.exit_status)
+
+
+@app.command()
+def tag(
+    path: _Path,
+    model: Annotated[
+        str | None,
+        option("--model", "The source model, where the directory does not tell the classes."),
+    ] = None,
+    trust_remote_code: Trust = False,
+    explain: Annotated[
+        str | None, option("--explain", "Say how this node was placed.", metavar="NODE")
+    ] = None,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Write the tags on an export that exists already."""
+    with printing.command("tag", as_json=as_json, verbose=verbose):
+        from modelexport_optimum.tagging import htp
+
+        if explain is None:
+            report = htp.tag(path, model=model, trust_remote_code=trust_remote_code)
+        else:
+            found = htp.explain(path, explain, model=model, trust_remote_code=trust_remote_code)
+    if explain is not None:
+        printing.print_explanation(found, as_json=as_json)
+    elif as_json:
+        printing.print_json({"ok": True, **report.to_dict()})
+    else:
+        printing.print_tags(report)
+
+
+@app.command()
+def strip(path: _Path, as_json: _Json = False, verbose: _Verbose = False) -> None:
+    """Take the tags out again: the files are what they were, byte for byte."""
+    with printing.command("strip", as_json=as_json, verbose=verbose):
+        from modelexport_optimum.tagging.htp import strip as run
+
+        changed = run(path)
+    if as_json:
+        printing.print_json({"ok": True, "changed": [str(file) for file in changed]})
+    else:
+        printing.print_stripped(changed)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An exported directory.")],
+    providers: Providers = None,
+    task: Annotated[
+        str | None, option("--task", "What the model is for. By default the graphs tell.")
+    ] = None,
+    trust_remote_code: Trust = False,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Check the config against the graphs, and run the model on each execution provider."""
+    with printing.command("check", as_json=as_json, verbose=verbose):
+        from modelexport_optimum.verifying.verify import verify as run
+
+        report = run(directory, providers=providers, task=task, trust_remote_code=trust_remote_code)
+    if as_json:
+        printing.print_json(report.to_dict())
+    else:
+        printing.print_verification(report)
+    raise typer.Exit(0 if report.ok else 3)
+
+
+view_commands.register(app)
+
+
+def main() -> None:
+    """The program `modelexport-optimum`."""
+    app()

@@ -1,0 +1,223 @@
+"""One run: Optimum exports, the HTP pass tags, ONNX Runtime checks, a rename publishes.
+
+`export()` is the whole of it, in this order. The parts are in other rooms.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.exporting import optimum_export
+from modelexport_optimum.exporting.source import find_source
+from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from modelexport_optimum.exporting.optimum_export import Comparison
+    from modelexport_optimum.tagging.htp import TagReport
+    from modelexport_optimum.verifying.verify import VerifyReport
+
+    Progress = Callable[[str, float | None], None]
+    """Called with a stage's name and None when it begins, with its seconds when it ends."""
+
+HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What one run made and found.
+
+    Attributes:
+        output: the published directory.
+        model: the model as it was given, or the class of one in memory.
+        task: the task that was exported, after detection.
+        files: bytes of every file, by its path below the output.
+        tags: the HTP pass, for each `.onnx` file.
+        comparison: the outputs against PyTorch's.
+        verification: config and execution providers.
+        warnings: what else to know of the exported model, such as weights that the
+            checkpoint lacked and that are random.
+        stages: seconds of each stage, in order.
+    """
+
+    output: Path
+    model: str
+    task: str
+    files: dict[str, int]
+    tags: TagReport
+    comparison: Comparison
+    verification: VerifyReport
+    warnings: tuple[str, ...]
+    stages: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed. The files are there in either case."""
+        return self.verification.ok and self.comparison.status != "failed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON can carry it."""
+        return {
+            "ok": self.ok,
+            "output": str(self.output),
+            "model": self.model,
+            "task": self.task,
+            "files": self.files,
+            "tags": self.tags.to_dict(),
+            "comparison": asdict(self.comparison),
+            "verification": self.verification.to_dict(),
+            "warnings": list(self.warnings),
+            "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+        }
+
+
+def export(
+    model: Any,  # noqa: ANN401
+    output: str | os.PathLike[str],
+    *,
+    task: str = "auto",
+    overwrite: bool = False,
+    preprocessors: Any = None,  # noqa: ANN401
+    providers: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    before_publish: Callable[[ExportResult, Path], None] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> ExportResult:
+    """Export a model to ONNX, tag every node with its module, and check the result.
+
+    Args:
+        model: a name on the Hugging Face Hub, a directory, or a model in memory: a
+            `PreTrainedModel`, `SentenceTransformer` or `DiffusionPipeline`.
+        output: the directory to write. It appears when all is done, or not at all.
+        task: what the model is for; "auto" finds out.
+        overwrite: replace an export that is there.
+        preprocessors: the tokenizer or processor, or several, of a model in memory.
+        providers: the execution providers to check; by default CPU, CUDA and TensorRT.
+        progress: called at the beginning and at the end of each stage.
+        before_publish: called when all is done but the rename, with the result and the
+            directory that will be renamed to the output.
+        **options: further arguments of Optimum's `main_export`, or of its
+            `onnx_export_from_model` for a model in memory.
+
+    Returns:
+        The result; its `ok` is False when the files are written but a check failed.
+
+    Raises:
+        ModelExportError: nothing was written, and the message says why.
+    """
+    in_memory = not isinstance(model, str | os.PathLike)
+    name = type(model).__name__ if in_memory else os.fspath(model)
+    hub = {option: options[option] for option in HUB_OPTIONS if option in options}
+    source = None if in_memory else find_source(model, **hub)
+    directory = None if source is None else source.directory
+    path = check_output(output, directory, overwrite=overwrite)
+    stages = _Stages(progress)
+
+    with staging_directory(path) as staging, optimum_export.optimum_imported(stages.begin):
+        from modelexport_optimum.tagging import htp
+        from modelexport_optimum.verifying.verify import DEFAULT_PROVIDERS, provider_names, verify
+
+        provider_names(providers or DEFAULT_PROVIDERS)
+        optimum_export.check_options(task, options, in_memory=in_memory)
+        run = staging, task, options, stages.begin
+        if source is None:
+            exported = optimum_export.export_model(model, preprocessors, *run)
+        else:
+            exported = optimum_export.export_source(source, *run)
+
+        stages.begin("tag")
+        trust = bool(options.get("trust_remote_code"))
+        trees = exported.trees or (None if source is None else str(source))
+        tags = htp.tag(
+            staging,
+            model=trees,
+            source=name,
+            trust_remote_code=trust,
+            recorded=exported.calls,
+        )
+
+        stages.begin("check")
+        gc.collect()  # the PyTorch model lies in reference cycles, and is a session's size
+        verification = verify(
+            staging,
+            providers=providers,
+            task=None if exported.task == "auto" else exported.task,
+            library=exported.library,
+            trust_remote_code=trust,
+        )
+        stages.end()
+        result = ExportResult(
+            output=path,
+            model=name,
+            task=exported.task,
+            files=file_sizes(staging),
+            tags=_moved(tags, staging, path),
+            comparison=exported.comparison,
+            verification=_moved(verification, staging, path),
+            warnings=tuple(exported.warnings),
+            stages=stages.seconds,
+        )
+        if before_publish is not None:
+            before_publish(result, staging)
+        publish(staging, path, overwrite=overwrite)
+    return result
+
+
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Bytes of every file, by its path below the directory."""
+    return {
+        file.relative_to(directory).as_posix(): file.stat().st_size
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+
+
+def default_output(model: str) -> Path:
+    """Where the command writes without `-o`: beside the user, named for the model."""
+    return Path(Path(os.path.abspath(model)).name + "-onnx")  # noqa: PTH100
+
+
+def _moved(value: Any, staging: Path, output: Path) -> Any:  # noqa: ANN401
+    """A report on the staging directory as one on the output that it has become."""
+    if isinstance(value, Path):
+        return output / value.relative_to(staging) if value.is_relative_to(staging) else value
+    if isinstance(value, str):
+        return value.replace(str(staging), str(output)).replace(staging.name, output.name)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, staging, output) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changes = {
+            each.name: _moved(getattr(value, each.name), staging, output) for each in fields(value)
+        }
+        return replace(value, **changes)
+    return value
+
+
+class _Stages:
+    """The clock of a run: a stage lasts until the next begins."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._current: tuple[str, float] | None = None
+
+    def begin(self, name: str) -> None:
+        self.end()
+        self._current = name, time.perf_counter()
+        if self._progress is not None:
+            self._progress(name, None)
+
+    def end(self) -> None:
+        if self._current is None:
+            return
+        name, started = self._current
+        self._current = None
+        self.seconds[name] = time.perf_counter() - started
+        if self._progress is not None:
+            self._progress(name, self.seconds[name])

@@ -1,0 +1,1 @@
+"""Optimum's exporter, driven: the model's source, the conversion, the output directory."""

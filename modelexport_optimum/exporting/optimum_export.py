@@ -1,0 +1,470 @@
+"""Optimum's exporter, driven: which model it exported, and what its errors mean.
+
+Loading and converting are Optimum's (`main_export`, `onnx_export_from_model`). This room
+stands between the two to learn the module tree of the very model that is converted, and
+does not let a failed comparison with PyTorch take the files away. It neither tags nor
+checks nor publishes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gc
+import inspect
+import json
+import logging
+import traceback
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.exporting.source import Source, explain_hub_error, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from modelexport_optimum.tagging.module_tree import ModuleTree
+    from modelexport_optimum.tagging.recorded_calls import Calls
+
+    Begin = Callable[[str], None]
+    """Called with the name of the stage that begins."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the outputs of the exported model compare with PyTorch's.
+
+    Attributes:
+        status: "ok"; "differs" (by more than Optimum's own tolerance, which it takes for
+            a warning); "failed" (by more than the tolerance that was asked for, in their
+            shape, or the model did not run); "skipped".
+        message: one line.
+    """
+
+    status: str
+    message: str
+
+
+@dataclass
+class Exported:
+    """What Optimum exported.
+
+    Attributes:
+        task: after detection, as Optimum names it.
+        library: "transformers", "diffusers", "timm" or "sentence_transformers".
+        trees: the modules of the exported model, one tree for each component of a pipeline.
+        calls: the calls of modules in each graph that was traced.
+        comparison: its outputs against PyTorch's.
+        warnings: what the user must know, a line each.
+    """
+
+    task: str
+    library: str | None = None
+    trees: list[ModuleTree] = field(default_factory=list)
+    calls: list[Calls] = field(default_factory=list)
+    comparison: Comparison = Comparison("skipped", "Optimum did not compare with PyTorch")
+    warnings: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def optimum_imported(begin: Begin) -> Iterator[None]:
+    """Import what a run needs, and keep the garbage collector off it in the block.
+
+    Importing makes half a million objects, all of which stay. Looking through them again and
+    again would take the collector a second or two of a run.
+    """
+    begin("import")
+    spared = gc.isenabled() and not gc.get_freeze_count()
+    if spared:
+        gc.disable()
+    try:
+        import optimum.exporters.onnx.__main__
+        import optimum.onnxruntime  # noqa: F401
+
+        if spared:
+            gc.freeze()
+            gc.enable()
+        yield
+    finally:
+        if spared:
+            gc.enable()
+            gc.unfreeze()
+
+
+def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> None:
+    """Refuse what can be seen to be wrong before a model is loaded."""
+    from optimum.exporters.onnx import main_export, onnx_export_from_model
+    from optimum.exporters.tasks import TasksManager
+    from optimum.utils import DEFAULT_DUMMY_SHAPES
+
+    function = onnx_export_from_model if in_memory else main_export
+    # Both take any further name for the size of a dummy input, and ignore a wrong one.
+    known = {*inspect.signature(function).parameters, *DEFAULT_DUMMY_SHAPES}
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"option {name} is unknown to Optimum's {function.__name__}" + _closest(name, known)
+            )
+
+    tasks = TasksManager.get_all_tasks()
+    names = {name for task in tasks for name in (task, *TasksManager.synonyms_for_task(task))}
+    if task != "auto" and task.removesuffix("-with-past") not in names:
+        raise UsageError(
+            f"task {task} is unknown" + (_closest(task, names) or f": {', '.join(sorted(tasks))}")
+        )
+    check_conflicts(task, options)
+
+
+def check_conflicts(task: str, options: Mapping[str, Any]) -> None:
+    """Refuse what can be seen to be wrong before Optimum is imported."""
+    if task.endswith("-with-past") and options.get("monolith"):
+        raise UsageError(f"--monolith cannot export {task}: leave out one of the two")
+    if options.get("optimize") == "O4" and not str(options.get("device")).startswith("cuda"):
+        raise UsageError("--optimize O4 needs a GPU: add --device cuda, or take O1 to O3")
+
+
+def export_source(
+    source: Source, directory: Path, task: str, options: Mapping[str, Any], begin: Begin
+) -> Exported:
+    """Let Optimum load a model and export it."""
+    from optimum.exporters.onnx import __main__ as exporter
+    from optimum.exporters.onnx import main_export
+    from optimum.exporters.tasks import TasksManager
+
+    exported = Exported(task, options.get("library_name"))
+
+    def export_loaded(*, preprocessors: list[Any], **arguments: Any) -> None:  # noqa: ANN401
+        # Optimum looks for the tokenizer in the default revision and cache, and saves only
+        # one that lies at the top and needs no code of its own.
+        place = [value for key in _HUB_PLACES if (value := options.get(key)) not in (None, "main")]
+        elsewhere = source.directory is None and any(place)
+        if elsewhere:
+            preprocessors = _load_preprocessors(source, options)
+        _export_loaded(exported, preprocessors, begin, options, **arguments)
+        if elsewhere or options.get("subfolder") or options.get("trust_remote_code"):
+            _save_preprocessors(preprocessors, directory)
+
+    begin("load")
+    with (
+        _explained(source, options),
+        _random_weights_noted(exported),
+        _replaced(exporter, "onnx_export_from_model", export_loaded),
+    ):
+        if task == "auto" and source.directory is not None:
+            subfolder = options.get("subfolder") or ""
+            library = options.get("library_name") or TasksManager.infer_library_from_model(
+                str(source.directory), subfolder=subfolder
+            )
+            task = _task_of_directory(source.directory / subfolder, library, options)
+        main_export(str(source), directory, task=task, **options)
+    return exported
+
+
+def export_model(
+    model: Any,  # noqa: ANN401
+    preprocessors: Any,  # noqa: ANN401
+    directory: Path,
+    task: str,
+    options: Mapping[str, Any],
+    begin: Begin,
+) -> Exported:
+    """Let Optimum export a model in memory, and leave the model as it was."""
+    from optimum.exporters.tasks import TasksManager
+
+    if preprocessors is None:
+        preprocessors = []
+    elif not isinstance(preprocessors, list | tuple):
+        preprocessors = [preprocessors]
+    library = _library_of_model(model)
+
+    def infer_library(*_arguments: Any, **_options: Any) -> str:  # noqa: ANN401
+        return library
+
+    # Optimum tells the library by the module that defines the class, which is the user's
+    # own for a class derived from one of transformers'.
+    with (
+        _explained(Source(type(model).__name__, None), options),
+        _unchanged(model),
+        _replaced(TasksManager, "infer_library_from_model", infer_library),
+    ):
+        if task == "auto":
+            task = _task_of_model(model, library, directory, options)
+        exported = Exported(task, library)
+        _export_loaded(
+            exported,
+            list(preprocessors),
+            begin,
+            options,
+            model=model,
+            output=directory,
+            task=task,
+            **options,
+        )
+        _save_preprocessors(preprocessors, directory)
+    return exported
+
+
+_HUB_PLACES = ("revision", "cache_dir", "token", "local_files_only")
+
+
+def _export_loaded(
+    exported: Exported,
+    preprocessors: Sequence[Any],
+    begin: Begin,
+    options: Mapping[str, Any],
+    *,
+    model: Any,  # noqa: ANN401
+    output: Path,
+    task: str,
+    **arguments: Any,  # noqa: ANN401
+) -> None:
+    """`onnx_export_from_model`, noting what it is given and how its comparison ends."""
+    from optimum.exporters.error_utils import AtolError, OutputMatchError
+    from optimum.exporters.onnx import convert
+    from optimum.exporters.tasks import TasksManager
+
+    from modelexport_optimum.tagging.module_tree import model_trees
+    from modelexport_optimum.tagging.recorded_calls import recorded_calls
+
+    exported.task = task
+    exported.library = TasksManager.infer_library_from_model(model)
+    exported.trees = model_trees(model)
+
+    validate = convert.validate_models_outputs
+
+    def compare(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        begin("compare")
+        try:
+            validate(*args, **kwargs)
+        except (AtolError, OutputMatchError) as error:
+            asked = options.get("atol") is not None
+            exported.comparison = Comparison("failed" if asked else "differs", _one_line(error))
+        except Exception as error:
+            exported.comparison = Comparison("failed", _one_line(error))
+        else:
+            atol = kwargs.get("atol")
+            within = "" if atol is None else f" within {atol:g}"
+            exported.comparison = Comparison("ok", f"the outputs equal PyTorch's{within}")
+
+    begin("export")
+    with (
+        _replaced(convert, "validate_models_outputs", compare),
+        recorded_calls(model) as exported.calls,
+    ):
+        convert.onnx_export_from_model(
+            model=model, output=output, task=task, preprocessors=preprocessors, **arguments
+        )
+    _name_architecture(output / "config.json", model)
+
+
+def _task_of_directory(directory: Path, library: str, options: Mapping[str, Any]) -> str:
+    """The task of a model on disk, which Optimum infers only for names on the Hub.
+
+    With past wherever Optimum makes that the default.
+    """
+    from optimum.exporters.onnx import model_configs  # noqa: F401 (they register themselves)
+    from optimum.exporters.tasks import TasksManager
+
+    from modelexport_optimum.tagging.module_tree import candidates
+
+    if library == "sentence_transformers":
+        return "feature-extraction"
+    if library == "diffusers":
+        import diffusers
+
+        described = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
+        pipeline = getattr(diffusers, described["_class_name"])
+        return str(TasksManager.infer_task_from_model(pipeline))
+    described = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    architecture = next(iter(described.get("architectures") or ()), None)
+    found = next(iter(candidates(directory)), None)
+    if found is None or not found.task or found.model_class.__name__ != architecture:
+        raise UsageError(
+            f"the task of {architecture or directory} cannot be told from its config.json: "
+            "give --task"
+        )
+    supported = TasksManager.get_supported_tasks_for_model_type(
+        described["model_type"], "onnx", library_name=library
+    )
+    if f"{found.task}-with-past" in supported and not options.get("monolith"):
+        return f"{found.task}-with-past"
+    return found.task
+
+
+def _task_of_model(model: Any, library: str, directory: Path, options: Mapping[str, Any]) -> str:  # noqa: ANN401
+    """The task of a model in memory, whose configuration is saved in a directory for it."""
+    from optimum.exporters.tasks import TasksManager
+
+    if library == "diffusers":
+        return str(TasksManager.infer_task_from_model(model))
+    if library == "transformers":
+        model.config.save_pretrained(directory)
+        _name_architecture(directory / "config.json", model)
+    return _task_of_directory(directory, library, options)
+
+
+def _name_architecture(config: Path, model: Any) -> None:  # noqa: ANN401
+    """Name in config.json the class that was exported.
+
+    Optimum keeps what the checkpoint says, which is another class when it was loaded for
+    another task.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, torch.nn.Module) or not config.is_file():
+        return
+    # config.json is that of the first transformers model: the root, or one within it.
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            break
+    else:
+        return
+    # A class derived in a script is not one that transformers can find by its name.
+    loadable = ("transformers", "transformers_modules")
+    classes = [c for c in type(module).__mro__ if c.__module__.partition(".")[0] in loadable]
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.get("architectures") != [classes[0].__name__]:
+        content["architectures"] = [classes[0].__name__]
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _library_of_model(model: Any) -> str:  # noqa: ANN401
+    from optimum.exporters.tasks import TasksManager
+
+    libraries = ("transformers", "sentence_transformers", "diffusers", "timm")
+    for base in type(model).__mro__:
+        if base.__module__.partition(".")[0] in libraries:
+            library: str = TasksManager.infer_library_from_model(base)
+            return library
+    raise UsageError(
+        f"a {type(model).__name__} cannot be exported: give a name, a directory, "
+        f"or a model of {', '.join(libraries)}"
+    )
+
+
+def _load_preprocessors(source: Source, options: Mapping[str, Any]) -> list[Any]:
+    """The tokenizer and processors, from where the model itself came from."""
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    names = (*_HUB_PLACES, "subfolder", "trust_remote_code")
+    place = {name: options[name] for name in names if name in options}
+    found = []
+    for auto in (AutoTokenizer, AutoProcessor, AutoFeatureExtractor, AutoImageProcessor):
+        # No model has all of them, and there is no telling which errors say so: Optimum
+        # takes any.
+        with contextlib.suppress(Exception):
+            found.append(auto.from_pretrained(str(source), **place))  # type: ignore[no-untyped-call]
+    return found
+
+
+def _save_preprocessors(preprocessors: Sequence[Any], directory: Path) -> None:
+    for preprocessor in preprocessors:
+        preprocessor.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def _random_weights_noted(exported: Exported) -> Iterator[None]:
+    """Keep the one warning of loading that must not get lost: weights that were made up."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "newly initialized" in record.getMessage():
+                exported.warnings.append(record.getMessage().splitlines()[0])
+
+    logger, handler = logging.getLogger("transformers"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:  # noqa: ANN401
+    original = inspect.getattr_static(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _unchanged(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Restore the modes and the configuration, both of which Optimum changes."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        yield
+        return
+    modes = {module: module.training for module in model.modules()}
+    configs = [
+        (module.config, dict(vars(module.config)))
+        for module in modes
+        if hasattr(module, "config") and hasattr(module.config, "__dict__")
+    ]
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for config, values in configs:
+            vars(config).clear()
+            vars(config).update(values)
+
+
+@contextlib.contextmanager
+def _explained(source: Source, options: Mapping[str, Any]) -> Iterator[None]:
+    """Raise every error as one line that says why Optimum did not export the model."""
+    try:
+        yield
+    except ModelExportError:
+        raise
+    except Exception as error:
+        message = explain_hub_error(error, source.name, options.get("revision") or "main")
+        raise ModelExportError(message or _explain(error, source, options)) from error
+
+
+def _explain(error: Exception, source: Source, options: Mapping[str, Any]) -> str:
+    text = first_line(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if "pad token" in text or any("tokenization" in frame.filename for frame in frames):
+        return (
+            f"model {source.name} has no tokenizer that can be loaded, and this task needs its "
+            f"padding token: put the tokenizer's files beside the model, or give --pad_token_id "
+            f"({text})"
+        )
+    if "custom_onnx_configs" in text:
+        return (
+            f"Optimum cannot export {source.name}: {text.partition(',')[0]}; "
+            "export() in Python takes custom_onnx_configs for it"
+        )
+    # Optimum's own advice is to open an issue; the sentences before it say what is wrong.
+    text = text.partition(" Please open an issue")[0]
+    if error.__cause__ is not None:
+        text += f" ({first_line(error.__cause__)})"
+    if not options.get("trust_remote_code") and _has_own_code(source, options):
+        text += " (the model has code of its own: read it, then add --trust-remote-code)"
+    return f"Optimum cannot export {source.name}: {text}"
+
+
+def _has_own_code(source: Source, options: Mapping[str, Any]) -> bool:
+    if source.directory is None:
+        return False
+    try:
+        config = source.directory / (options.get("subfolder") or "") / "config.json"
+        return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _closest(name: str, known: set[str]) -> str:
+    matches = difflib.get_close_matches(name, sorted(known))
+    return f": did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

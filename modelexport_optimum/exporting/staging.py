@@ -1,0 +1,259 @@
+"""The output directory: written under a hidden name beside it, published by one rename.
+
+Whatever happens to a run, the output is absent, or what it was, or finished. This room
+knows directories and nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import glob
+import os
+import secrets
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.exporting.source import chain
+from modelexport_optimum.system.locks import NoLocksError, lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+_EXPORT_MARKS = ("config.json", "model_index.json")
+"""What every export has at its top, a diffusion pipeline the second. `--overwrite`
+replaces nothing else: a mistyped output must not cost anybody a home directory."""
+
+_RENAME_EXCHANGE = 2
+"""From linux/fs.h: swap two names in one step."""
+
+_AT_FDCWD = -100
+
+_AGAIN_SECONDS = 1.0
+"""Between two attempts to leave a run that was asked to end."""
+
+_LOCK = ".lock"
+"""Follows the name of the directory that it locks."""
+
+
+def check_output(output: str | os.PathLike[str], source: Path | None, *, overwrite: bool) -> Path:
+    """The absolute path of the output, if it may be written; nothing is created.
+
+    Args:
+        output: the directory that the export will be.
+        source: the model's own directory, which must survive.
+        overwrite: whether an export that is there may be replaced.
+    """
+    path = Path(os.path.abspath(output))  # noqa: PTH100 (resolve() would follow a link)
+    if path.is_symlink():
+        raise UsageError(
+            f"output {output} is a symbolic link, and what it points to may be shared: "
+            "remove the link, or give another directory with -o"
+        )
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"output {output} is a file: give a directory with -o")
+    if path == Path.cwd() or path in Path.cwd().parents:
+        raise UsageError(
+            f"output {output} is the current directory or contains it: "
+            "give the name of a new directory with -o"
+        )
+    if source is not None:
+        resolved, model = path.resolve(), source.resolve()
+        if resolved == model or resolved in model.parents:
+            raise UsageError(
+                f"output {output} is the model's own directory or contains it: "
+                "give another directory with -o"
+            )
+    if path.is_mount():
+        raise UsageError(
+            f"output {output} is a mount point, which cannot be replaced by a rename: "
+            f"give a directory below it, such as -o {path / 'model'}"
+        )
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise UsageError(
+                f"output {output} exists and is not empty: "
+                "give another directory with -o, or --overwrite to replace it"
+            )
+        if not any((path / mark).is_file() for mark in _EXPORT_MARKS):
+            raise UsageError(
+                f"output {output} holds something else than an export (no config.json), "
+                "which --overwrite does not replace: give another directory with -o"
+            )
+    return path
+
+
+@contextlib.contextmanager
+def staging_directory(output: Path) -> Iterator[Path]:
+    """A hidden directory beside the output, gone when the block ends unless published.
+
+    It is removed on an exception, on Ctrl-C and on SIGTERM. What a killed run left
+    behind is removed by the next one: a live run holds a lock on its directory.
+    """
+    missing = [parent for parent in output.parents if not parent.exists()]
+    directory = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"
+    locked, held = _lock_of(directory), None
+    try:
+        with _said_of(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(output)
+            held = _own(locked)
+            directory.mkdir()
+        with _terminating_as_exit():
+            yield directory
+    except Exception as error:
+        for cause in chain(error):  # Optimum's and PyTorch's errors may wrap it
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ModelExportError(
+                    f"no space left on the disk of {cause.filename or output}: "
+                    "free some, or give another disk with -o"
+                ) from error
+        raise
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+        with contextlib.suppress(OSError):  # it was never there
+            locked.unlink()
+        for parent in missing:  # nearest first; one that is in use by now stays
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def _said_of(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelExportError(
+            f"cannot write beside output {output}: {error.strerror} ({error.filename}): "
+            "give a directory that can be written with -o"
+        ) from error
+
+
+def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
+    """Make the staging directory the output, in one step.
+
+    With `overwrite` the old output takes the staging directory's name, which is then
+    removed with everything in it.
+    """
+    if overwrite and output.is_dir() and any(output.iterdir()):
+        if not _exchange(staging, output):
+            _swap_in_two_steps(staging, output)
+        return
+    try:
+        staging.rename(output)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise ModelExportError(
+            f"output {output} was written by something else in the meantime: "
+            "export again with another -o, or with --overwrite"
+        ) from error
+
+
+def _prefix(output: Path) -> str:
+    return f".{output.name}.staging-"
+
+
+def _lock_of(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}{_LOCK}")
+
+
+def _own(locked: Path) -> int | None:
+    """Take a lock that nobody else wants, if there are locks here."""
+    try:
+        return lock(locked)
+    except NoLocksError:
+        locked.touch()
+        return None
+
+
+def remove_abandoned(output: Path) -> None:
+    """Remove what killed runs left beside an output; a live run holds the lock of its own.
+
+    Where there are no locks nothing is removed: it may be a live run's.
+    """
+    for locked in output.parent.glob(f"{glob.escape(_prefix(output))}*{_LOCK}"):
+        try:
+            held = lock(locked)
+        except OSError:  # not ours
+            continue
+        if held is not None:
+            shutil.rmtree(locked.with_name(locked.name.removesuffix(_LOCK)), ignore_errors=True)
+            os.close(held)
+            locked.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _terminating_as_exit() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that cleaning up is done.
+
+    Only where nobody has a handler of their own, and only in the main thread, where
+    Python allows it. It is raised wherever the program is just then, where it may be lost, in
+    a destructor, or become another error, in an import: then it is raised again.
+    """
+    asked: list[int] = []
+    timers: list[threading.Timer] = []
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        asked.append(number)
+        timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise SystemExit(128 + number)
+
+    signals = [signal.SIGTERM, signal.SIGHUP]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []
+    ours = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_IGN)
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        if asked:
+            raise SystemExit(128 + asked[0])
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _swap_in_two_steps(staging: Path, output: Path) -> None:
+    """The same where the system cannot swap.
+
+    Between the two renames the old output is whole beside its name, and stays there if the
+    process dies: its name is not one that is ever cleaned up.
+    """
+    aside = output.parent / f".{output.name}.old-{secrets.token_hex(4)}"
+    output.rename(aside)
+    try:
+        staging.rename(output)
+    except BaseException:
+        aside.rename(output)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

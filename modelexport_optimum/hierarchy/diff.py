@@ -1,0 +1,368 @@
+"""What differs between two exports, or two versions of one, by module.
+
+Two exports are the same if their modules have the same operators with the same attributes
+and the same parameters to the bit, pass values to each other in the same way, and take and
+give the same tensors. Names of values and the order of nodes do not count.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from modelexport_optimum.errors import UsageError
+from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files, type_text
+from modelexport_optimum.hierarchy.weights import Weights
+from modelexport_optimum.onnx_file.stream import Tensor, Value
+from modelexport_optimum.tagging.carriers import ATTRIBUTE
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile, TaggedNode
+    from modelexport_optimum.onnx_file.stream import Model, Node
+
+# How onnx_file writes a large tensor in an attribute: as its place in the file.
+_PLACE = re.compile(rb"@\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that differs.
+
+    Attributes:
+        what: Its name: an operator, a parameter, an input or output, an opset.
+        a: What it is in the first export, "" if it is not there.
+        b: The same in the second one.
+    """
+
+    what: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleChange:
+    """A module that differs.
+
+    Attributes:
+        path: Module path.
+        module_class: Its class; of the second export, if the two differ.
+        only_in: "a" or "b" if the other export lacks it, else "".
+        classes: Its class, if it differs.
+        operators: Its own operators, with how many there are, or with "other attributes".
+        parameters: Its own parameters, with type and shape, or with "other values".
+    """
+
+    path: str
+    module_class: str
+    only_in: str = ""
+    classes: tuple[Change, ...] = ()
+    operators: tuple[Change, ...] = ()
+    parameters: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChange:
+    """A node that is in both exports, in another place.
+
+    Attributes:
+        name: Node name.
+        op_type: Operator.
+        a: The module that it is in, or the modules that it reads from, in the first export.
+        b: The same in the second one.
+    """
+
+    name: str
+    op_type: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileDiff:
+    """What differs between two files.
+
+    Attributes:
+        name: The file, relative to the directories that were given.
+        only_in: "a" or "b" if the other export lacks it, else "".
+        graph: Opsets, inputs and outputs that differ.
+        modules: Modules that differ.
+        moved: Nodes whose module differs.
+        rewired: Nodes that read values of other modules, in modules of the same operators.
+    """
+
+    name: str
+    only_in: str = ""
+    graph: tuple[Change, ...] = ()
+    modules: tuple[ModuleChange, ...] = ()
+    moved: tuple[NodeChange, ...] = ()
+    rewired: tuple[NodeChange, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Nothing differs."""
+        return not (self.only_in or self.graph or self.modules or self.moved or self.rewired)
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What differs between two exports, file by file."""
+
+    a: Path
+    b: Path
+    files: tuple[FileDiff, ...]
+
+    @property
+    def same(self) -> bool:
+        """Nothing differs."""
+        return all(file.same for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The difference as JSON can carry it."""
+        files = [{"same": file.same, **asdict(file)} for file in self.files]
+        return {"same": self.same, "a": str(self.a), "b": str(self.b), "files": files}
+
+
+def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:
+    """Compares two tagged exports.
+
+    Args:
+        a: A tagged `.onnx` file, or a directory with any number of them.
+        b: Another file, or directory; of directories, files of the same name are compared.
+
+    Raises:
+        UsageError: There is no such file, or one is a file and the other one a directory.
+        ModelExportError: A file is not tagged, or cannot be read.
+    """
+    first, second = Path(a), Path(b)
+    files_a, files_b = _by_name(first), _by_name(second)
+    if first.is_dir() != second.is_dir():
+        raise UsageError(f"one of {a} and {b} is a directory: give two of them, or two files")
+    if not first.is_dir():
+        files_b = dict(zip(files_a, files_b.values(), strict=True))
+    found = []
+    for name in sorted({*files_a, *files_b}):
+        if name not in files_b or name not in files_a:
+            found.append(FileDiff(name, only_in="a" if name in files_a else "b"))
+        else:
+            found.append(_diff_files(name, _Side(files_a[name]), _Side(files_b[name])))
+    return Diff(first, second, tuple(found))
+
+
+def _by_name(path: Path) -> dict[str, Path]:
+    start = path if path.is_dir() else path.parent
+    return {file.relative_to(start).as_posix(): file for file in tagged_files(path)}
+
+
+class _Side:
+    """One of two files."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = read_tagged(path)
+        self.weights = Weights(self.file.model)
+        self._digests: dict[int, bytes] = {}
+
+    def digest(self, tensor: Tensor) -> bytes:
+        """A fingerprint of an initializer's data."""
+        key = id(tensor)
+        if key not in self._digests:
+            self._digests[key] = hashlib.sha256(self.weights.data(tensor)).digest()
+        return self._digests[key]
+
+
+def _diff_files(name: str, a: _Side, b: _Side) -> FileDiff:
+    modules = tuple(_diff_modules(a, b))
+    pairs = list(_pairs(a.file, b.file))
+    moved = [
+        NodeChange(one.name, _operator(one.node), _path(one), _path(other))
+        for one, other in pairs
+        if _path(one) != _path(other)
+    ]
+    changed = {module.path for module in modules if module.operators or module.only_in}
+    rewired = [
+        NodeChange(one.name, _operator(one.node), ", ".join(reads), ", ".join(other_reads))
+        for one, other in pairs
+        if _path(one) == _path(other) and _path(one) not in changed
+        if (reads := _sources(one)) != (other_reads := _sources(other))
+    ]
+    graph = tuple(_differing(_interface(a.file), _interface(b.file)))
+    return FileDiff(name, "", graph, modules, tuple(moved), tuple(rewired))
+
+
+def _interface(file: TaggedFile) -> dict[str, str]:
+    """Opsets of the operators that are used, inputs and outputs."""
+    graph, opsets = file.model.graph, file.model.opsets
+    used = {tagged.node.domain for tagged in file.nodes}
+    described = {f"opset {domain or 'ai.onnx'}": str(opsets.get(domain)) for domain in used}
+    weights = {tensor.name for tensor in graph.initializers}
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+        described |= {
+            f"{kind} {v.name}": type_text(v.elem_type, v.shape)
+            for v in values
+            if v.name not in weights
+        }
+    return described
+
+
+def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[Change]:
+    for what in {**a, **b}:
+        if a.get(what) != b.get(what):
+            yield Change(what, a.get(what, ""), b.get(what, ""))
+
+
+# Modules
+
+
+def _diff_modules(a: _Side, b: _Side) -> Iterator[ModuleChange]:
+    for path, one in a.file.modules.items():
+        other = b.file.modules.get(path)
+        if other is None:
+            yield ModuleChange(path, one.module_class, only_in="a")
+            continue
+        same_class = one.module_class == other.module_class
+        classes = () if same_class else (Change("class", one.module_class, other.module_class),)
+        operators = tuple(_diff_operators(one, a.file.model, other, b.file.model))
+        parameters = tuple(_diff_parameters(path, (one, a), (other, b)))
+        if classes or operators or parameters:
+            yield ModuleChange(path, other.module_class, "", classes, operators, parameters)
+    for path, module in b.file.modules.items():
+        if path not in a.file.modules:
+            yield ModuleChange(path, module.module_class, only_in="b")
+
+
+def _operator(node: Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _diff_operators(a: Module, model_a: Model, b: Module, model_b: Model) -> Iterator[Change]:
+    counts = [Counter(_operator(tagged.node) for tagged in module.nodes) for module in (a, b)]
+    for operator in sorted({*counts[0], *counts[1]}):
+        one, other = (count[operator] for count in counts)
+        if one != other:
+            yield Change(operator, str(one), str(other))
+        elif _attributes(a, operator, model_a) != _attributes(b, operator, model_b):
+            yield Change(operator, str(one), f"{other} with other attributes")
+
+
+def _attributes(
+    module: Module, operator: str, model: Model
+) -> Counter[frozenset[tuple[str, bytes]]]:
+    """What the attributes of a module's operators are, of one kind of operator."""
+    return Counter(
+        frozenset(
+            (name, _PLACE.sub(b"", data))
+            for name, data in tagged.node.attributes.items()
+            if name != ATTRIBUTE
+        )
+        - _defaults(tagged.op_type, model.opsets.get(tagged.node.domain, 1), tagged.node.domain)
+        for tagged in module.nodes
+        if _operator(tagged.node) == operator
+    )
+
+
+@functools.cache
+def _defaults(op_type: str, version: int, domain: str) -> frozenset[tuple[str, bytes]]:
+    """The attributes that an operator has if they are left out, serialized."""
+    try:
+        schema = onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:  # an operator of ONNX Runtime's own
+        return frozenset()
+    return frozenset(
+        (name, attribute.default_value.SerializeToString(deterministic=True))
+        for name, attribute in schema.attributes.items()
+    )
+
+
+def _diff_parameters(
+    path: str, a: tuple[Module, _Side], b: tuple[Module, _Side]
+) -> Iterator[Change]:
+    one, other = _own_tensors(a[0]), _own_tensors(b[0])
+    # What is the same may have another name: the exporter numbers weights that it transposes.
+    for by_name in (True, False):
+        for tensor in list(one):
+            for candidate in other:
+                named = tensor.name == candidate.name
+                if named >= by_name and _same(tensor, a[1], candidate, b[1]):
+                    one.remove(tensor)
+                    other.remove(candidate)
+                    break
+    names = {tensor.name for tensor in other}
+    one.sort(key=lambda tensor: tensor.name not in names)
+    for tensor in one:
+        match = next((t for t in other if t.name == tensor.name), None)
+        if match is None:
+            match = next((t for t in other if t.dims == tensor.dims), None)
+        if match is not None:
+            other.remove(match)
+        yield _parameter_change(path, tensor, match)
+    for tensor in other:
+        yield _parameter_change(path, None, tensor)
+
+
+def _own_tensors(module: Module) -> list[Tensor]:
+    return list({id(t): t for node in module.nodes for t in node.weights}.values())
+
+
+def _same(one: Tensor, a: _Side, other: Tensor, b: _Side) -> bool:
+    header = (one.dims, one.data_type) == (other.dims, other.data_type)
+    return header and a.digest(one) == b.digest(other)
+
+
+def _parameter_change(path: str, one: Tensor | None, other: Tensor | None) -> Change:
+    name = (one or other).name  # type: ignore[union-attr]  # one of them is there
+    described = ["" if t is None else type_text(t.data_type, t.dims) for t in (one, other)]
+    if described[0] == described[1]:
+        described[1] += " with other values"
+    return Change(name.removeprefix(f"{path}."), *described)
+
+
+# Nodes
+
+
+def _path(tagged: TaggedNode) -> str:
+    return "(no tag)" if tagged.module is None else tagged.module.path
+
+
+def _sources(tagged: TaggedNode) -> list[str]:
+    """The modules and inputs of the model that a node's values come from, in order."""
+    sources = []
+    for read in tagged.reads:
+        if isinstance(read, Value):
+            sources.append(f"the input {read.name}")
+        elif not isinstance(read, Tensor) and read is not None and read.node.inputs:
+            sources.append(_path(read))
+    return sources
+
+
+def _pairs(a: TaggedFile, b: TaggedFile) -> Iterator[tuple[TaggedNode, TaggedNode]]:
+    """Yields the nodes that are in both files, as their names tell."""
+    others = _by_key(b)
+    for key, node in _by_key(a).items():
+        if key in others:
+            yield node, others[key]
+
+
+def _by_key(file: TaggedFile) -> dict[tuple[object, ...], TaggedNode]:
+    readers: dict[int, list[str]] = {}
+    for node in file.nodes:
+        for read in node.reads:
+            if not isinstance(read, Tensor | Value) and read is not None:
+                readers.setdefault(id(read), []).append(node.name)
+    found: dict[tuple[object, ...], list[TaggedNode]] = {}
+    for node in file.nodes:
+        key: tuple[object, ...] = (node.graph, node.name, _operator(node.node))
+        if node.name.removeprefix(f"{node.op_type}_").isdigit():
+            # Such names count the nodes of the file: another file's may be another node.
+            key += (*sorted(readers.get(id(node), ())),)
+        if node.name:
+            found.setdefault(key, []).append(node)
+    return {key: nodes[0] for key, nodes in found.items() if len(nodes) == 1}

@@ -1,0 +1,310 @@
+"""One module of a tagged model as a model of its own, to run or to look at alone.
+
+Nodes are copied as they stand, tags included, and weights from file to file: nothing is
+loaded. (`onnx.utils.Extractor` loads the whole model, and wants the tensors to be named
+between which it takes everything.) What belongs to the module is found by `cut`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.hierarchy.subgraph import cut_out
+from modelexport_optimum.hierarchy.tagged_model import (
+    graph_of,
+    nbytes,
+    read_tagged,
+    tagged_files,
+    type_text,
+    unknown,
+)
+from modelexport_optimum.hierarchy.weights import Weights, fields
+from modelexport_optimum.onnx_file.stream import length_delimited, replacing, varint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import TypeAlias
+
+    from modelexport_optimum.hierarchy.subgraph import Cut
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.onnx_file.stream import Graph, Node, Tensor
+
+    Bytes: TypeAlias = bytes | memoryview
+
+# Field numbers in onnx.proto.
+_MODEL_GRAPH, _MODEL_TRAINING = 7, 20
+_GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 2, 5, 11, 12, 13
+
+_VALUES_OF = {_GRAPH_INPUT: "input", _GRAPH_OUTPUT: "output", _GRAPH_VALUE_INFO: "value_info"}
+
+# ONNX Runtime maps external data that begins at a page, and copies other.
+_PAGE_BYTES = 4096
+
+# How shape inference begins the names that it invents for dimensions.
+_INVENTED = "unk__"
+
+# An initializer up to this size may be a shape, whose values decide the shapes of others.
+_SHAPE_BYTES = 1024
+
+_COPY_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A tensor that enters or leaves the module.
+
+    Attributes:
+        name: Its name, the same as in the whole model.
+        type: Its type and shape.
+    """
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """The model that was written.
+
+    Attributes:
+        path: Its file.
+        source: The file that it was cut out of.
+        module: The module's path.
+        module_class: The module's class.
+        inputs: What enters the module.
+        outputs: What leaves it.
+        operators: Number of its nodes, without those in nested graphs.
+        bytes: Size of its weights.
+    """
+
+    path: Path
+    source: Path
+    module: str
+    module_class: str
+    inputs: tuple[Boundary, ...]
+    outputs: tuple[Boundary, ...]
+    operators: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can carry it."""
+        return {**asdict(self), "path": str(self.path), "source": str(self.source)}
+
+
+def extract(
+    path: str | os.PathLike[str],
+    module: str,
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> Extracted:
+    """Cuts one module out of a tagged model.
+
+    Args:
+        path: A tagged `.onnx` file, or a directory of which one file has the module.
+        module: Module path, as `named_modules()` spells it.
+        output: The `.onnx` file to write. Weights that are external data in the model are
+            so here, in a file of the same name and `.data`.
+        overwrite: Replace what is there.
+
+    Raises:
+        UsageError: There is no such file or module, or the output is there already.
+        ModelExportError: The module runs several times, or other modules run between its
+            parts, or a file cannot be read or written.
+    """
+    target = Path(output)
+    file = _file_with(Path(path), module)
+    cut = cut_out(file, file.modules[module])
+    data = target.with_name(f"{target.name}.data")
+    is_external = any(tensor.location for tensor in cut.weights)
+    _check_free(file, [target, data] if is_external else [target], overwrite)
+
+    weights = Weights(file.model)
+    types = _types(file, cut, weights)
+    graph: list[Bytes] = [length_delimited(_GRAPH_NAME, (module or "model").encode())]
+    graph += [weights.file[node.node.key : node.node.end] for node in cut.nodes]
+    for message in _initializers(cut.weights, weights, data if is_external else None):
+        graph += [varint(_GRAPH_INITIALIZER << 3 | 2), varint(len(message)), message]
+    for number, names in ((_GRAPH_INPUT, cut.inputs), (_GRAPH_OUTPUT, cut.outputs)):
+        for name in names:
+            info = onnx.ValueInfoProto(name=name, type=types[name])
+            graph.append(length_delimited(number, info.SerializeToString()))
+    size = sum(map(len, graph))
+    with replacing(target) as descriptor:
+        _write(descriptor, _model_fields(weights.file))
+        _write(descriptor, [varint(_MODEL_GRAPH << 3 | 2), varint(size), *graph])
+    return Extracted(
+        path=target,
+        source=file.path,
+        module=module,
+        module_class=file.modules[module].module_class,
+        inputs=tuple(Boundary(name, _text(types[name])) for name in cut.inputs),
+        outputs=tuple(Boundary(name, _text(types[name])) for name in cut.outputs),
+        operators=len(cut.nodes),
+        bytes=sum(map(nbytes, cut.weights)),
+    )
+
+
+def _file_with(path: Path, module: str) -> TaggedFile:
+    files = [read_tagged(file) for file in tagged_files(path)]
+    having = [file for file in files if module in file.modules]
+    if not having:
+        raise unknown("module", module, path, (known for file in files for known in file.modules))
+    if len(having) > 1:
+        names = ", ".join(str(file.path) for file in having)
+        raise UsageError(f"{module or 'the root'} is in several files: give one of {names}")
+    return having[0]
+
+
+def _check_free(file: TaggedFile, targets: Iterable[Path], overwrite: bool) -> None:
+    locations = {tensor.location for tensor in file.initializers if tensor.location}
+    sources = [file.path, *(file.path.parent / location for location in locations)]
+    for target in targets:
+        if not target.exists():
+            continue
+        if any(source.exists() and target.samefile(source) for source in sources):
+            raise UsageError(f"{target} is what is to be cut: give another file to write")
+        if not overwrite:
+            raise UsageError(f"{target} exists: give another file to write, or --overwrite")
+
+
+def _model_fields(model: memoryview) -> list[Bytes]:
+    """All of a ModelProto but its graph and what it is trained with."""
+    without = (_MODEL_GRAPH, _MODEL_TRAINING)
+    return [model[key:end] for number, key, _, end in fields(model) if number not in without]
+
+
+def _initializers(
+    tensors: Sequence[Tensor], weights: Weights, data: Path | None
+) -> Iterator[Bytes]:
+    """Yields the TensorProtos to write, after writing those of external data to a file."""
+    external = [tensor for tensor in tensors if tensor.location]
+    yield from (weights.message(tensor) for tensor in tensors if not tensor.location)
+    if data is None:
+        return
+    position = 0
+    with replacing(data) as descriptor:
+        for tensor in external:
+            padding = -position % _PAGE_BYTES
+            content = weights.data(tensor)
+            _write(descriptor, [bytes(padding), content])
+            position += padding
+            header = onnx.TensorProto(
+                name=tensor.name,
+                dims=tensor.dims,
+                data_type=tensor.data_type,
+                data_location=onnx.TensorProto.EXTERNAL,
+            )
+            place = {"location": data.name, "offset": position, "length": len(content)}
+            for key, value in place.items():
+                header.external_data.add(key=key, value=str(value))
+            position += len(content)
+            yield header.SerializeToString()
+
+
+def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
+    for chunk in chunks:
+        for start in range(0, len(chunk), _COPY_BYTES):
+            with memoryview(chunk)[start : start + _COPY_BYTES] as part:
+                written = 0
+                while written < len(part):
+                    written += os.write(descriptor, part[written:])
+
+
+# Types
+
+
+def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeProto]:
+    """The types of what enters and leaves, as the file or shape inference tells them."""
+    wanted = {*cut.inputs, *cut.outputs}
+    skeleton = _skeleton(file, cut, weights)
+    inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    values = itertools.chain(inferred.value_info, inferred.input, inferred.output)
+    types = {v.name: v.type for v in values if v.name in wanted and v.type.WhichOneof("value")}
+    for kind in types.values():
+        for dim in kind.tensor_type.shape.dim if kind.tensor_type.HasField("shape") else ():
+            if dim.dim_param.startswith(_INVENTED):
+                dim.Clear()
+    if types.keys() < wanted:
+        types |= _runtime_types(skeleton, wanted - types.keys())
+    unknown_types = sorted(wanted - types.keys())
+    if unknown_types:
+        raise ModelExportError(
+            f"{file.path}: nothing tells the type of {', '.join(unknown_types)}: "
+            "cut the module out of the model before it was optimized or quantized"
+        )
+    return types
+
+
+def _skeleton(file: TaggedFile, cut: Cut, weights: Weights) -> onnx.ModelProto:
+    """The model without weights, down to the graph of the nodes that are cut, as one graph."""
+    model = onnx.ModelProto()
+    model.ParseFromString(b"".join(_model_fields(weights.file)))
+    model.graph.name = "skeleton"
+    inner = cut.nodes[-1]  # the nodes of a graph come after those around it
+    graphs: list[tuple[Graph, Node | None]] = [(graph_of(file, inner), None)]
+    while inner.holder is not None:
+        graphs.append((graph_of(file, inner.holder), inner.holder.node))
+        inner = inner.holder
+    for graph, holder in reversed(graphs):
+        for node in graph.nodes:
+            if node is not holder:
+                message = weights.file[node.start : node.end]
+                model.graph.node.add().ParseFromString(bytes(message))
+        _, start, end = graph.enclosing[-1]
+        for number, _, first, last in fields(weights.file[start:end]):
+            if number in (_GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO):
+                field = _VALUES_OF[number]
+                message = weights.file[start + first : start + last]
+                getattr(model.graph, field).add().ParseFromString(bytes(message))
+        named = {value.name for value in model.graph.input}
+        for tensor in graph.initializers:
+            if not tensor.location and nbytes(tensor) <= _SHAPE_BYTES:
+                model.graph.initializer.add().ParseFromString(bytes(weights.message(tensor)))
+            elif tensor.name not in named:
+                value = onnx.helper.make_tensor_value_info(
+                    tensor.name, tensor.data_type, tensor.dims
+                )
+                model.graph.input.append(value)
+    return model
+
+
+def _runtime_types(skeleton: onnx.ModelProto, names: Iterable[str]) -> dict[str, onnx.TypeProto]:
+    """The types as ONNX Runtime infers them, which knows its own operators."""
+    import onnxruntime
+
+    wanted = sorted(names)
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    types = {}
+    for value in session.get_outputs():
+        found = re.fullmatch(r"tensor\((\w+)\)", value.type)
+        if found:
+            elem_type = onnx.TensorProto.DataType.Value(found[1].upper())
+            types[value.name] = onnx.helper.make_tensor_type_proto(elem_type, value.shape)
+    return types
+
+
+def _text(kind: onnx.TypeProto) -> str:
+    if not kind.HasField("tensor_type"):
+        return str(kind.WhichOneof("value"))
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape"):
+        return type_text(tensor.elem_type, None)
+    dims = (getattr(dim, dim.WhichOneof("value") or "", None) for dim in tensor.shape.dim)
+    return type_text(tensor.elem_type, dims)

@@ -1,0 +1,286 @@
+"""The module tree with its operators and parameters, and the nodes of what one asks for.
+
+It counts what the headers say; no weight is read. How it is printed is `output.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import UsageError
+from modelexport_optimum.hierarchy.tagged_model import (
+    elements,
+    nbytes,
+    read_tagged,
+    tagged_files,
+    unknown,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection, Iterable, Sequence
+
+    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile, TaggedNode
+    from modelexport_optimum.onnx_file.stream import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Operators and parameters.
+
+    Attributes:
+        op_types: Number of nodes of each operator.
+        parameters: Number of elements of the initializers that the nodes read, each
+            initializer counted once.
+        bytes: Size of these initializers.
+    """
+
+    op_types: dict[str, int]
+    parameters: int
+    bytes: int
+
+    @property
+    def operators(self) -> int:
+        """Number of nodes."""
+        return sum(self.op_types.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleView:
+    """One module that is shown.
+
+    Attributes:
+        module: The module, in the whole tree.
+        name: Its path from the module on that is shown around it, or its whole path.
+        level: How many modules are shown around it.
+        own: What its own nodes are and read.
+        total: The same of its own nodes and those of all modules inside it.
+        share: Bytes in total as a part of the file's.
+    """
+
+    module: Module
+    name: str
+    level: int
+    own: Amount
+    total: Amount
+    share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The module as JSON can carry it."""
+        return {
+            "path": self.module.path,
+            "class": self.module.module_class,
+            "depth": self.module.depth,
+            "operators": self.total.operators,
+            "own_operators": self.own.operators,
+            "parameters": self.total.parameters,
+            "own_parameters": self.own.parameters,
+            "bytes": self.total.bytes,
+            "own_bytes": self.own.bytes,
+            "share": round(self.share, 6),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FileView:
+    """What was found in one file.
+
+    Attributes:
+        file: The file.
+        whole: All its operators and parameters, those without a module included.
+        modules: The modules that match and those inside them, outer before inner.
+        nodes: Their nodes, in file order.
+    """
+
+    file: TaggedFile
+    whole: Amount
+    modules: tuple[ModuleView, ...]
+    nodes: tuple[TaggedNode, ...]
+
+    @property
+    def selected(self) -> Amount:
+        """What the nodes are and read."""
+        return _amount(_op_types(self.nodes), _tensors(self.nodes).values())
+
+    @property
+    def node_names(self) -> list[str]:
+        """The names of the nodes that have one, each once."""
+        return list(dict.fromkeys(node.name for node in self.nodes if node.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The modules as JSON can carry them."""
+        return {
+            "file": str(self.file.path),
+            "class": self.file.root.module_class,
+            "operators": self.whole.operators,
+            "untagged": len(self.file.untagged),
+            "parameters": self.whole.parameters,
+            "bytes": self.whole.bytes,
+            "modules": [
+                {**view.to_dict(), "op_types": view.total.op_types} for view in self.modules
+            ],
+        }
+
+
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    modules: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    ops: Sequence[str] = (),
+    depth: int | None = None,
+) -> tuple[FileView, ...]:
+    """Looks at the modules of a tagged export. What is asked for narrows one another.
+
+    Args:
+        path: A tagged `.onnx` file, or a directory with any number of them.
+        modules: Patterns of module paths. A `*` is any text within one part of the path, a
+            `**` any number of parts. A pattern that no path matches from its beginning is
+            matched from any part on: `encoder.layer.0` finds `bert.encoder.layer.0`.
+        classes: Patterns of class names.
+        ops: Patterns of operators: their nodes alone, and what these read, are counted.
+        depth: Levels of modules to show inside those that match; by default all.
+
+    Returns:
+        For each file the modules that match, the modules inside them, and their nodes. The
+        root matches if no module or class is asked for.
+
+    Raises:
+        UsageError: There is no such file, or nothing matches a pattern.
+        ModelExportError: A file is not tagged, or cannot be read.
+    """
+    files = [read_tagged(file) for file in tagged_files(Path(path))]
+    paths = _matching_paths(files, modules, path)
+    names = {module.module_class for file in files for module in file.modules.values()}
+    op_types = {node.op_type for file in files for node in file.nodes}
+    for kind, patterns, known in (("class", classes, names), ("operator", ops, op_types)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise unknown(kind, pattern, path, known)
+    views = tuple(_view(file, paths, classes, ops, depth) for file in files)
+    if not any(view.nodes for view in views):
+        asked = ", ".join((*modules, *classes, *ops))
+        raise UsageError(f"{path} has no node in all of {asked}: ask for less at once")
+    return views
+
+
+def amounts(file: TaggedFile, ops: Sequence[str] = ()) -> dict[str, tuple[Amount, Amount]]:
+    """Counts the operators and parameters of every module of a file.
+
+    Args:
+        file: The file.
+        ops: Patterns of the operators to count; by default all.
+
+    Returns:
+        By module path: what is the module's own, and the same with all modules inside it. An
+        initializer that several modules read is each one's own, and counted once in the
+        total of any module around them.
+    """
+    own = {
+        path: [n for n in m.nodes if _is_any(n.op_type, ops)] for path, m in file.modules.items()
+    }
+    op_types = {path: _op_types(nodes) for path, nodes in own.items()}
+    tensors = {path: _tensors(nodes) for path, nodes in own.items()}
+    counted = {path: _amount(op_types[path], tensors[path].values()) for path in own}
+    for module in reversed(file.modules.values()):
+        if module.parent is not None:
+            op_types[module.parent.path].update(op_types[module.path])
+            tensors[module.parent.path].update(tensors[module.path])
+    return {path: (counted[path], _amount(op_types[path], tensors[path].values())) for path in own}
+
+
+def _op_types(nodes: Iterable[TaggedNode]) -> Counter[str]:
+    return Counter(node.op_type for node in nodes)
+
+
+def _tensors(nodes: Iterable[TaggedNode]) -> dict[int, Tensor]:
+    return {id(tensor): tensor for node in nodes for tensor in node.weights}
+
+
+def _amount(op_types: Counter[str], tensors: Collection[Tensor]) -> Amount:
+    parameters, size = sum(map(elements, tensors)), sum(map(nbytes, tensors))
+    return Amount(dict(op_types.most_common()), parameters, size)
+
+
+def _view(
+    file: TaggedFile,
+    paths: set[str] | None,
+    classes: Sequence[str],
+    ops: Sequence[str],
+    depth: int | None,
+) -> FileView:
+    counted = amounts(file, ops)
+    whole = _amount(_op_types(file.nodes), file.initializers)
+    inside = _inside(file, paths, classes)
+    shown: dict[str, ModuleView] = {}
+    for module in file.modules.values():
+        own, total = counted[module.path]
+        distance = inside.get(module.path)
+        if distance is None or (depth is not None and distance > depth) or not total.operators:
+            continue
+        above = next((shown[m.path] for m in module.around() if m.path in shown), None)
+        name, level = module.path or module.module_class, 0
+        if above is not None:
+            level = above.level + 1
+            name = name[len(above.module.path) + 1 :] if above.module.path else name
+        share = total.bytes / whole.bytes if whole.bytes else 0.0
+        shown[module.path] = ModuleView(module, name, level, own, total, share)
+    nodes = (n for n in file.nodes if n.module is not None and n.module.path in inside)
+    return FileView(
+        file,
+        whole,
+        tuple(shown.values()),
+        tuple(node for node in nodes if _is_any(node.op_type, ops)),
+    )
+
+
+def _inside(file: TaggedFile, paths: set[str] | None, classes: Sequence[str]) -> dict[str, int]:
+    """How many levels each module is inside one that matches."""
+    within: dict[str, tuple[bool, bool]] = {}  # a module, a class that was asked for
+    inside: dict[str, int] = {}
+    for module in file.modules.values():
+        outer = module.parent.path if module.parent is not None else None
+        is_path = outer is None if paths is None else module.path in paths
+        is_class = _is_any(module.module_class, classes) if classes else outer is None
+        in_path, in_class = (
+            within.get(outer, (False, False)) if outer is not None else (False, False)
+        )
+        within[module.path] = in_path or is_path, in_class or is_class
+        if all(within[module.path]):
+            matches = is_path or is_class
+            inside[module.path] = 0 if matches or outer is None else inside[outer] + 1
+    return inside
+
+
+def _is_any(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _matching_paths(
+    files: Sequence[TaggedFile], patterns: Sequence[str], where: object
+) -> set[str] | None:
+    """The module paths that match any of the patterns, None if there is no pattern."""
+    if not patterns:
+        return None
+    known = {path: path.split(".") if path else [] for file in files for path in file.modules}
+    matching: set[str] = set()
+    for pattern in patterns:
+        parts = pattern.split(".")
+        found = {path for path, own in known.items() if _matches(own, parts)}
+        found = found or {path for path, own in known.items() if _matches(own, ["**", *parts])}
+        if not found:
+            raise unknown("module", pattern, where, known)
+        matching |= found
+    return matching
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[skip:], pattern[1:]) for skip in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

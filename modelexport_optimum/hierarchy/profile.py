@@ -1,0 +1,380 @@
+"""`profile()`: where the time of a run goes, by module.
+
+ONNX Runtime runs the model under its profiler, and each kernel's time is given to the module
+that the tags name. It measures and adds up; it optimizes nothing and judges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.hierarchy import example_inputs as inputs_of
+from modelexport_optimum.hierarchy.node_placement import Places
+from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+from modelexport_optimum.onnx_file.stream import read_model
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import onnxruntime
+
+    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile
+    from modelexport_optimum.onnx_file.stream import Model
+
+# Runs before the measured ones: the first allocates memory, and some providers choose their
+# kernels in it.
+WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTime:
+    """The time of one module.
+
+    Attributes:
+        path: Module path; "" for the root.
+        name: The path from the module around it on, or the root's class.
+        module_class: Class name.
+        depth: How many modules are around it.
+        own: Microseconds of its own kernels, in all measured runs.
+        total: The same with those of the modules inside it.
+        kernels: Number of its own kernels, in one run.
+    """
+
+    path: str
+    name: str
+    module_class: str
+    depth: int
+    own: int
+    total: int
+    kernels: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileProfile:
+    """The time of one file.
+
+    Attributes:
+        path: The file.
+        iterations: Number of measured runs.
+        inputs: Type and shape of each input, by name.
+        runs: Microseconds of the measured runs, what is between the kernels included.
+        kernels: Microseconds of their kernels.
+        providers: The same by the execution provider that ran them.
+        modules: The modules in which kernels ran, each after the one around it, the slower
+            of two before the other.
+        unplaced: Kernels of no module, by operator: microseconds, and their number in one
+            run. ONNX Runtime has added them, to change a layout or a type.
+    """
+
+    path: Path
+    iterations: int
+    inputs: dict[str, str]
+    runs: int
+    kernels: int
+    providers: dict[str, int]
+    modules: tuple[ModuleTime, ...]
+    unplaced: dict[str, tuple[int, int]]
+
+    def milliseconds(self, microseconds: int) -> float:
+        """What a time is in one run."""
+        return microseconds / 1000 / self.iterations
+
+    def share(self, microseconds: int) -> float:
+        """What part of the kernels' time a time is."""
+        return microseconds / self.kernels if self.kernels else 0.0
+
+    def repeated(self) -> list[tuple[str, str, int, int]]:
+        """The modules by what they do themselves, repeated ones together, slowest first.
+
+        Returns:
+            Path with `*` for the numbers that differ, class, number of modules, microseconds.
+        """
+        kinds: dict[tuple[str, ...], list[ModuleTime]] = defaultdict(list)
+        for module in self.modules:
+            parts = ("*" if part.isdecimal() else part for part in module.path.split("."))
+            kinds[(module.module_class, *parts)].append(module)
+        rows = []
+        for kind in kinds.values():
+            columns = zip(*(module.path.split(".") for module in kind), strict=True)
+            path = ".".join(part if {part} == {*rest} else "*" for part, *rest in columns)
+            path = path if len(kind) > 1 else kind[0].path
+            rows.append((path, kind[0].module_class, len(kind), sum(m.own for m in kind)))
+        return sorted((row for row in rows if row[3]), key=lambda row: -row[3])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as JSON can carry it; times in milliseconds of one run."""
+
+        def timed(microseconds: int) -> dict[str, float]:
+            return {"ms": self.milliseconds(microseconds), "share": self.share(microseconds)}
+
+        return {
+            "path": str(self.path),
+            "iterations": self.iterations,
+            "warm_up": WARM_UP,
+            "inputs": self.inputs,
+            "run_ms": self.milliseconds(self.runs),
+            "kernels_ms": self.milliseconds(self.kernels),
+            "providers": {name: self.milliseconds(time) for name, time in self.providers.items()},
+            "modules": [
+                {
+                    "path": module.path,
+                    "class": module.module_class,
+                    "depth": module.depth,
+                    "kernels": module.kernels,
+                    "own_ms": self.milliseconds(module.own),
+                    **timed(module.total),
+                }
+                for module in self.modules
+            ],
+            "repeated": [
+                {"path": path, "class": name, "modules": count, **timed(time)}
+                for path, name, count, time in self.repeated()
+            ],
+            "unplaced": [
+                {"op_type": op_type, "kernels": count, **timed(time)}
+                for op_type, (time, count) in self.unplaced.items()
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileReport:
+    """The time of all files."""
+
+    files: tuple[FileProfile, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can carry it."""
+        return {"files": [file.to_dict() for file in self.files]}
+
+
+def profile(
+    path: str | os.PathLike[str],
+    *,
+    provider: str = "cpu",
+    iterations: int = 20,
+    batch_size: int = 1,
+    sequence_length: int = 128,
+    sizes: Mapping[str, int] | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+) -> ProfileReport:
+    """Runs tagged files under ONNX Runtime's profiler and adds the times up by module.
+
+    Args:
+        path: A tagged `.onnx` file, or a directory with any number of them.
+        provider: Execution provider: "cpu", "cuda", or any other that ONNX Runtime offers.
+            What it does not take runs on the CPU.
+        iterations: Number of measured runs.
+        batch_size: Batch size of the inputs that are made up.
+        sequence_length: Their number of tokens, past ones and the encoder's alike.
+        sizes: Sizes of other dimensions of theirs, by name.
+        inputs: A `.npz` file with real inputs, instead.
+
+    Returns:
+        The times of each file.
+
+    Raises:
+        UsageError: There is no such file or provider, or the inputs cannot be made.
+        ModelExportError: A file is not tagged, or ONNX Runtime cannot run it.
+    """
+    if iterations < 1:
+        raise UsageError(f"--iterations {iterations}: give 1 or more")
+    name = _provider(provider)
+    profiles = []
+    for file in map(read_tagged, tagged_files(Path(path))):
+        if inputs is None:
+            arrays = inputs_of.generate(
+                file, batch_size=batch_size, sequence_length=sequence_length, sizes=sizes or {}
+            )
+        else:
+            arrays = inputs_of.load(Path(inputs), file)
+        profiles.append(_profile(file, name, iterations, arrays))
+    return ProfileReport(tuple(profiles))
+
+
+def _provider(name: str) -> str:
+    import onnxruntime as ort
+
+    available: list[str] = ort.get_available_providers()
+    for provider in available:
+        if name.lower() in (provider.lower(), provider.lower().removesuffix("executionprovider")):
+            return provider
+    raise UsageError(
+        f"this ONNX Runtime has no execution provider {name}: it has {', '.join(available)}"
+    )
+
+
+def _profile(
+    file: TaggedFile, provider: str, iterations: int, arrays: dict[str, np.ndarray]
+) -> FileProfile:
+    with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
+        session, optimized = _session(file.path, provider, Path(scratch))
+        if session.get_providers()[0] != provider:
+            raise ModelExportError(
+                f"ONNX Runtime came up on {', '.join(session.get_providers())}, not on "
+                f"{provider}, with {file.path}: check that provider's libraries"
+            )
+        try:
+            for _ in range(WARM_UP + iterations):
+                session.run(None, arrays)
+        except Exception as error:
+            raise _failed(file.path, arrays, error) from error
+        log = json.loads(Path(session.end_profiling()).read_bytes())
+    runs = [event for event in log if event["name"] == "model_run"]
+    if len(runs) != WARM_UP + iterations:
+        raise ModelExportError(
+            f"ONNX Runtime's profiler kept {len(runs)} of {WARM_UP + iterations} runs of "
+            f"{file.path}, its log is full: give fewer --iterations"
+        )
+    runs = runs[WARM_UP:]
+    kernels = list(_own_times(log, runs))
+    shapes = {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
+    return _add_up(file, Places(file, optimized), kernels, runs, shapes)
+
+
+def _session(
+    path: Path, provider: str, scratch: Path
+) -> tuple[onnxruntime.InferenceSession, Model | None]:
+    """A session with the profiler on, and the skeleton of the graph that it runs.
+
+    That graph is None where a provider has compiled parts of it: ONNX Runtime cannot save it.
+    """
+    import onnxruntime as ort
+
+    def start(save: bool) -> onnxruntime.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions, and it warns of what it saves
+        options.enable_profiling = True
+        options.profile_file_prefix = str(scratch / "profile")
+        if save:
+            options.optimized_model_filepath = str(scratch / "optimized.onnx")
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", "weights"
+            )
+        providers = [provider, *({"CPUExecutionProvider"} - {provider})]
+        return ort.InferenceSession(str(path), options, providers=providers)
+
+    try:
+        try:
+            return start(save=True), read_model(scratch / "optimized.onnx")
+        except Exception as error:
+            if "compiled nodes" not in str(error):
+                raise
+            return start(save=False), None
+    except ModelExportError:
+        raise
+    except Exception as error:
+        raise ModelExportError(f"ONNX Runtime cannot load {path}: {_line(error)}") from error
+
+
+def _failed(path: Path, arrays: Mapping[str, np.ndarray], error: Exception) -> ModelExportError:
+    shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in arrays.items())
+    return ModelExportError(
+        f"ONNX Runtime cannot run {path} on {shapes} ({_line(error)}): give sizes that the model "
+        "takes (--batch-size, --sequence-length, --size NAME=N) or real inputs (--inputs FILE.npz)"
+    )
+
+
+def _line(error: Exception) -> str:
+    """ONNX Runtime's message without its own source path in front."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:400]
+
+
+def _own_times(
+    log: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, str, str, int]]:
+    """Yields name, operator, provider and microseconds of each kernel that ran in the runs.
+
+    A node that runs nested graphs (If, Loop, Scan) is timed with their nodes: these are taken
+    off, so that the times of all kernels add up to that of the outermost ones.
+    """
+    spans = [(run["ts"], run["ts"] + run["dur"]) for run in runs]
+    events = [
+        event
+        for event in log
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time")
+        if any(start <= event["ts"] <= end for start, end in spans)
+    ]
+    events.sort(key=lambda event: (event["tid"], event["ts"], -event["dur"]))
+    own = [event["dur"] for event in events]
+    around: list[int] = []
+    for index, event in enumerate(events):
+        while around and not _inside(event, events[around[-1]]):
+            around.pop()
+        if around:
+            own[around[-1]] -= event["dur"]
+        around.append(index)
+    for event, time in zip(events, own, strict=True):
+        arguments = event["args"]
+        name = event["name"].removesuffix("_kernel_time")
+        if name == f"{arguments['op_name']}_{arguments['node_index']}":
+            name = ""  # so ONNX Runtime's log calls a node that has no name
+        yield name, arguments["op_name"], arguments["provider"], time
+
+
+def _inside(event: dict[str, Any], outer: dict[str, Any]) -> bool:
+    return bool(event["tid"] == outer["tid"] and event["ts"] < outer["ts"] + outer["dur"])
+
+
+def _add_up(
+    file: TaggedFile,
+    places: Places,
+    kernels: Iterable[tuple[str, str, str, int]],
+    runs: Sequence[dict[str, Any]],
+    inputs: dict[str, str],
+) -> FileProfile:
+    own = Counter[str]()
+    total = Counter[str]()
+    counts = Counter[str]()
+    providers = Counter[str]()
+    unplaced: dict[str, list[int]] = defaultdict(list)
+    for name, op_type, provider, time in kernels:
+        providers[provider] += time
+        module = places.module(name, op_type)
+        if module is None:
+            unplaced[op_type].append(time)
+            continue
+        own[module.path] += time
+        counts[module.path] += 1
+        while module is not None:
+            total[module.path] += time
+            module = module.parent
+    iterations = len(runs)
+
+    def rows(module: Module) -> Iterator[ModuleTime]:
+        path = module.path
+        if path not in total:
+            return
+        yield ModuleTime(
+            path=path,
+            name=module.name,
+            module_class=module.module_class,
+            depth=module.depth,
+            own=own[path],
+            total=total[path],
+            kernels=counts[path] // iterations,
+        )
+        for child in sorted(module.children, key=lambda child: -total[child.path]):
+            yield from rows(child)
+
+    slowest = sorted(unplaced.items(), key=lambda item: -sum(item[1]))
+    return FileProfile(
+        path=file.path,
+        iterations=iterations,
+        inputs=inputs,
+        runs=sum(run["dur"] for run in runs),
+        kernels=providers.total(),
+        providers=dict(providers.most_common()),
+        modules=tuple(rows(file.root)),
+        unplaced={kind: (sum(times), len(times) // iterations) for kind, times in slowest},
+    )

@@ -1,0 +1,313 @@
+"""A tagged `.onnx` file as a tree of modules with their nodes and weights' headers.
+
+What all views start from. It reads tags, it does not judge or repair them, and it never
+reads a weight.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import onnx
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.onnx_file.stream import Tensor, Value, read_model
+from modelexport_optimum.tagging import carriers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from modelexport_optimum.onnx_file.stream import Graph, Model, Node
+
+# Key of the model's own metadata that says that its nodes were tagged.
+_VERSION = "modelexport_optimum.version"
+
+# The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props.
+_CARRIER = "carrier"
+
+# Bits of an element, where two or more of them share a byte.
+_NARROW_BITS = {
+    getattr(onnx.TensorProto, name): bits
+    for name, bits in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()
+    if hasattr(onnx.TensorProto, name)  # the newer ones came with onnx 1.18 and 1.20
+}
+
+
+@dataclass(slots=True, eq=False)
+class TaggedNode:
+    """One node, in its module.
+
+    Attributes:
+        node: The node as it stands in the file.
+        graph: Path of the nested graph that it stands in, "" for the top graph.
+        holder: The node that holds that graph, or None if it is the top graph.
+        tag: Its tag, or "" if it has none.
+        module: The module that the tag names, or None if it has no tag.
+        evidence: How the node was placed; "carrier" if the record of it is gone.
+        reads: What each of its inputs is: an initializer, what another node makes, or an
+            input of a graph; None where an optional input is left out.
+    """
+
+    node: Node
+    graph: str
+    holder: TaggedNode | None
+    tag: str
+    module: Module | None
+    evidence: str
+    reads: tuple[Read | None, ...]
+
+    @property
+    def name(self) -> str:
+        """The node's name; may be ""."""
+        return self.node.name
+
+    @property
+    def op_type(self) -> str:
+        """The node's operator."""
+        return self.node.op_type
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The initializers that it reads, of its own graph or of those around it."""
+        return list({id(read): read for read in self.reads if isinstance(read, Tensor)}.values())
+
+
+# What a name of a graph means: an initializer, what a node makes, an input of the graph.
+Read: TypeAlias = Tensor | TaggedNode | Value
+
+
+@dataclass(slots=True, eq=False)
+class Module:
+    """One module that was called, as the tags tell.
+
+    Attributes:
+        path: Module path, as `named_modules()` spells it; "" for the root.
+        module_class: Class name.
+        parent: The module that called it, None for the root.
+        children: The modules that it called, in the order in which they first ran.
+        nodes: The nodes that are its own, in file order, nested graphs included.
+    """
+
+    path: str
+    module_class: str
+    parent: Module | None
+    children: list[Module] = field(default_factory=list)
+    nodes: list[TaggedNode] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Its path from its parent on, or its class if it is the root."""
+        if self.parent is None:
+            return self.module_class
+        return self.path[len(self.parent.path) + 1 :] if self.parent.path else self.path
+
+    @property
+    def depth(self) -> int:
+        """How many modules are around it."""
+        return sum(1 for _ in self.around())
+
+    def around(self) -> Iterator[Module]:
+        """Yields the modules around it, inner before outer."""
+        if self.parent is not None:
+            yield self.parent
+            yield from self.parent.around()
+
+    def walk(self) -> Iterator[Module]:
+        """Yields the module and all modules inside it, outer before inner."""
+        stack = [self]
+        while stack:
+            module = stack.pop()
+            yield module
+            stack.extend(reversed(module.children))
+
+    def walk_nodes(self) -> Iterator[TaggedNode]:
+        """Yields its nodes and those of all modules inside it, module by module."""
+        for module in self.walk():
+            yield from module.nodes
+
+
+@dataclass(slots=True, eq=False)
+class TaggedFile:
+    """A tagged file.
+
+    Attributes:
+        path: The file.
+        model: Its skeleton.
+        root: The module that was exported.
+        modules: Every module of the tree by its path, outer before inner.
+        nodes: Every node of every graph, in file order.
+        untagged: Those among them that have no tag: a tool has added them to a tagged file.
+        initializers: The headers of the initializers of every graph.
+    """
+
+    path: Path
+    model: Model
+    root: Module
+    modules: dict[str, Module]
+    nodes: list[TaggedNode]
+    untagged: list[TaggedNode]
+    initializers: list[Tensor]
+
+
+def tagged_files(path: Path) -> list[Path]:
+    """The file itself, or every `.onnx` file below a directory, sorted.
+
+    Raises:
+        UsageError: There is no such file, or none in the directory.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: give a .onnx file or an exported directory")
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*.onnx") if not file.name.startswith("."))
+    if not files:
+        raise UsageError(f"{path} has no .onnx file: give the directory of an export")
+    return files
+
+
+def read_tagged(path: Path) -> TaggedFile:
+    """Reads a tagged file.
+
+    Args:
+        path: The `.onnx` file.
+
+    Returns:
+        Its modules, nodes and weights' headers; memory grows with their number only.
+
+    Raises:
+        InvalidModelError: It is not a whole ONNX model.
+        ModelExportError: It cannot be read, or no node of it has a tag.
+    """
+    model = read_model(path)
+    marked = any(key == _VERSION for key, *_ in model.metadata)
+    tree = _Tree()
+    nodes: list[TaggedNode] = []
+    initializers: list[Tensor] = []
+    graphs: list[tuple[str, Graph, TaggedNode | None, dict[str, Read]]]
+    graphs = [("", model.graph, None, {})]
+    while graphs:
+        path_in_file, graph, holder, around = graphs.pop()
+        initializers += graph.initializers
+        names = dict(around)  # a graph sees the names of those around it
+        names.update((value.name, value) for value in graph.inputs)
+        names.update((tensor.name, tensor) for tensor in graph.initializers)
+        nested_graphs = []
+        for node in graph.nodes:
+            carried = carriers.read(node, marked=marked)
+            module = tree.module_of(node, carried)
+            evidence = (carried.evidence or _CARRIER) if carried.tag else ""
+            reads = tuple(names.get(name) if name else None for name in node.inputs)
+            tagged = TaggedNode(node, path_in_file, holder, carried.tag, module, evidence, reads)
+            nodes.append(tagged)
+            for attribute, nested in node.subgraphs:
+                name = f"{node.name or node.op_type}.{attribute}"
+                nested_path = f"{path_in_file}/{name}" if path_in_file else name
+                nested_graphs.append((nested_path, nested, tagged, names))
+            names.update((name, tagged) for name in node.outputs)
+        graphs += reversed(nested_graphs)
+    untagged = [node for node in nodes if node.module is None]
+    if len(untagged) == len(nodes):
+        raise ModelExportError(f"{path} is not tagged: run `modelexport-optimum tag {path}`")
+    modules = tree.link(nodes)
+    return TaggedFile(path, model, modules[""], modules, nodes, untagged, initializers)
+
+
+def graph_of(file: TaggedFile, node: TaggedNode) -> Graph:
+    """The graph that a node stands in."""
+    if node.holder is None:
+        return file.model.graph
+    held = (graph for _, graph in node.holder.node.subgraphs)
+    return next(g for g in held if any(other is node.node for other in g.nodes))
+
+
+def elements(tensor: Tensor) -> int:
+    """Number of elements of an initializer."""
+    return math.prod(tensor.dims)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Size of an initializer's data, however it is stored."""
+    if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        return tensor.nbytes
+    bits = _NARROW_BITS.get(tensor.data_type)
+    if bits is None:
+        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return -(-elements(tensor) * bits // 8)
+
+
+def type_text(elem_type: int, shape: Iterable[int | str | None] | None) -> str:
+    """A tensor's type and shape in words, as `float[batch_size, 16]`; `?` is not known."""
+    name: str = onnx.TensorProto.DataType.Name(elem_type)
+    dims = "?" if shape is None else ", ".join("?" if d is None else str(d) for d in shape)
+    return f"{name.lower()}[{dims}]"
+
+
+def unknown(kind: str, name: str, path: object, known: Iterable[str]) -> UsageError:
+    """The error for a name or pattern that nothing in a file has.
+
+    Args:
+        kind: What was looked for.
+        name: The name or pattern.
+        path: Where it was looked for.
+        known: What there is, of which the closest are named.
+    """
+    close = difflib.get_close_matches(name, {*known} - {""}, n=3, cutoff=0.6)
+    if close:
+        hint = f"did you mean {' or '.join(map(repr, close))}?"
+    else:
+        hint = f"`modelexport-optimum inspect {path}` shows what there is"
+    return UsageError(f"{path} has no {kind} {name!r}: {hint}")
+
+
+class _Tree:
+    """The modules that the tags name, while a file is read."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, Module] = {}
+        # Of the many nodes of a module each spells the whole chain anew.
+        self._chains: dict[tuple[str, str], Module] = {}
+
+    def module_of(self, node: Node, carried: carriers.Carried) -> Module | None:
+        metadata = dict(node.metadata) if carried.complete else {}
+        key = (carried.tag, metadata.get(carriers.NAMESPACE, ""))
+        module = self._chains.get(key)
+        if module is None:
+            chain = carriers.modules_of(node, carried)
+            if chain is None:
+                return None
+            for path, name in chain:
+                module = self._modules.setdefault(path, Module(path, name, None))
+            assert module is not None  # a tag names the root at least
+            self._chains[key] = module
+        return module
+
+    def link(self, nodes: list[TaggedNode]) -> dict[str, Module]:
+        """Puts modules into their parents and nodes into their modules.
+
+        Returns:
+            The modules by path, outer before inner, in the order in which they ran.
+        """
+        for path, module in self._modules.items():
+            outer = path
+            while outer and module.parent is None:
+                outer = outer.rpartition(".")[0]
+                module.parent = self._modules.get(outer)
+        # Constants, and Identities that name weights, stand at the head of the file.
+        ran: dict[str, int] = {}
+        for index, node in enumerate(nodes):
+            if node.module is not None:
+                node.module.nodes.append(node)
+                prepares = node.op_type in ("Constant", "Identity")
+                order = index + prepares * len(nodes)
+                around: Module | None = node.module
+                while around is not None and order < ran.get(around.path, order + 1):
+                    ran[around.path] = order
+                    around = around.parent
+        for module in sorted(self._modules.values(), key=lambda module: ran[module.path]):
+            if module.parent is not None:
+                module.parent.children.append(module)
+        return {module.path: module for module in self._modules[""].walk()}

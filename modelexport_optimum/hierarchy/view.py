@@ -1,0 +1,77 @@
+"""`view()`: opens a tagged export in a viewer that is installed. It draws nothing itself.
+
+Model Explorer groups the nodes by module; Netron shows the tag of each node.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+
+if TYPE_CHECKING:
+    import os
+
+# Viewer to the Python package that it needs; the first one that is installed is taken.
+VIEWERS = {"model-explorer": "model_explorer_onnx", "netron": "netron"}
+
+
+def view(
+    path: str | os.PathLike[str],
+    *,
+    viewer: str | None = None,
+    port: int | None = None,
+    browser: bool = True,
+) -> None:
+    """Serves a viewer on this machine, until it is interrupted.
+
+    Args:
+        path: A tagged `.onnx` file, or a directory with any number of them; Netron opens
+            one file.
+        viewer: "model-explorer" or "netron"; by default the first of them that is installed.
+        port: Port to serve on; by default one that is free.
+        browser: Whether to open the browser.
+
+    Raises:
+        UsageError: There is no such file or viewer, or the viewer cannot open that many.
+        ModelExportError: A file is not tagged, or the viewer is not installed.
+    """
+    name = _installed(viewer)
+    files = [read_tagged(file).path for file in tagged_files(Path(path))]
+    if name == "model-explorer":
+        import model_explorer
+
+        config = model_explorer.config()
+        for file in files:
+            config.add_model_from_path(str(file))
+        model_explorer.visualize_from_config(
+            config,
+            port=port or model_explorer.consts.DEFAULT_PORT,  # for which it takes a free one
+            extensions=[VIEWERS[name]],
+            no_open_in_browser=not browser,
+        )
+    else:
+        import netron
+
+        if len(files) > 1:
+            raise UsageError(
+                f"{path} has {len(files)} .onnx files and Netron opens one: "
+                f"give one of them, for example {files[0]}"
+            )
+        netron.start(str(files[0]), address=("localhost", port), browse=browser)
+        netron.wait()
+
+
+def _installed(viewer: str | None) -> str:
+    if viewer is not None and viewer not in VIEWERS:
+        raise UsageError(f"there is no viewer {viewer}: give {' or '.join(VIEWERS)}")
+    for name, package in VIEWERS.items():
+        if viewer in (None, name) and importlib.util.find_spec(package):
+            return name
+    raise ModelExportError(
+        f"{viewer or 'no viewer'} is {'not ' if viewer else ''}installed: "
+        "pip install 'modelexport-optimum[view]'"
+    )

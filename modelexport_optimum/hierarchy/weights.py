@@ -1,0 +1,92 @@
+"""The data of a file's initializers, mapped into memory and not copied.
+
+`diff` compares it and `extract` copies it; the other views want the headers alone.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import PurePath
+from typing import TYPE_CHECKING, cast
+
+import onnx
+
+from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.hierarchy.tagged_model import nbytes
+from modelexport_optimum.onnx_file.stream import bytes_fields, walk_graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from modelexport_optimum.onnx_file.stream import Graph, Model, Tensor
+
+_GRAPH_INITIALIZER = 5
+_TENSOR_RAW_DATA, _TENSOR_EXTERNAL_DATA = 9, 13
+
+
+class Weights:
+    """A model's file and its external data files, mapped as long as anything refers to them."""
+
+    def __init__(self, model: Model) -> None:
+        """Maps the file that the skeleton was read from."""
+        self._directory = model.path.parent
+        self._maps: dict[Path, memoryview] = {}
+        self.file = self._map(model.path)
+        self._places: dict[int, tuple[int, int]] = {}
+        for _, graph in walk_graphs(model.graph):
+            self._places.update(self._initializers(graph))
+
+    def message(self, tensor: Tensor) -> memoryview:
+        """The initializer's TensorProto as it stands in the file."""
+        start, end = self._places[id(tensor)]
+        return self.file[start:end]
+
+    def data(self, tensor: Tensor) -> memoryview:
+        """The initializer's data as `raw_data` holds it, wherever it is stored.
+
+        Raises:
+            InvalidModelError: The external data file is missing or too short.
+        """
+        message = self.message(tensor)
+        external = []
+        for number, key, start, end in fields(message):
+            if number == _TENSOR_RAW_DATA:
+                return message[start:end]
+            if number == _TENSOR_EXTERNAL_DATA:
+                external.append(bytes(message[key:end]))
+        if not tensor.location:
+            small = onnx.TensorProto.FromString(bytes(message))
+            return memoryview(onnx.numpy_helper.to_array(small).tobytes())
+        header = onnx.TensorProto.FromString(b"".join(external))
+        offset = int({entry.key: entry.value for entry in header.external_data}.get("offset", "0"))
+        path = self._directory / tensor.location
+        if PurePath(tensor.location).is_absolute() or ".." in PurePath(tensor.location).parts:
+            raise InvalidModelError(f"{path} is outside of the model's directory: put it beside")
+        data = self._map(path)[offset : offset + nbytes(tensor)]
+        if len(data) < nbytes(tensor):
+            raise InvalidModelError(f"{path} ends before the data of {tensor.name}: copy it anew")
+        return data
+
+    def _initializers(self, graph: Graph) -> Iterator[tuple[int, tuple[int, int]]]:
+        _, first, last = graph.enclosing[-1]
+        found = (f for f in fields(self.file[first:last]) if f[0] == _GRAPH_INITIALIZER)
+        for tensor, (_, _, start, end) in zip(graph.initializers, found, strict=True):
+            yield id(tensor), (first + start, first + end)
+
+    def _map(self, path: Path) -> memoryview:
+        if path not in self._maps:
+            try:
+                with path.open("rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[path] = memoryview(mapped)
+            except FileNotFoundError as error:
+                raise InvalidModelError(f"{path} is missing: copy that file, too") from error
+            except (OSError, ValueError) as error:  # an empty file cannot be mapped
+                raise ModelExportError(f"cannot read {path}: {error}") from error
+        return self._maps[path]
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Yields (number, key's start, payload's start, end) of each field of a message."""
+    return bytes_fields(cast("bytes", message))

@@ -1,0 +1,1 @@
+"""The `.onnx` file as a stream of protobuf fields: read and rewritten without its weights."""

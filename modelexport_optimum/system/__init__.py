@@ -1,0 +1,1 @@
+"""What every room may use of the system: files, locks, streams, and this package's version."""

@@ -1,0 +1,1 @@
+"""The pass: which module each node came from, and writing that onto it."""

@@ -1,0 +1,136 @@
+"""Which module tree a graph was traced from, and from which module of it.
+
+An encoder that is exported on its own names everything from itself down, and config.json
+may name another class than the one that was exported. The names and shapes in the graph
+decide: of several trees the one that explains all names, with the fewest left over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.onnx_file.stream import walk_nodes
+from modelexport_optimum.tagging.attribution import Labels, scopes_of, tensors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from modelexport_optimum.onnx_file.stream import Model
+    from modelexport_optimum.tagging.module_tree import ModuleTree
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fit:
+    """How well a tree explains a file; the greater the better.
+
+    Attributes:
+        shapes: Minus the number of named tensors whose shape the tree gives otherwise.
+        tensors: Number of named tensors that the tree has.
+        scopes: Minus the number of scopes that no chain of modules explains.
+        passed_over: Minus the number of callable modules that these chains pass over.
+        depth: Minus the depth of the traced module.
+        left: Minus the number of the module's tensors that the graph does not name.
+        base: Path of the traced module.
+        named_scopes: Number of scopes that the graph's names have.
+    """
+
+    shapes: int
+    tensors: int
+    scopes: int
+    passed_over: int
+    depth: int
+    left: int
+    base: str
+    named_scopes: int
+
+    @property
+    def plausible(self) -> bool:
+        """The tree explains most of what the graph names."""
+        return self.shapes == 0 and 2 * -self.scopes <= self.named_scopes
+
+    @property
+    def whole(self) -> bool:
+        """Nothing in the graph contradicts the tree."""
+        return self.shapes == 0 and self.scopes == 0
+
+
+def fit(model: Model, tree: ModuleTree) -> Fit:
+    """Finds the module of a tree that explains a file best.
+
+    Args:
+        model: The file's skeleton.
+        tree: The modules of a whole model.
+    """
+    named = _named_tensors(model)
+    scopes = list(scopes_of(model))
+    matched: Counter[str] = Counter({"": 0})
+    differing: Counter[str] = Counter()
+    below: Counter[str] = Counter()
+    for name, shape in tree.tensors.items():
+        # Every split of the name: the traced module's path, and the name inside it.
+        base, inner = "", name
+        while True:
+            below[base] += 1
+            if inner in named:
+                matched[base] += 1
+                known = named[inner]
+                differing[base] += known is not None and known != shape
+            head, dot, inner = inner.partition(".")
+            if not dot:
+                break
+            base = f"{base}.{head}" if base else head
+    most = max(matched.values())
+    bases = [
+        base
+        for base, count in matched.items()
+        if count == most and base in tree.modules and (tree.modules[base].has_forward or not base)
+    ]
+    return max(
+        _score(tree, base, scopes, -differing[base], matched[base], matched[base] - below[base])
+        for base in bases
+    )
+
+
+def total(fits: Sequence[Fit], agreeing: int = 0) -> tuple[int, ...]:
+    """Sums the fits of one tree to several files, as a key to compare trees by.
+
+    Args:
+        fits: One for each file.
+        agreeing: Number of files whose outputs are those of the tree's class.
+    """
+    return (
+        sum(fit.shapes for fit in fits),
+        sum(fit.tensors for fit in fits),
+        sum(fit.scopes for fit in fits),
+        sum(fit.passed_over for fit in fits),
+        agreeing,
+        sum(fit.depth for fit in fits),
+        sum(fit.left for fit in fits),
+    )
+
+
+def _score(
+    tree: ModuleTree, base: str, scopes: Sequence[str], shapes: int, tensors: int, left: int
+) -> Fit:
+    labels = Labels(tree, base)
+    unexplained = passed_over = 0
+    for scope in scopes:
+        found = labels.resolve(scope) or labels.resolve(scope.rstrip("0123456789").rstrip("_"))
+        if found:
+            passed_over += found[0][0]
+        else:
+            unexplained += 1
+    depth = base.count(".") + 1 if base else 0
+    return Fit(shapes, tensors, -unexplained, -passed_over, -depth, left, base, len(scopes))
+
+
+def _named_tensors(model: Model) -> Mapping[str, tuple[int, ...] | None]:
+    """Initializers with their shapes, and values that an Identity gives a name."""
+    named: dict[str, tuple[int, ...] | None] = dict(tensors_of(model))
+    for node in walk_nodes(model.graph):
+        if node.op_type == "Identity":
+            for name in node.outputs:
+                named.setdefault(name, None)
+    return named
