@@ -22,14 +22,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from modelexport_optimum import (
-    ModelExportError,
-    UsageError,
-    export,
-    locking,
-    read_hierarchy,
-    staging,
-)
+from modelexport_optimum import ModelExportError, UsageError, export, read_hierarchy
+from modelexport_optimum.exporting import staging
+from modelexport_optimum.system import locks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -449,7 +444,7 @@ def test_abandoned_staging_is_removed_and_a_live_one_is_not(tmp_path: Path) -> N
         directory.mkdir()
         (directory / "model.onnx").touch()
         directory.with_name(f"{directory.name}.lock").touch()
-    held = locking.lock(tmp_path / f"{alive.name}.lock")
+    held = locks.lock(tmp_path / f"{alive.name}.lock")
     assert held is not None
     with staging.staging_directory(tmp_path / "out"):
         assert not dead.exists()
@@ -500,16 +495,16 @@ def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_lock_that_its_owner_removes(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    first = locking.lock(path)
+    first = locks.lock(path)
     assert first is not None
-    assert locking.lock(path) is None
-    assert locking.lock(path, shared=True) is None
+    assert locks.lock(path) is None
+    assert locks.lock(path, shared=True) is None
     path.unlink()
-    second = locking.lock(path)
+    second = locks.lock(path)
     assert second is not None
     os.close(first)
     os.close(second)
-    assert locking.lock(path) is not None
+    assert locks.lock(path) is not None
 
 
 def test_killed_run_leaves_nothing_that_looks_finished(
