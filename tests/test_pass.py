@@ -19,7 +19,8 @@ from onnx import TensorProto, helper
 
 from modelexport_optimum import export
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
-from modelexport_optimum.onnx_file import stream as onnx_file
+from modelexport_optimum.onnx_file import rewriter
+from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.tagging import carriers, htp
 from modelexport_optimum.tagging.module_tree import Module, ModuleTree
 
@@ -246,7 +247,7 @@ def test_file_that_its_tags_would_make_too_long_is_refused(
     path = bert / "model.onnx"
     before = contents(bert)
     # A file of 2 GB takes longer than the suite may: the limit comes to the file.
-    monkeypatch.setattr(onnx_file, "MAX_MESSAGE_BYTES", path.stat().st_size + 1000)
+    monkeypatch.setattr(rewriter, "MAX_MESSAGE_BYTES", path.stat().st_size + 1000)
     with pytest.raises(ModelExportError, match="protobuf's limit"):
         htp.tag(bert)
     assert contents(bert) == before
@@ -284,7 +285,7 @@ def test_padded_lengths_come_back(tmp_path: Path) -> None:
     """Some writers reserve a fixed width for a message's length before they know it."""
     path = small_model([helper.make_node("Neg", ["x"], ["y"], name="/a/Neg")], tmp_path / "m.onnx")
     data = path.read_bytes()
-    model = onnx_file.read_model(path)
+    model = read_model(path)
     [(key, start, _)] = model.graph.enclosing
     length = int.from_bytes(data[key + 1 : start], "little")
     assert length < 0x80
@@ -316,15 +317,15 @@ def test_mode_is_kept(bert: Path) -> None:
 
 KILLED = """
 import sys, time
-from modelexport_optimum.onnx_file import stream as onnx_file
+from modelexport_optimum.onnx_file import rewriter
 from modelexport_optimum.tagging import htp
 from modelexport_optimum.tagging.module_tree import Module, ModuleTree
-copy = onnx_file._copy
+copy = rewriter._copy
 def slow(*arguments):
     print("copying", flush=True)
     time.sleep(60)
-onnx_file._copy = slow
-onnx_file._WINDOW_BYTES = 1
+rewriter._copy = slow
+rewriter.WINDOW_BYTES = 1
 htp.tag(sys.argv[1], model=ModuleTree({"": Module("", "m.Root", "")}))
 """
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from modelexport_optimum import read_hierarchy, strip
 from modelexport_optimum.cli import view_commands
 from modelexport_optimum.hierarchy.inspect import inspect
-from modelexport_optimum.onnx_file.stream import varint
+from modelexport_optimum.onnx_file.wire import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from modelexport_optimum.hierarchy import example_inputs as inputs
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.profile import WARM_UP, FileProfile, profile
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
-from modelexport_optimum.onnx_file.stream import read_model
+from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:

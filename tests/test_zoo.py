@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 import zoo
 
-from modelexport_optimum.onnx_file import stream as onnx_file
+from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.tagging import carriers, htp
 
 if TYPE_CHECKING:
@@ -130,12 +131,12 @@ def test_a_reader_of_a_parameter_is_where_the_parameter_is(tagged: Tagged) -> No
     If that one ran: the weights of a module that is never called are handed to any other.
     """
     for path, nodes, graphs in tagged.files:
-        model = onnx_file.read_model(path)
+        model = read_model(path)
         for branch, graph in graphs.items():
             base = min(graph.traced)
             ran = {path for paths in graph.ran for path in paths}
             tied = {name: names for names in graph.tree.tied for name in names}
-            for graph_path, nested in onnx_file.walk_graphs(model.graph):
+            for graph_path, nested in walk_graphs(model.graph):
                 if branch not in graph_path:
                     continue
                 by_name = {node.name: node for node in nodes if node.graph == graph_path}

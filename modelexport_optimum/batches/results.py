@@ -108,7 +108,7 @@ class Results:
         """Leave one line for each output."""
         if not self.path.exists():
             return
-        from modelexport_optimum.onnx_file.stream import replacing
+        from modelexport_optimum.system.atomic_write import replacing
 
         lines = [json.dumps(record).encode() + b"\n" for record in self._records.values()]
         if self.path.read_bytes() == b"".join(lines):

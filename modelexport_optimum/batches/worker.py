@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import in_one_line
 from modelexport_optimum.export_run import HUB_OPTIONS, export
 from modelexport_optimum.exporting.source import state_of, state_of_directory
-from modelexport_optimum.onnx_file.stream import replacing
+from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.streams import output_to
 from modelexport_optimum.system.version import __version__
 

@@ -20,7 +20,7 @@ import onnx
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files, type_text
 from modelexport_optimum.hierarchy.weights import Weights
-from modelexport_optimum.onnx_file.stream import Tensor, Value
+from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.tagging.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile, TaggedNode
-    from modelexport_optimum.onnx_file.stream import Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Model, Node
 
 # How onnx_file writes a large tensor in an attribute: as its place in the file.
 _PLACE = re.compile(rb"@\d+$")

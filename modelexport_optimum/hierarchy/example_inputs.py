@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedNode
-    from modelexport_optimum.onnx_file.stream import Tensor, Value
+    from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 
     Arrays = dict[str, np.ndarray]
 

@@ -27,7 +27,8 @@ from modelexport_optimum.hierarchy.tagged_model import (
     unknown,
 )
 from modelexport_optimum.hierarchy.weights import Weights, fields
-from modelexport_optimum.onnx_file.stream import length_delimited, replacing, varint
+from modelexport_optimum.onnx_file.wire import length_delimited, varint
+from modelexport_optimum.system.atomic_write import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.hierarchy.subgraph import Cut
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
-    from modelexport_optimum.onnx_file.stream import Graph, Node, Tensor
+    from modelexport_optimum.onnx_file.skeleton import Graph, Node, Tensor
 
     Bytes: TypeAlias = bytes | memoryview
 

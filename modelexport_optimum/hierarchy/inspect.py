@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile, TaggedNode
-    from modelexport_optimum.onnx_file.stream import Tensor
+    from modelexport_optimum.onnx_file.skeleton import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.stream import walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile
-    from modelexport_optimum.onnx_file.stream import Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Model, Node
 
 # ONNX Runtime names a convolution in its blocked layout after the value that it makes
 # (onnxruntime/core/optimizer/nchwc_transformer.cc).

@@ -18,7 +18,7 @@ from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy import example_inputs as inputs_of
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
-from modelexport_optimum.onnx_file.stream import read_model
+from modelexport_optimum.onnx_file.reader import read_model
 
 if TYPE_CHECKING:
     import os
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile
-    from modelexport_optimum.onnx_file.stream import Model
+    from modelexport_optimum.onnx_file.skeleton import Model
 
 # Runs before the measured ones: the first allocates memory, and some providers choose their
 # kernels in it.

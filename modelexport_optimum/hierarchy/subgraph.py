@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.tagged_model import TaggedNode, graph_of
-from modelexport_optimum.onnx_file.stream import Tensor, Value, walk_graphs
+from modelexport_optimum.onnx_file.skeleton import Tensor, Value, walk_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

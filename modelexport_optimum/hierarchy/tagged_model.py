@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.onnx_file.stream import Tensor, Value, read_model
+from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.tagging import carriers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from modelexport_optimum.onnx_file.stream import Graph, Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
 
 # Key of the model's own metadata that says that its nodes were tagged.
 _VERSION = "modelexport_optimum.version"

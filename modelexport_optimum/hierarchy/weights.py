@@ -13,13 +13,14 @@ import onnx
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.hierarchy.tagged_model import nbytes
-from modelexport_optimum.onnx_file.stream import bytes_fields, walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_graphs
+from modelexport_optimum.onnx_file.wire import bytes_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from modelexport_optimum.onnx_file.stream import Graph, Model, Tensor
+    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Tensor
 
 _GRAPH_INITIALIZER = 5
 _TENSOR_RAW_DATA, _TENSOR_EXTERNAL_DATA = 9, 13

@@ -25,7 +25,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.stream import walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.tagging.carriers import (
     CLASS_HIERARCHY,
     NAME_SCOPES,
@@ -37,7 +37,7 @@ from modelexport_optimum.tagging.carriers import (
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
 
-    from modelexport_optimum.onnx_file.stream import Graph, Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
     from modelexport_optimum.tagging.carriers import Chain
     from modelexport_optimum.tagging.module_tree import ModuleTree
 

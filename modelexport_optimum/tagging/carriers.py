@@ -16,12 +16,13 @@ from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.stream import Edit, bytes_fields, length_delimited, varint
+from modelexport_optimum.onnx_file.rewriter import Edit
+from modelexport_optimum.onnx_file.wire import bytes_fields, length_delimited, varint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
-    from modelexport_optimum.onnx_file.stream import Graph, Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
 
 # Names that begin with two underscores are the one escape from an operator's schema that
 # onnx.checker and ONNX Runtime leave open (ONNX Runtime, graph/graph.cc: "Unrecognized

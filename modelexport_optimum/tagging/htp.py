@@ -17,16 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
-from modelexport_optimum.onnx_file.stream import (
-    Edit,
-    length_delimited,
-    node_bytes,
-    read_model,
-    replacing,
-    rewrite,
-    walk_graphs,
-    walk_nodes,
-)
+from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.rewriter import Edit, node_bytes, rewrite
+from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
+from modelexport_optimum.onnx_file.wire import length_delimited
+from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.tagging import attribution, carriers, tree_choice
 from modelexport_optimum.tagging.module_tree import (
     UNKNOWN_CLASS,
@@ -40,7 +35,7 @@ from modelexport_optimum.tagging.module_tree import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from modelexport_optimum.onnx_file.stream import Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Model, Node
     from modelexport_optimum.tagging.carriers import Carried
     from modelexport_optimum.tagging.module_tree import Candidate
     from modelexport_optimum.tagging.recorded_calls import Calls

@@ -11,13 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.stream import walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.tagging.attribution import Labels, scopes_of, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from modelexport_optimum.onnx_file.stream import Model
+    from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging.module_tree import ModuleTree
 
 

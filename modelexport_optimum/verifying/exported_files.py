@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.exporting.source import first_line
-from modelexport_optimum.onnx_file.stream import read_model, walk_graphs
+from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.tagging.module_tree import Candidate, candidates
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
-    from modelexport_optimum.onnx_file.stream import Graph, Tensor
+    from modelexport_optimum.onnx_file.skeleton import Graph, Tensor
 
     Shape = tuple[int | str | None, ...]
 

@@ -1,0 +1,222 @@
+"""A model's skeleton, read off the file: nodes are parsed, weights are stepped over.
+
+The file is never parsed as a whole: the fields' keys and lengths are read with `pread`. Field
+numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node, Tensor, Value
+from modelexport_optimum.onnx_file.wire import LEN, VARINT, FieldReader, length_delimited
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Nodes up to this size are handed to protobuf whole. A longer one holds nested graphs or a
+# large tensor: its fields are walked, so that no weight is ever read.
+WHOLE_NODE_BYTES = 64 * 1024
+
+# Initializers and Constants up to this size are compared by value, longer ones by name.
+SMALL_TENSOR_BYTES = 1024
+
+# Number of a field, far from those of onnx.proto, that stands for a large one by its place.
+_LEFT_IN_FILE = 1000
+
+
+def read_model(path: Path, *, fd: int | None = None) -> Model:
+    """Reads a model's skeleton: nodes, headers of initializers, inputs and outputs.
+
+    Args:
+        path: The `.onnx` file.
+        fd: The file, if it is open already.
+
+    Returns:
+        The model, without weights; memory grows with the number of nodes and initializers.
+
+    Raises:
+        InvalidModelError: The file is not an ONNX model, or is truncated.
+        ModelExportError: The file cannot be read.
+    """
+    if fd is None:
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            return read_model(path, fd=fd)
+        finally:
+            os.close(fd)
+    size = os.fstat(fd).st_size
+    try:
+        model = _read_model(path, FieldReader(fd, size), size)
+    except (DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidModelError(
+            f"{path} is not a whole ONNX file ({error}): export it again or copy it anew"
+        ) from error
+    except OSError as error:
+        raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
+    # Any bytes may pass for protobuf; a model has a version, a graph and an opset.
+    if not model.ir_version or not (model.opsets or model.functions):
+        raise InvalidModelError(f"{path} is not an ONNX model: check that it is the right file")
+    return model
+
+
+def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
+    model = Model(path, size, Graph())
+    has_graph = False
+    producer = ["", ""]
+    for number, wire, value, key, start in reader.fields(0, size):
+        end = start + value
+        if number == 1 and wire == VARINT:
+            model.ir_version = value
+        elif number in (2, 3) and wire == LEN:
+            producer[number - 2] = reader.text(start, value)
+        elif number == 7 and wire == LEN:
+            if has_graph:
+                raise DecodeError("it has two graphs")
+            has_graph = True
+            model.graph = _read_graph(reader, start, end, [(key, start, end)])
+        elif number == 8 and wire == LEN:
+            opset = onnx.OperatorSetIdProto.FromString(reader.read(start, end))
+            model.opsets[opset.domain] = opset.version
+        elif number == 14 and wire == LEN:
+            entry = onnx.StringStringEntryProto.FromString(reader.read(start, end))
+            model.metadata.append((entry.key, entry.value, key, end))
+        elif number == 25 and wire == LEN:
+            names = {1: "", 10: ""}
+            for inner, kind, length, _, offset in reader.fields(start, end):
+                if inner in names and kind == LEN:
+                    names[inner] = reader.text(offset, length)
+            model.functions.add((names[10], names[1]))
+    if not has_graph:
+        raise DecodeError("it has no graph")
+    model.producer = (producer[0], producer[1])
+    return model
+
+
+def _read_graph(
+    reader: FieldReader, start: int, end: int, enclosing: list[tuple[int, int, int]]
+) -> Graph:
+    graph = Graph(enclosing=enclosing)
+    for number, wire, value, key, offset in reader.fields(start, end):
+        if wire != LEN:
+            continue
+        following = offset + value
+        if number == 1:
+            place = [*enclosing, (key, offset, following)]
+            graph.nodes.append(_read_node(reader, place))
+        elif number == 2:
+            graph.name = reader.text(offset, value)
+        elif number == 5:
+            graph.initializers.append(_read_tensor(reader, offset, following))
+        elif number in (11, 12):
+            info = onnx.ValueInfoProto.FromString(reader.read(offset, following))
+            (graph.inputs if number == 11 else graph.outputs).append(_value(info))
+    return graph
+
+
+def _value(info: onnx.ValueInfoProto) -> Value:
+    tensor = info.type.tensor_type
+    if not info.type.HasField("tensor_type"):
+        return Value(info.name, 0, None)
+    if not tensor.HasField("shape"):
+        return Value(info.name, tensor.elem_type, None)
+    shape: list[int | str | None] = []
+    for dim in tensor.shape.dim:
+        known = dim.WhichOneof("value")
+        shape.append(None if known is None else getattr(dim, known))
+    return Value(info.name, tensor.elem_type, tuple(shape))
+
+
+def _read_tensor(reader: FieldReader, start: int, end: int) -> Tensor:
+    if end - start <= SMALL_TENSOR_BYTES:
+        small = onnx.TensorProto.FromString(reader.read(start, end))
+        header = small
+        held = end - start
+    else:
+        parts = []
+        held = 0
+        for number, wire, value, key, offset in reader.fields(start, end):
+            if number in (1, 2, 8, 12, 13, 14):  # all but the data
+                parts.append(reader.read(key, reader.after(wire, value, offset, end)))
+            else:
+                held += value
+        small = None
+        header = onnx.TensorProto.FromString(b"".join(parts))
+    external = {entry.key: entry.value for entry in header.external_data}
+    location = external.get("location", "") if header.data_location == 1 else ""
+    if location:
+        held = int(external.get("length", "0"))
+    elif small is not None and small.raw_data:
+        held = len(small.raw_data)
+    name, dims = header.name, tuple(header.dims)
+    value_bytes = None
+    if small is not None and not location:
+        small.ClearField("name")
+        value_bytes = small.SerializeToString(deterministic=True)
+    return Tensor(name, dims, header.data_type, held, location, value_bytes)
+
+
+def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> Node:
+    key, start, end = enclosing[-1]
+    node = Node(key, start, end)
+    if end - start <= WHOLE_NODE_BYTES:
+        proto = onnx.NodeProto.FromString(reader.read(start, end))
+        nested = any(a.type in _GRAPH_TYPES or a.HasField("g") for a in proto.attribute)
+    else:
+        proto = onnx.NodeProto.FromString(b"".join(_light_fields(reader, start, end)))
+        nested = True
+    node.name, node.op_type, node.domain = proto.name, proto.op_type, proto.domain
+    node.inputs, node.outputs = tuple(proto.input), tuple(proto.output)
+    node.doc_string = proto.doc_string
+    node.metadata = [(entry.key, entry.value) for entry in proto.metadata_props]
+    if nested:
+        _read_attributes(reader, node, enclosing)
+    else:
+        for attribute in proto.attribute:
+            if attribute.HasField("t"):
+                attribute.t.ClearField("name")
+            node.attributes[attribute.name] = attribute.SerializeToString(deterministic=True)
+    return node
+
+
+_GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+def _light_fields(reader: FieldReader, start: int, end: int) -> Iterator[bytes]:
+    for number, wire, value, key, offset in reader.fields(start, end):
+        if wire == LEN and number != 5:
+            yield reader.read(key, offset + value)
+
+
+def _read_attributes(
+    reader: FieldReader, node: Node, enclosing: list[tuple[int, int, int]]
+) -> None:
+    for number, wire, length, key, start in reader.fields(node.start, node.end):
+        if number != 5 or wire != LEN:
+            continue
+        end = start + length
+        place = [*enclosing, (key, start, end)]
+        name, kept, graphs = "", [], []
+        for inner, kind, size, inner_key, offset in reader.fields(start, end):
+            following = reader.after(kind, size, offset, end)
+            if inner == 1 and kind == LEN:
+                name = reader.text(offset, size)
+            elif inner in (6, 11) and kind == LEN:
+                span = (inner_key, offset, following)
+                graphs.append(_read_graph(reader, offset, following, [*place, span]))
+            elif following - inner_key <= SMALL_TENSOR_BYTES:
+                kept.append(reader.read(inner_key, following))
+            else:
+                kept.append(length_delimited(_LEFT_IN_FILE, b"%d" % inner_key))
+        node.subgraphs.extend((name, graph) for graph in graphs)
+        if not graphs:
+            node.attributes[name] = b"".join(kept)

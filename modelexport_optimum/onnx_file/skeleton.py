@@ -1,0 +1,141 @@
+"""A model without its weights: what the pass needs of its graphs, and where it lies in the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+@dataclass(slots=True)
+class Tensor:
+    """An initializer's header; its weights stay in the file.
+
+    Attributes:
+        name: Name of the value.
+        dims: Shape.
+        data_type: `onnx.TensorProto.DataType`.
+        nbytes: Size of the data, in the file or in its external data file.
+        location: External data file, relative to the model's directory, or "".
+        value: The serialized tensor without its name, if it is small, else None.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    data_type: int
+    nbytes: int
+    location: str
+    value: bytes | None
+
+
+@dataclass(slots=True)
+class Node:
+    """What the pass needs of a node, and where the node lies in the file.
+
+    Attributes:
+        key: Offset of the node's field in the file.
+        start: Offset of the node's message, after the field's key and length.
+        end: Offset just after it.
+        name: Node name.
+        op_type: Operator.
+        domain: Operator's domain.
+        inputs: Names of the values it reads; "" where an optional input is left out.
+        outputs: Names of the values it makes.
+        attributes: The attributes other than nested graphs, name to serialized bytes, in
+            which the place of a large field in the file stands for the field.
+        doc_string: The node's doc_string.
+        metadata: The node's metadata_props in file order.
+        subgraphs: Nested graphs, with the name of the attribute that holds each.
+    """
+
+    key: int
+    start: int
+    end: int
+    name: str = ""
+    op_type: str = ""
+    domain: str = ""
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    attributes: dict[str, bytes] = field(default_factory=dict)
+    doc_string: str = ""
+    metadata: list[tuple[str, str]] = field(default_factory=list)
+    subgraphs: list[tuple[str, Graph]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Value:
+    """A graph's input or output.
+
+    Attributes:
+        name: Name of the value.
+        elem_type: `onnx.TensorProto.DataType`, 0 if it is not a tensor.
+        shape: A dimension is a number, a name, or None; None if the rank is unknown.
+    """
+
+    name: str
+    elem_type: int
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(slots=True)
+class Graph:
+    """A graph: its nodes in file order, its initializers' headers, its inputs and outputs."""
+
+    name: str = ""
+    nodes: list[Node] = field(default_factory=list)
+    initializers: list[Tensor] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    # The messages around its nodes, outermost first: key's, payload's start, payload's end.
+    enclosing: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Model:
+    """A model file's skeleton.
+
+    Attributes:
+        path: The file.
+        size: Its size in bytes.
+        graph: The top graph.
+        ir_version: Version of the ONNX IR.
+        producer: Producer's name and version.
+        opsets: Domain to opset version.
+        metadata: The model's metadata_props, each with the range of bytes that it takes.
+        functions: (domain, name) of the model-local functions.
+    """
+
+    path: Path
+    size: int
+    graph: Graph
+    ir_version: int = 0
+    producer: tuple[str, str] = ("", "")
+    opsets: dict[str, int] = field(default_factory=dict)
+    metadata: list[tuple[str, str, int, int]] = field(default_factory=list)
+    functions: set[tuple[str, str]] = field(default_factory=set)
+
+
+def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
+    """Yields the graph and every graph nested in it, outer before inner.
+
+    Args:
+        graph: Where to begin.
+        path: Name of that graph in what is yielded, "" for the top graph.
+
+    Yields:
+        The nested graph's path (`node/attribute` joined by `/`) and the graph.
+    """
+    yield path, graph
+    for node in graph.nodes:
+        for attribute, subgraph in node.subgraphs:
+            name = f"{node.name or node.op_type}.{attribute}"
+            yield from walk_graphs(subgraph, f"{path}/{name}" if path else name)
+
+
+def walk_nodes(graph: Graph) -> Iterator[Node]:
+    """Yields every node of the graph and of the graphs nested in it."""
+    for _, nested in walk_graphs(graph):
+        yield from nested.nodes
