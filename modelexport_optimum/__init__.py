@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.profile import profile
     from modelexport_optimum.hierarchy.report import report
     from modelexport_optimum.hierarchy.view import view
-    from modelexport_optimum.tagging.htp import NodeTag, TagReport, read_hierarchy, strip, tag
+    from modelexport_optimum.tagging.htp import NodeTag, read_hierarchy, strip, tag
+    from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.verifying.verify import VerifyReport, verify
 
 __all__ = [
@@ -49,7 +50,7 @@ _MODULE_OF = {
     "InvalidModelError": "errors",
     "ModelExportError": "errors",
     "NodeTag": "tagging.htp",
-    "TagReport": "tagging.htp",
+    "TagReport": "tagging.tag_report",
     "UsageError": "errors",
     "VerifyReport": "verifying.verify",
     "diff": "hierarchy.diff",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from modelexport_optimum.exporting.optimum_export import Comparison
-    from modelexport_optimum.tagging.htp import TagReport
+    from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.verifying.verify import VerifyReport
 
     Progress = Callable[[str, float | None], None]

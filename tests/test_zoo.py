@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from witness import Graph, Witness
 
-    from modelexport_optimum.tagging.htp import NodeTag, TagReport
+    from modelexport_optimum.tagging.htp import NodeTag
+    from modelexport_optimum.tagging.tag_report import TagReport
 
 LEVELS = ["DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"]
 RANDOM = {

@@ -197,12 +197,14 @@ def tag(
 ) -> None:
     """Write the tags on an export that exists already."""
     with printing.command("tag", as_json=as_json, verbose=verbose):
-        from modelexport_optimum.tagging import htp
-
         if explain is None:
-            report = htp.tag(path, model=model, trust_remote_code=trust_remote_code)
+            from modelexport_optimum.tagging.htp import tag as run
+
+            report = run(path, model=model, trust_remote_code=trust_remote_code)
         else:
-            found = htp.explain(path, explain, model=model, trust_remote_code=trust_remote_code)
+            from modelexport_optimum.tagging.explain import explain as say
+
+            found = say(path, explain, model=model, trust_remote_code=trust_remote_code)
     if explain is not None:
         printing.print_explanation(found, as_json=as_json)
     elif as_json:

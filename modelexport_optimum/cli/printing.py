@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from modelexport_optimum.export_run import ExportResult, Progress
-    from modelexport_optimum.tagging.htp import TagReport
+    from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.verifying.verify import VerifyReport
 
 STAGES = {

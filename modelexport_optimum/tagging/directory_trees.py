@@ -1,0 +1,157 @@
+"""The module tree that each file of a directory was traced from.
+
+It is given, or the nodes' own tags or PyTorch's record on them say it, or it is built of the
+classes that config.json names; without any of these it is made of the names alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.tagging import attribution, carriers, tree_choice
+from modelexport_optimum.tagging.model_record import CLASSES
+from modelexport_optimum.tagging.module_tree import (
+    UNKNOWN_CLASS,
+    Module,
+    ModuleTree,
+    candidates,
+    model_trees,
+    source_trees,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from modelexport_optimum.onnx_file.skeleton import Model
+    from modelexport_optimum.tagging.module_tree import Candidate
+    from modelexport_optimum.tagging.open_files import OpenFile
+
+
+def given_trees(model: object, trust_remote_code: bool) -> list[ModuleTree] | None:
+    """The trees of what `tag` was given as `model`, None if it was given nothing."""
+    if model is None:
+        return None
+    if isinstance(model, ModuleTree):
+        return [model]
+    if isinstance(model, list | tuple):
+        return list(model)
+    if isinstance(model, str | os.PathLike):
+        return source_trees(os.fspath(model), trust_remote_code=trust_remote_code)
+    return model_trees(model)
+
+
+def trees_of_files(
+    directory: Path,
+    group: Sequence[OpenFile],
+    given: list[ModuleTree] | None,
+    trust_remote_code: bool,
+    *,
+    afresh: bool = False,
+) -> dict[Path, tuple[ModuleTree, str]]:
+    """For each file of a directory the tree that it was traced from, and the traced module.
+
+    What the nodes themselves say comes before the config, but for what is placed afresh.
+    """
+    if given is not None:
+        return _best(group, given)
+    known = None if afresh else _carried_tree(group) or _tracer_tree(group)
+    if known is not None:
+        return _best(group, [known])
+    return _described_trees(directory, group, trust_remote_code)
+
+
+def _best(
+    group: Sequence[OpenFile], trees: Sequence[ModuleTree]
+) -> dict[Path, tuple[ModuleTree, str]]:
+    """The one tree that explains all files of a directory best."""
+    fits = [[tree_choice.fit(file.model, tree) for file in group] for tree in trees]
+    best = max(range(len(trees)), key=lambda index: (tree_choice.total(fits[index]), -index))
+    return {
+        file.path: (trees[best], found.base) for file, found in zip(group, fits[best], strict=True)
+    }
+
+
+def _described_trees(
+    directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
+) -> dict[Path, tuple[ModuleTree, str]]:
+    """The trees of the classes that config.json may mean, or of the names alone."""
+    tried: list[tuple[Any, int, list[tree_choice.Fit], ModuleTree]] = []
+    for index, candidate in enumerate(candidates(directory, trust_remote_code=trust_remote_code)):
+        tree = candidate.tree()
+        fits = [tree_choice.fit(file.model, tree) for file in group]
+        agreeing = sum(_outputs_agree(file.model, candidate) for file in group)
+        if not all(found.plausible for found in fits):
+            continue
+        tried.append((tree_choice.total(fits, agreeing), -index, fits, tree))
+        if index == 0 and agreeing == len(group) and all(found.whole for found in fits):
+            break
+    if not tried:
+        known = _tracer_tree(group) or _carried_tree(group)
+        if known is not None:
+            return _best(group, [known])
+    if tried:
+        _, _, fits, tree = max(tried, key=lambda entry: entry[:2])
+        return {file.path: (tree, f.base) for file, f in zip(group, fits, strict=True)}
+    return {
+        file.path: (
+            ModuleTree.from_names(
+                attribution.called_scopes(file.model), attribution.tensors_of(file.model)
+            ),
+            "",
+        )
+        for file in group
+    }
+
+
+def _outputs_agree(model: Model, candidate: Candidate) -> bool:
+    """Whether the graph's outputs are those that Optimum gives the candidate's task."""
+    if candidate.outputs is None:
+        return False
+    named = {
+        value.name: {
+            axis: dim for axis, dim in enumerate(value.shape or ()) if isinstance(dim, str)
+        }
+        for value in model.graph.outputs
+    }
+    return named == {name: dict(axes) for name, axes in candidate.outputs.items()}
+
+
+def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
+    """The tree that the nodes' own tags describe, if the files were tagged before."""
+    tree = ModuleTree()
+    qualified: dict[str, str] = {}
+    for file in group:
+        for key, value, *_ in file.model.metadata:
+            if key == CLASSES:
+                qualified.update(json.loads(value))
+        for carried in file.carried.values():
+            for path, name in carriers.parse_tag(carried.tag) or ():
+                tree.modules[path] = Module(path, qualified.get(name, name), path)
+    return _closed(tree)
+
+
+def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
+    """The tree that PyTorch's dynamo exporter recorded on the nodes."""
+    tree = ModuleTree()
+    for file in group:
+        for node in walk_nodes(file.model.graph):
+            for path, name in attribution.tracer_modules(node):
+                tree.modules[path] = Module(path, name, path)
+    return _closed(tree)
+
+
+def _closed(tree: ModuleTree) -> ModuleTree | None:
+    """The tree with the containers that are never called, or None if it has no root."""
+    if "" not in tree.modules:
+        return None
+    for path in list(tree.modules):
+        outer = path.rpartition(".")[0]
+        while outer and outer not in tree.modules:
+            tree.modules[outer] = Module(outer, UNKNOWN_CLASS, outer, has_forward=False)
+            outer = outer.rpartition(".")[0]
+    tree.classes_known = tree.modules[""].module_class != UNKNOWN_CLASS.rpartition(".")[2]
+    return tree

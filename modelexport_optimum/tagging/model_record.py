@@ -1,0 +1,65 @@
+"""The record in the model's own metadata_props: who tagged it, from what, with what."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.onnx_file.rewriter import Edit
+from modelexport_optimum.onnx_file.wire import length_delimited
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from modelexport_optimum.onnx_file.skeleton import Model
+    from modelexport_optimum.tagging import carriers
+    from modelexport_optimum.tagging.open_files import OpenFile
+
+# Keys of the model's own metadata_props that are ours.
+PREFIX = "modelexport_optimum."
+_VERSION = f"{PREFIX}version"
+_SOURCE = f"{PREFIX}source"
+CLASSES = f"{PREFIX}classes"
+_RECORDED_PACKAGES = ("torch", "transformers", "optimum")
+
+
+def is_marked(model: Model) -> bool:
+    """Whether the model says that its nodes were tagged."""
+    return any(key == _VERSION for key, *_ in model.metadata)
+
+
+def record_edits(
+    file: OpenFile, chains: Iterable[carriers.Chain], source: str | None
+) -> list[Edit]:
+    """The model's own record: who tagged it, from what, with what."""
+    from modelexport_optimum.system.version import __version__
+
+    old = {key: value for key, value, *_ in file.model.metadata if key.startswith(PREFIX)}
+    classes: dict[str, str | None] = {}
+    for chain in chains:
+        for segment in chain:
+            name = segment.module_class
+            same = classes.get(name, segment.qualified) == segment.qualified
+            classes[name] = segment.qualified if same else None
+    unambiguous = {name: qualified for name, qualified in sorted(classes.items()) if qualified}
+    new = {_VERSION: __version__, CLASSES: json.dumps(unambiguous)}
+    recorded = source or old.get(_SOURCE)
+    if recorded:
+        new[_SOURCE] = recorded
+    for package in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            new[PREFIX + package] = importlib.metadata.version(package)
+    if new == old:
+        return []
+    removed = [
+        Edit(start, end, b"")
+        for key, _, start, end in file.model.metadata
+        if key.startswith(PREFIX)
+    ]
+    added = b"".join(
+        length_delimited(14, length_delimited(1, k.encode()) + length_delimited(2, v.encode()))
+        for k, v in sorted(new.items())
+    )
+    return [*removed, Edit(file.model.size, file.model.size, added)]
