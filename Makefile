@@ -50,10 +50,11 @@ test: $(STAMP) ## run the tests
 zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes were placed
 	@$(BIN)/python scripts/zoo.py $(ARGS)
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy and import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 format: $(STAMP) ## let ruff format the code
 	@$(BIN)/ruff format .
@@ -69,5 +70,5 @@ picture: $(STAMP) ## take the README's picture of `make demo` anew
 	@$(BIN)/python scripts/picture.py
 
 clean: ## remove the virtual environment, the demo and all caches
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

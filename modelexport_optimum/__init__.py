@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.system.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from modelexport_optimum.batches.run import BatchResult, batch
     from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
     from modelexport_optimum.export_run import ExportResult, export
     from modelexport_optimum.hierarchy.diff import diff
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.verifying.verify import VerifyReport, verify
 
 __all__ = [
+    "BatchResult",
     "ExportResult",
     "InvalidModelError",
     "ModelExportError",
@@ -32,6 +34,7 @@ __all__ = [
     "TagReport",
     "UsageError",
     "VerifyReport",
+    "batch",
     "diff",
     "export",
     "extract",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "BatchResult": "batches.run",
     "ExportResult": "export_run",
     "InvalidModelError": "errors",
     "ModelExportError": "errors",
@@ -53,6 +57,7 @@ _MODULE_OF = {
     "TagReport": "tagging.tag_report",
     "UsageError": "errors",
     "VerifyReport": "verifying.verify",
+    "batch": "batches.run",
     "diff": "hierarchy.diff",
     "export": "export_run",
     "extract": "hierarchy.extract",

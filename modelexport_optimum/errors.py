@@ -1,15 +1,17 @@
 """What can go wrong, in the user's words.
 
-Every message is one line that names the file or option and says what to do. Errors
-of other libraries are turned into these at the place that knows what they mean.
+Every message is one line that names the file or option and says what to do. Errors of other
+libraries are turned into these at the place that knows what they mean. Every room raises them;
+this file knows no other.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 class ModelExportError(Exception):
@@ -42,6 +44,23 @@ class InvalidModelError(ModelExportError):
     """A `.onnx` file is truncated, foreign, or lacks its external data."""
 
 
+_MAX_LINE = 400
+"""Characters of ONNX Runtime's messages: some list a graph's nodes."""
+
+# --- Words for an error ---------------------------------------------------------------------------
+
+
+def one_line(text: object) -> str:
+    """Put what an error says, or another text, on one line; an error without words is its class."""
+    return " ".join(str(text).split()) or type(text).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class when it says nothing."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
 def in_one_line(error: BaseException) -> str:
     """What went wrong, for the user, whatever was raised."""
     if isinstance(error, ModelExportError):
@@ -51,4 +70,33 @@ def in_one_line(error: BaseException) -> str:
         message = f"{where}{error.strerror or error}"
     else:
         message = f"{type(error).__name__}: {error} (unexpected: please report it with --verbose)"
-    return " ".join(message.split())
+    return one_line(message)
+
+
+def onnxruntime_line(text: object) -> str:
+    """What ONNX Runtime says, on one line, without the status and the place in its sources."""
+    said = one_line(re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", str(text))[-1])
+    return said[:_MAX_LINE]
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """What follows the name of a thing that is not known: ": did you mean a or b?", or nothing.
+
+    Args:
+        name: what was given.
+        known: what might have been meant.
+        most: how many to name, the closest first.
+    """
+    import difflib  # 5 ms, which `--help` need not pay
+
+    matches = difflib.get_close_matches(name, sorted({*known} - {""}), n=most)
+    shown = (match if match.isprintable() else repr(match) for match in matches)
+    return f": did you mean {' or '.join(shown)}?" if matches else ""

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 from modelexport_optimum import read_hierarchy
 from modelexport_optimum.batches import run as batch_module
 from modelexport_optimum.batches.jobs import Done, Job, Stage
+from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.batches.results import Results, only_batch
 from modelexport_optimum.cli.main import app
 
@@ -777,6 +778,8 @@ def test_waiting_for_another_worker_is_no_time_of_the_job(
 ) -> None:
     runner = Again()
     monkeypatch.setattr(batch_module, "_runner", lambda *_: (runner, None))
-    result = batch_module.batch([Job(1, "m", place / "out", timeout=0.2)], place)
+    result = batch_module.run_jobs(
+        [Job(1, "m", place / "out", resources=Resources(timeout=0.2))], place
+    )
     assert [record["status"] for record in result.records] == ["ok"]
     assert runner.cancelled == []

@@ -22,7 +22,6 @@ from modelexport_optimum import read_hierarchy
 from modelexport_optimum.batches import ray_cluster as cluster
 from modelexport_optimum.batches import run as batch_module
 from modelexport_optimum.batches.jobs import Job, Watcher
-from modelexport_optimum.batches.manifest import read_manifest
 from modelexport_optimum.errors import ModelExportError, UsageError
 
 if TYPE_CHECKING:
@@ -156,9 +155,8 @@ def test_a_job_that_kills_and_one_that_hangs_cost_themselves_alone(
         f"hangs {CUSTOM} --timeout 2 --num-gpus 0.5 --memory 100MB",
     ]
     Path("models.txt").write_text("\n".join(lines))
-    jobs = read_manifest("models.txt", directory=Path("exports"), defaults={})
     told = Recorder()
-    result = batch_module.batch(jobs, "exports", ray=nodes.address, watcher=told)
+    result = batch_module.batch("models.txt", "exports", ray=nodes.address, watcher=told)
     assert result.exit_status == 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # not Ray's
     found = records(tmp_path / "exports")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from huggingface_hub.constants import HUGGINGFACE_HUB_CACHE
@@ -18,9 +17,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from modelexport_optimum import __version__, export, read_hierarchy
+from modelexport_optimum.batches import run as run_module
 from modelexport_optimum.cli.main import app
-from modelexport_optimum.cli.options import line
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.exporting.options import ExportOptions, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,9 +82,7 @@ def test_option_has_the_default_and_choices_of_optimum(name: str) -> None:
     assert default == theirs.default
     assert (ours.is_flag or False) == isinstance(theirs, argparse._StoreTrueAction)
     if theirs.choices:
-        hint = get_type_hints(line)[ours.name]
-        literal = next(one for one in (hint, *get_args(hint)) if get_origin(one) is Literal)
-        assert list(get_args(literal)) == list(theirs.choices)
+        assert list(options_of(ExportOptions)[ours.name].choices) == list(theirs.choices)
 
 
 def test_options_reach_optimum(
@@ -172,14 +170,14 @@ def test_batch_has_every_option_of_export() -> None:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
-    """What the command gave to `batch()`, of which nothing is run."""
+    """What the command gave to be run, of which nothing is."""
     calls: list[tuple[Any, dict[str, Any]]] = []
 
     def spy(jobs: Any, directory: Path, **options: Any) -> None:
         calls.append((jobs, {"directory": directory, **options}))
         raise ModelExportError("enough")
 
-    monkeypatch.setattr(importlib.import_module("modelexport_optimum.batches.run"), "batch", spy)
+    monkeypatch.setattr(run_module, "run_jobs", spy)
     return calls
 
 
@@ -212,9 +210,10 @@ def test_options_reach_batch(batches: list[Any], manifest: str) -> None:
     run("batch", *given, manifest)
     jobs, options = batches.pop()
     assert [job.arguments["opset"] for job in jobs] == [17, 15]
-    assert [job.timeout for job in jobs] == [60, 7]
+    assert [job.resources.timeout for job in jobs] == [60, 7]
     for job in jobs:
-        assert (job.num_gpus, job.num_cpus, job.memory) == (0.5, 2, 2 * 2**30)
+        asked = job.resources
+        assert (asked.num_gpus, asked.num_cpus, asked.memory) == (0.5, 2, 2 * 2**30)
         assert job.arguments["slim"]
         assert job.arguments["providers"] == ["cpu"]
         assert job.arguments["model_kwargs"] == {"a": 1}
@@ -274,7 +273,7 @@ def test_errors_of_a_manifest_are_all_told(batches: list[Any], manifest: str) ->
     result = run("batch", manifest)
     assert result.exit_code == 2
     for problem in (
-        "models.txt:1: No such option: --dtpye (did you mean --dtype?)",
+        "models.txt:1: No such option: --dtpye: did you mean --dtype?",
         "models.txt:3: would write b-onnx, as line 2 does",
     ):
         assert problem in result.stderr

@@ -13,9 +13,10 @@ import pytest
 from typer.main import get_command
 
 from modelexport_optimum.batches import manifest
+from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.cli.main import app
-from modelexport_optimum.cli.options import line
 from modelexport_optimum.errors import ManifestError, UsageError
+from modelexport_optimum.exporting.options import ExportOptions
 
 if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job
@@ -64,7 +65,7 @@ def test_lines_are_what_one_would_type() -> None:
         "-m t5 --model-kwargs '{\"a\": [1]}' --batch-size 3 --sequence_length 5"
     )
     assert (first.line, first.model) == (1, "bert")
-    assert first.arguments == line("bert", task="text-classification", dtype="fp16").arguments
+    assert first.arguments == ExportOptions(task="text-classification", dtype="fp16").arguments()
     assert (second.line, second.model) == (2, "org/gpt2")
     assert second.arguments["do_constant_folding"] is False
     assert second.arguments["_variant"] == "other"
@@ -73,6 +74,19 @@ def test_lines_are_what_one_would_type() -> None:
     assert third.arguments["model_kwargs"] == {"a": [1]}
     assert (third.arguments["batch_size"], third.arguments["sequence_length"]) == (3, 5)
     assert all(job.arguments["use_subprocess"] for job in (first, second, third))
+
+
+def test_output_is_an_argument_as_for_optimum_cli() -> None:
+    (job,) = read("--model org/a out")
+    assert (job.model, job.output.name) == ("org/a", "out")
+
+
+def test_short_options_and_values_as_typer_reads_them() -> None:
+    first, second, third = read("-morg/a -oout\n-m b --revision --slim\nc --opset=15 -o=d")
+    assert (first.model, first.output.name) == ("org/a", "out")
+    assert second.arguments["revision"] == "--slim"
+    assert not second.arguments["slim"]
+    assert (third.arguments["opset"], third.output.name) == (15, "=d")
 
 
 @pytest.mark.parametrize(
@@ -119,16 +133,18 @@ def test_line_ends_and_byte_order_marks(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a --dtpye fp16", "No such option: --dtpye (did you mean --dtype?)"),
+        ("a --dtpye fp16", "No such option: --dtpye: did you mean --dtype?"),
         (
             "a --no-post-proces",
-            "No such option: --no-post-proces (did you mean --no-post-process?)",
+            "No such option: --no-post-proces: did you mean --no-post-process?",
         ),
         ("a -x", "No such option: -x"),
         ("a b", "Got unexpected extra argument"),
-        ("--task fill-mask", "Invalid value for MODEL: give one MODEL"),
-        ("export", "Invalid value for MODEL: give one MODEL"),
-        ("a -m b", "Invalid value for MODEL: give one MODEL"),
+        ("a b c", "Got unexpected extra argument (b c): the output is given with -o"),
+        ("--task fill-mask", "Missing MODEL"),
+        ("export", "Missing MODEL"),
+        ("a -m b -o c", "MODEL is given twice, as a and as --model b"),
+        ("a --slim=yes", "Option '--slim' does not take a value."),
         ("''", "the model's name is empty"),
         ("a --opset", "Option '--opset' requires an argument."),
         ("a 'b", "a quotation mark has no second one"),
@@ -155,7 +171,7 @@ def test_line_that_is_wrong(text: str, message: str) -> None:
 
 
 def test_options_of_the_batch_are_not_for_a_line() -> None:
-    of_a_line = {name for one in manifest._command().params for name in one.opts}
+    of_a_line = set(manifest._names_of_flags())
     of_the_batch = [
         name
         for one in get_command(app).commands["batch"].params
@@ -293,27 +309,27 @@ def test_json_overrides_defaults() -> None:
         ('{"model": "a", "model": "b"}', "not JSON: model is given twice"),
         ('["a"]', "not a JSON object"),
         ("a --task fill-mask", "not JSON: "),
-        ('{"model": "a", "dtpye": "fp16"}', "No such option: dtpye (did you mean dtype?)"),
+        ('{"model": "a", "dtpye": "fp16"}', "No such option: dtpye: did you mean dtype?"),
         ('{"model": "a", "workers": 2}', "workers is for the whole batch"),
         ('{"model": "a", "batch-size": 2, "batch_size": 3}', "batch_size is given twice"),
         ('{"model": "a", "provider": "cpu", "providers": []}', "providers is given twice"),
-        ('{"task": "fill-mask"}', "give one MODEL"),
-        ('{"model": null}', "give one MODEL"),
-        ('{"model": "a", "m": "b"}', "give one MODEL"),
+        ('{"task": "fill-mask"}', "Missing MODEL"),
+        ('{"model": null}', "Missing MODEL"),
+        ('{"model": "a", "m": "b"}', "m is given twice"),
         ('{"model": ""}', "the model's name is empty"),
         ('{"model": 5}', "model must be text, not 5"),
         ('{"model": "a", "task": ["b"]}', 'task must be text, not ["b"]'),
         ('{"model": "a", "output": true}', "output must be text, not true"),
         ('{"model": "a", "slim": 1}', "slim must be true or false, not 1"),
         ('{"model": "a", "slim": "true"}', 'slim must be true or false, not "true"'),
-        ('{"model": "a", "opset": true}', "opset must be a number, not true"),
-        ('{"model": "a", "opset": "17"}', 'opset must be a number, not "17"'),
-        ('{"model": "a", "opset": 17.5}', "Invalid value for '--opset': "),
-        ('{"model": "a", "timeout": 1e400}', "'inf' is not a number"),
+        ('{"model": "a", "opset": true}', "opset must be a whole number, not true"),
+        ('{"model": "a", "opset": "17"}', 'opset must be a whole number, not "17"'),
+        ('{"model": "a", "opset": 17.5}', "opset must be a whole number, not 17.5"),
+        ('{"model": "a", "timeout": 1e400}', "inf is not a number"),
         ('{"model": "a", "providers": ["cpu", 1]}', "providers must be text or a list of it"),
         ('{"model": "a", "model_kwargs": "{}"}', 'model_kwargs must be an object, not "{}"'),
-        ('{"model": "a", "memory": [1]}', "memory must be a number, not [1]"),
-        ('{"model": "a", "memory": -1}', "'-1' is not a number of bytes above 0"),
+        ('{"model": "a", "memory": [1]}', "memory must be a whole number, not [1]"),
+        ('{"model": "a", "memory": -1}', "-1 is not a number of bytes above 0"),
         ('{"model": "a\\u0000b"}', "a character is NUL"),
         ('{"model": "a\\ud800b"}', "half of a character is missing"),
     ],
@@ -335,13 +351,13 @@ def test_lines_override_defaults() -> None:
         memory=5,
         slim=True,
     )
-    assert silent.arguments == line("a", **_arguments(defaults), slim=True).arguments
-    assert (silent.timeout, silent.memory) == (60, 5)
+    assert silent.arguments == ExportOptions(**_arguments(defaults), slim=True).arguments()
+    assert (silent.resources.timeout, silent.resources.memory) == (60, 5)
     assert other.arguments["model_kwargs"] == {"b": 2}
     assert other.arguments["opset"] == 17
     assert other.arguments["providers"] == ["cuda"]
     assert other.arguments["slim"]
-    assert (other.timeout, other.memory) == (5, 1000)
+    assert (other.resources.timeout, other.resources.memory) == (5, 1000)
 
 
 def _arguments(defaults: dict[str, Any]) -> dict[str, Any]:
@@ -364,7 +380,7 @@ def test_default_provider_that_is_not_known_is_no_line_s_error() -> None:
 
 def test_resources_have_defaults() -> None:
     (job,) = read("a")
-    assert (job.num_cpus, job.num_gpus, job.memory, job.timeout) == (1, 0, None, None)
+    assert job.resources == Resources(num_cpus=1, num_gpus=0, memory=None, timeout=None)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +401,7 @@ def test_resources_have_defaults() -> None:
 )
 def test_memory(text: str, count: int) -> None:
     (job,) = read(f"a --memory {text}")
-    assert job.memory == count
+    assert job.resources.memory == count
 
 
 # --- Where things are -----------------------------------------------------------------------------

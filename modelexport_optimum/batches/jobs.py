@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from modelexport_optimum.batches.resources import Resources
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -23,10 +25,7 @@ class Job:
         output: the absolute path of the directory to write.
         arguments: further arguments of `export()`.
         log: the file that takes what the libraries print, and the traceback.
-        num_cpus: processor cores that Ray is asked for.
-        num_gpus: GPUs that Ray is asked for, which may be a fraction.
-        memory: bytes that Ray is asked for.
-        timeout: seconds that it may take, from the start of the export.
+        resources: what it may take.
     """
 
     line: int
@@ -34,10 +33,7 @@ class Job:
     output: Path
     arguments: dict[str, Any] = field(default_factory=dict)
     log: Path | None = None
-    num_cpus: float = 1
-    num_gpus: float = 0
-    memory: int | None = None
-    timeout: float | None = None
+    resources: Resources = Resources()  # noqa: RUF009 (it is frozen)
 
     @property
     def pending(self) -> Path | None:

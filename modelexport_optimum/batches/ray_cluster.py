@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches import worker
 from modelexport_optimum.batches.jobs import Done, Lost, Stage
-from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.errors import ModelExportError, UsageError, one_line
 from modelexport_optimum.system.version import __version__
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def _run(number: int, job: Job, ear: Any, directory: str, version: str) -> dict[
     ear.tell.remote(number, name, "start")
     try:
         record = worker.convert(
-            job, lambda stage: ear.tell.remote(number, name, stage), max(1, int(job.num_cpus))
+            job,
+            lambda stage: ear.tell.remote(number, name, stage),
+            max(1, int(job.resources.num_cpus)),
         )
     finally:
         ray.cancel(life)
@@ -152,7 +154,7 @@ class RayCluster:
                     logging_level=logging.ERROR,
                 )
         except Exception as error:
-            raise ModelExportError(f"Ray cannot be used: {_one_line(error)}") from error
+            raise ModelExportError(f"Ray cannot be used: {_said(error)}") from error
         self._ray: Any = ray
         self._run: Any = ray.remote(_run)
         self._run_on_gpu: Any = ray.remote(max_calls=1)(_run)
@@ -179,21 +181,21 @@ class RayCluster:
 
     def start(self, job: Job) -> None:
         """Give a job to Ray."""
-        run = self._run_on_gpu if job.num_gpus else self._run
+        run = self._run_on_gpu if job.resources.num_gpus else self._run
         self._number += 1
         self._moved = time.monotonic()
         try:
             result = run.options(
                 name=job.model,
-                num_cpus=job.num_cpus,
-                num_gpus=job.num_gpus,
-                memory=job.memory,
+                num_cpus=job.resources.num_cpus,
+                num_gpus=job.resources.num_gpus,
+                memory=job.resources.memory,
                 max_retries=_RETRIES,
                 retry_exceptions=False,
-                runtime_env=None if job.num_gpus else _HIDE_GPUS,
+                runtime_env=None if job.resources.num_gpus else _HIDE_GPUS,
             ).remote(self._number, job, self._ear, str(Path.cwd()), __version__)
         except ValueError as error:  # 1.5 GPUs, as an example
-            self._refused.append(_failed(job, f"Ray refuses what it asks for: {_one_line(error)}"))
+            self._refused.append(_failed(job, f"Ray refuses what it asks for: {_said(error)}"))
         else:
             self._tasks[self._number] = _Task(job, result)
 
@@ -310,7 +312,11 @@ def _find(address: str | None) -> str:
 
 
 def _asked(job: Job) -> dict[str, float]:
-    asked = {"CPU": job.num_cpus, "GPU": job.num_gpus, "memory": job.memory or 0}
+    asked = {
+        "CPU": job.resources.num_cpus,
+        "GPU": job.resources.num_gpus,
+        "memory": job.resources.memory or 0,
+    }
     return {name: amount for name, amount in asked.items() if amount}
 
 
@@ -335,8 +341,9 @@ def _reason(error: Exception) -> str:
         return "its node died, as its process or node did before"
     if isinstance(error, exceptions.RayTaskError):  # of the task's traceback, the error
         return f"its node cannot run it: {str(error).strip().splitlines()[-1]}"
-    return f"Ray: {_one_line(error)}"
+    return f"Ray: {_said(error)}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join((" ".join(map(str, error.args)) or str(error)).split())
+def _said(error: Exception) -> str:
+    """What an error of Ray's says on one line; some say it in several arguments."""
+    return one_line(" ".join(map(str, error.args)) or error)

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches.jobs import Done, Lost, Stage, Watcher
+from modelexport_optimum.batches.manifest import read_manifest
 from modelexport_optimum.batches.results import LOGS, RESULTS, Results, only_batch
 from modelexport_optimum.batches.worker import new_record, now, recipe, source_state
-from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.exporting.source import state_of_directory
 from modelexport_optimum.exporting.staging import remove_abandoned
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job, Runner
     from modelexport_optimum.batches.results import Record
 
-MOST_WORKERS = 4
+MAX_WORKERS = 4
 """Unless more are asked for: each holds a model, and what exporting it takes."""
 
 _GRACE_SECONDS = 10
@@ -89,6 +90,59 @@ class BatchResult:
 
 
 def batch(
+    manifest: str | os.PathLike[str],
+    directory: str | os.PathLike[str] = ".",
+    *,
+    workers: int | None = None,
+    ray: str | bool | None = None,
+    retry_failed: bool = False,
+    force: bool = False,
+    fail_fast: bool = False,
+    watcher: Watcher | None = None,
+    **options: Any,  # noqa: ANN401
+) -> BatchResult:
+    """Export the models of a manifest; one that fails costs itself alone.
+
+    Args:
+        manifest: a text file whose lines are what `export` is given, a `.jsonl` file, or "-" for
+            standard input.
+        directory: where the exports are written, results.jsonl, and the logs of what failed.
+        workers: models at a time on this machine; by default one for each core, at most
+            `MAX_WORKERS`.
+        ray: run on a Ray cluster: its address, or True for that of the environment, or a local
+            one where there is none.
+        retry_failed: run only what failed before.
+        force: run what is done, too.
+        fail_fast: stop at the first failure.
+        watcher: is told how it goes on.
+        **options: defaults for all lines, by the names that a line of JSON has for them: those
+            of the command's options, such as `task`, `dtype`, `no_constant_folding`, `timeout`.
+
+    Returns:
+        What became of each line.
+
+    Raises:
+        UsageError: the manifest or an option is wrong, and nothing was run.
+        ModelExportError: nothing was run, and the message says why.
+    """
+    if force and retry_failed:
+        raise UsageError("give one of --force and --retry-failed")
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers must be above 0, not {workers}")
+    jobs = read_manifest(manifest, directory=directory, defaults=options)
+    return run_jobs(
+        jobs,
+        directory,
+        workers=workers,
+        ray="" if ray is True else None if ray is False else ray,
+        retry_failed=retry_failed,
+        force=force,
+        fail_fast=fail_fast,
+        watcher=watcher,
+    )
+
+
+def run_jobs(
     jobs: Sequence[Job],
     directory: str | os.PathLike[str],
     *,
@@ -99,22 +153,7 @@ def batch(
     fail_fast: bool = False,
     watcher: Watcher | None = None,
 ) -> BatchResult:
-    """Export many models; one that fails costs itself alone.
-
-    Args:
-        jobs: what to export, as `manifest.read_manifest` gives it.
-        directory: where results.jsonl is, and the logs of what failed.
-        workers: processes at a time on this machine; by default one for each core, at most
-            `MOST_WORKERS`.
-        ray: run on a Ray cluster: its address, or "" for that of the environment, or a local
-            one where there is none.
-        retry_failed: run only what failed before.
-        force: run what is done, too.
-        fail_fast: stop at the first failure.
-        watcher: is told how it goes on.
-
-    Returns:
-        What became of each.
+    """Run the jobs of a manifest: see `batch`, whose arguments these are.
 
     Raises:
         ModelExportError: nothing was run, and the message says why.
@@ -169,7 +208,7 @@ def _runner(
         return RayCluster(ray), None
     from modelexport_optimum.batches.local_pool import LocalPool, available_cores
 
-    size = min(workers or min(available_cores(), MOST_WORKERS), jobs)
+    size = min(workers or min(available_cores(), MAX_WORKERS), jobs)
     return LocalPool(size, directory), size
 
 
@@ -329,7 +368,7 @@ class _Run:
         elif isinstance(event, Done) and running.ending is None:
             self._record(job, event.record)
         elif running.ending == "timed-out":
-            reason = f"it took longer than {job.timeout:g} s (--timeout)"
+            reason = f"it took longer than {job.resources.timeout:g} s (--timeout)"
             self._record(job, self._lost(job, "timed-out", reason, running))
         elif isinstance(event, Lost) and running.ending is None:
             self._record(job, self._lost(job, "crashed", event.reason, running))
@@ -371,7 +410,11 @@ class _Run:
             self._stop("stopped")
         for running in self._running.values():
             job = running.job
-            late = job.timeout and running.since and now > running.since + job.timeout
+            late = (
+                job.resources.timeout
+                and running.since
+                and now > running.since + job.resources.timeout
+            )
             if running.ending is None and late:
                 running.ending = "timed-out"
             if running.ending and not running.until:

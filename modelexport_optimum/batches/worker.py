@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import in_one_line
 from modelexport_optimum.export_run import HUB_OPTIONS, export
+from modelexport_optimum.exporting.options import ExportOptions
 from modelexport_optimum.exporting.source import state_of, state_of_directory
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.streams import output_to
@@ -182,9 +183,7 @@ def recipe(job: Job, source: str | None) -> dict[str, Any]:
         job: the job.
         source: what `source.state_of` tells of its model.
     """
-    from modelexport_optimum.cli.options import line
-
-    _, _, defaults = line(job.model)
+    defaults = ExportOptions().arguments()
     options = {
         name: value
         for name, value in job.arguments.items()
@@ -236,8 +235,8 @@ def _logged(job: Job) -> Iterator[None]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("w", encoding="utf-8") as log, output_to(log.fileno()):
         faulthandler.enable(log)
-        if job.timeout is not None:
-            faulthandler.dump_traceback_later(job.timeout, file=log)
+        if job.resources.timeout is not None:
+            faulthandler.dump_traceback_later(job.resources.timeout, file=log)
         try:
             yield
         except BaseException:

@@ -12,15 +12,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.cli import printing, view_commands
 from modelexport_optimum.cli.options import (
+    Json,
     Providers,
     Trust,
-    line,
+    Verbose,
+    declared_options,
     option,
-    resources,
-    taking,
-    underscored,
+)
+from modelexport_optimum.exporting.options import (
+    ExportOptions,
+    ModelAndOutput,
+    instance_of,
+    normalized,
 )
 from modelexport_optimum.system.version import __version__
 
@@ -39,7 +45,7 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": underscored},
+    context_settings={"token_normalize_func": normalized},
     help="Export a Hugging Face model to ONNX, tag every node with its PyTorch module, and "
     "check that ONNX Runtime runs it."
     "\n\nmodelexport-optimum MODEL is short for modelexport-optimum export MODEL.",
@@ -52,10 +58,6 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-_Json = Annotated[bool, option("--json", "One JSON document on stdout, nothing else there.")]
-_Verbose = Annotated[
-    bool, option("--verbose -v", "Show what the libraries print, and an error's traceback.")
-]
 _Path = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="An exported directory, or one .onnx file.")
 ]
@@ -71,10 +73,12 @@ def _main(
 
 
 @app.command()
-@taking(line, after="providers")
-def export(as_json: _Json = False, verbose: _Verbose = False, **given: Any) -> None:  # noqa: ANN401
+@declared_options(ModelAndOutput, ExportOptions, after="providers")
+def export(as_json: Json = False, verbose: Verbose = False, **given: Any) -> None:  # noqa: ANN401
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
-    model, output, arguments = line(**given)
+    with printing.told(as_json=as_json, verbose=verbose):
+        model, output = instance_of(ModelAndOutput, given).resolve()
+    arguments = instance_of(ExportOptions, given).arguments()
     with printing.command(as_json=as_json, verbose=verbose) as progress:
         from modelexport_optimum.export_run import default_output
         from modelexport_optimum.export_run import export as run
@@ -87,10 +91,6 @@ def export(as_json: _Json = False, verbose: _Verbose = False, **given: Any) -> N
     raise typer.Exit(0 if result.ok else 3)
 
 
-_OF_A_LINE = "model", "model_option", "output"
-"""What a line has of its own, and batch gives no default for."""
-
-
 class _Batch(TyperCommand):
     """`--ray` stands alone or takes an address, which Typer knows no option for."""
 
@@ -98,7 +98,7 @@ class _Batch(TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         given = [
             "--ray=" if arg == "--ray" and not _is_address(after) else arg
-            for arg, after in zip(args[:end], [*args[1:end], ""], strict=True)
+            for arg, after in zip(args[:end], [*args[1 : end + 1], ""], strict=False)
         ]
         return super().parse_args(ctx, given + args[end:])
 
@@ -108,9 +108,8 @@ def _is_address(text: str) -> bool:
 
 
 @app.command(cls=_Batch)
-@taking(resources, line, without=_OF_A_LINE)
+@declared_options(Resources, ExportOptions)
 def batch(
-    ctx: typer.Context,
     manifest: Annotated[
         str,
         typer.Argument(
@@ -141,31 +140,21 @@ def batch(
     ] = False,
     force: Annotated[bool, option("--force", "Run what is done, too.")] = False,
     fail_fast: Annotated[bool, option("--fail-fast", "Stop at the first failure.")] = False,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
     **given: Any,  # noqa: ANN401
 ) -> None:
     """Export many models; the options of export are defaults for all lines of MANIFEST.
 
     Exit status 0 if all are done, 1 if one failed, 3 if a check failed.
     """
-    if force and retry_failed:
-        raise typer.BadParameter("give one of --force and --retry-failed", param_hint="--force")
-    defaults = {
-        name: value
-        for name, value in given.items()
-        if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT"
-    }
     from modelexport_optimum.cli import batch_progress
 
     with batch_progress.batch(as_json=as_json, verbose=verbose) as watcher:
-        from modelexport_optimum.batches.manifest import read_manifest
-
-        jobs = read_manifest(manifest, directory=output, defaults=defaults)
         from modelexport_optimum.batches.run import batch as run
 
         result = run(
-            jobs,
+            manifest,
             output,
             workers=workers,
             ray=ray,
@@ -173,6 +162,7 @@ def batch(
             force=force,
             fail_fast=fail_fast,
             watcher=watcher,
+            **given,
         )
     if as_json:
         printing.print_json(result.to_dict())
@@ -192,8 +182,8 @@ def tag(
     explain: Annotated[
         str | None, option("--explain", "Say how this node was placed.", metavar="NODE")
     ] = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write the tags on an export that exists already."""
     with printing.command("tag", as_json=as_json, verbose=verbose):
@@ -214,7 +204,7 @@ def tag(
 
 
 @app.command()
-def strip(path: _Path, as_json: _Json = False, verbose: _Verbose = False) -> None:
+def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Take the tags out again: the files are what they were, byte for byte."""
     with printing.command("strip", as_json=as_json, verbose=verbose):
         from modelexport_optimum.tagging.htp import strip as run
@@ -234,8 +224,8 @@ def verify(
         str | None, option("--task", "What the model is for. By default the graphs tell.")
     ] = None,
     trust_remote_code: Trust = False,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Check the config against the graphs, and run the model on each execution provider."""
     with printing.command("check", as_json=as_json, verbose=verbose):

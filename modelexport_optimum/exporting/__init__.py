@@ -1,1 +1,10 @@
-"""Optimum's exporter, driven: the model's source, the conversion, the output directory."""
+"""Optimum's exporter, driven: the options, the model's source, the conversion, the output directory.
+
+It gives to others: `options.ExportOptions`, which declares the options of one export;
+`source.find_source`, which says where a model is or why it cannot be had;
+`optimum_export.export_source` and `export_model`, which convert; and `staging`, which publishes
+a directory by one rename.
+
+It must not know Typer, batches, or what is checked of a finished export. Of `tagging` it uses the
+module tree and the recorded calls of the model that is converted, and it writes no tag.
+"""

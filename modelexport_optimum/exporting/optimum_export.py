@@ -9,7 +9,6 @@ checks nor publishes.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gc
 import inspect
 import json
@@ -18,8 +17,15 @@ import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.exporting.source import Source, explain_hub_error, first_line
+from modelexport_optimum.errors import (
+    ModelExportError,
+    UsageError,
+    did_you_mean,
+    first_line,
+    one_line,
+)
+from modelexport_optimum.exporting.options import check_conflicts
+from modelexport_optimum.exporting.source import Source, explain_hub_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,24 +111,18 @@ def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> 
     for name in options:
         if name not in known:
             raise UsageError(
-                f"option {name} is unknown to Optimum's {function.__name__}" + _closest(name, known)
+                f"option {name} is unknown to Optimum's {function.__name__}"
+                + did_you_mean(name, known)
             )
 
     tasks = TasksManager.get_all_tasks()
     names = {name for task in tasks for name in (task, *TasksManager.synonyms_for_task(task))}
     if task != "auto" and task.removesuffix("-with-past") not in names:
         raise UsageError(
-            f"task {task} is unknown" + (_closest(task, names) or f": {', '.join(sorted(tasks))}")
+            f"task {task} is unknown"
+            + (did_you_mean(task, names) or f": {', '.join(sorted(tasks))}")
         )
     check_conflicts(task, options)
-
-
-def check_conflicts(task: str, options: Mapping[str, Any]) -> None:
-    """Refuse what can be seen to be wrong before Optimum is imported."""
-    if task.endswith("-with-past") and options.get("monolith"):
-        raise UsageError(f"--monolith cannot export {task}: leave out one of the two")
-    if options.get("optimize") == "O4" and not str(options.get("device")).startswith("cuda"):
-        raise UsageError("--optimize O4 needs a GPU: add --device cuda, or take O1 to O3")
 
 
 def export_source(
@@ -240,9 +240,9 @@ def _export_loaded(
             validate(*args, **kwargs)
         except (AtolError, OutputMatchError) as error:
             asked = options.get("atol") is not None
-            exported.comparison = Comparison("failed" if asked else "differs", _one_line(error))
+            exported.comparison = Comparison("failed" if asked else "differs", one_line(error))
         except Exception as error:
-            exported.comparison = Comparison("failed", _one_line(error))
+            exported.comparison = Comparison("failed", one_line(error))
         else:
             atol = kwargs.get("atol")
             within = "" if atol is None else f" within {atol:g}"
@@ -459,12 +459,3 @@ def _has_own_code(source: Source, options: Mapping[str, Any]) -> bool:
         return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-
-
-def _closest(name: str, known: set[str]) -> str:
-    matches = difflib.get_close_matches(name, sorted(known))
-    return f": did you mean {' or '.join(matches)}?" if matches else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,12 +11,8 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import ModelExportError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from modelexport_optimum.errors import ModelExportError, UsageError, causes, first_line
 
 CONFIGS = ("config.json", "model_index.json", "modules.json")
 """What a model directory has one of: transformers, diffusers, sentence-transformers."""
@@ -126,19 +122,11 @@ def _find_on_hub(
 
 def explain_hub_error(error: BaseException, name: str, revision: str) -> str | None:
     """One line for what the Hub answered, if that is what went wrong."""
-    for cause in chain(error):
+    for cause in causes(error):
         message = _explain_one(cause, name, revision)
         if message is not None:
             return message
     return None
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def _is_unreachable(error: BaseException) -> bool:
@@ -182,12 +170,6 @@ def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
             "check the name and the connection"
         )
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its class when it says nothing."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def state_of(

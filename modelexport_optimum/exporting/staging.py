@@ -18,8 +18,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.exporting.source import chain
+from modelexport_optimum.errors import ModelExportError, UsageError, causes
 from modelexport_optimum.system.locks import NoLocksError, lock
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
         with _terminating_as_exit():
             yield directory
     except Exception as error:
-        for cause in chain(error):  # Optimum's and PyTorch's errors may wrap it
+        for cause in causes(error):  # Optimum's and PyTorch's errors may wrap it
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ModelExportError(
                     f"no space left on the disk of {cause.filename or output}: "

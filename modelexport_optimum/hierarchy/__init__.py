@@ -1,6 +1,8 @@
 """Looking at the hierarchy: what people do with the tags of an exported model.
 
-Each view is a function and a command of the same name, and works from the tagged `.onnx`
-file alone: nothing here imports torch or transformers, and of the package only the tag's
-reader (`carriers`), the file's (`onnx_file`) and `errors`. `tagged` is what the views share.
+It gives to others: a function for each command of the same name (`inspect`, `diff`, `extract`,
+`profile`, `report`, `view`). They share `tagged_model`, a file read with its tags.
+
+It works from the tagged `.onnx` file alone. It must not know torch, transformers or Optimum, how
+an export is made or checked, and of `tagging` anything but the tag's form (`carriers`).
 """

@@ -7,14 +7,13 @@ that the tags name. It measures and adds up; it optimizes nothing and judges not
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
 from modelexport_optimum.hierarchy import example_inputs as inputs_of
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
@@ -273,21 +272,18 @@ def _session(
     except ModelExportError:
         raise
     except Exception as error:
-        raise ModelExportError(f"ONNX Runtime cannot load {path}: {_line(error)}") from error
+        raise ModelExportError(
+            f"ONNX Runtime cannot load {path}: {onnxruntime_line(error)}"
+        ) from error
 
 
 def _failed(path: Path, arrays: Mapping[str, np.ndarray], error: Exception) -> ModelExportError:
     shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in arrays.items())
     return ModelExportError(
-        f"ONNX Runtime cannot run {path} on {shapes} ({_line(error)}): give sizes that the model "
-        "takes (--batch-size, --sequence-length, --size NAME=N) or real inputs (--inputs FILE.npz)"
+        f"ONNX Runtime cannot run {path} on {shapes} ({onnxruntime_line(error)}): give "
+        "sizes that the model takes (--batch-size, --sequence-length, --size NAME=N) or real "
+        "inputs (--inputs FILE.npz)"
     )
-
-
-def _line(error: Exception) -> str:
-    """ONNX Runtime's message without its own source path in front."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:400]
 
 
 def _own_times(

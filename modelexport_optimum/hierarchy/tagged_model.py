@@ -6,14 +6,13 @@ reads a weight.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 
-from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.errors import ModelExportError, UsageError, did_you_mean
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.tagging import carriers
@@ -256,12 +255,10 @@ def unknown(kind: str, name: str, path: object, known: Iterable[str]) -> UsageEr
         path: Where it was looked for.
         known: What there is, of which the closest are named.
     """
-    close = difflib.get_close_matches(name, {*known} - {""}, n=3, cutoff=0.6)
-    if close:
-        hint = f"did you mean {' or '.join(map(repr, close))}?"
-    else:
-        hint = f"`modelexport-optimum inspect {path}` shows what there is"
-    return UsageError(f"{path} has no {kind} {name!r}: {hint}")
+    hint = (
+        did_you_mean(name, known) or f": `modelexport-optimum inspect {path}` shows what there is"
+    )
+    return UsageError(f"{path} has no {kind} {name!r}{hint}")
 
 
 class _Tree:

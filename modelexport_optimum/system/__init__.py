@@ -1,1 +1,7 @@
-"""What every room may use of the system: files, locks, streams, and this package's version."""
+"""What every room may use of the operating system: files, locks, streams; and our own version.
+
+It gives to others: a file replaced in one step, a lock that dies with its process, the output of
+a whole process sent elsewhere, `version.__version__`.
+
+It must not know ONNX, PyTorch, models, or any other room but `errors`.
+"""

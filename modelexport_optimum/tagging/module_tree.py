@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.errors import ModelExportError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -321,7 +321,7 @@ def source_trees(source: str, *, trust_remote_code: bool = False) -> list[Module
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ModelExportError(
                 f"{source} is neither a directory nor a model that can be fetched: "
-                f"{str(error).splitlines()[0]}"
+                f"{first_line(error)}"
             ) from error
     if (directory / "modules.json").exists():
         from sentence_transformers import SentenceTransformer

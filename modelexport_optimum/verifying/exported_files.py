@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.exporting.source import first_line
+from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.tagging.module_tree import Candidate, candidates

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelexport_optimum.errors import onnxruntime_line
 from modelexport_optimum.verifying.example_inputs import as_array, make_inputs
 from modelexport_optimum.verifying.exported_files import has_common_outputs
 
@@ -460,8 +461,7 @@ def log_reason(log: str) -> str:
     printed = re.findall(r"^EP Error (.+)", log, re.MULTILINE)
     warnings = [entry["message"] for entry in entries if entry["level"] == "W"]
     message = next(iter([*errors, *printed, *warnings]), "")
-    # Before the status stands the place in its sources.
-    return " ".join(re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", message)[-1].split())
+    return onnxruntime_line(message) if message else ""
 
 
 # --- The comparison -----------------------------------------------------------------------------

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import UsageError
-from modelexport_optimum.exporting.source import first_line
+from modelexport_optimum.errors import UsageError, first_line
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.verifying.exported_files import (
     compared_shapes,

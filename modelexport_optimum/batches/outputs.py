@@ -1,0 +1,67 @@
+"""Where the lines of a manifest write: no output may be another's, or the batch's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.batches.results import LOGS, RESULTS
+
+if TYPE_CHECKING:
+    from modelexport_optimum.batches.jobs import Job
+
+
+class OutputError(Exception):
+    """An output that another line, or the batch itself, writes to."""
+
+
+class Outputs:
+    """The directories that lines write, none of which may be another's or the batch's own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._real = Path(os.path.realpath(directory))
+        self._lines: dict[Path, Job] = {}
+        self._above: dict[Path, Job] = {}
+
+    def add(self, job: Job) -> None:
+        """Take note of a job's output, unless it cannot be."""
+        # Two names of a directory are one directory, whether or not its end is there yet.
+        path = Path(os.path.realpath(job.output))
+        if path == self._real or path in self._real.parents:
+            raise OutputError(
+                f"would write {self._shown(job)}, which is the batch's own directory or contains "
+                "it: give it another -o"
+            )
+        for name in (LOGS, RESULTS):
+            if path.is_relative_to(self._real / name):
+                raise OutputError(
+                    f"would write {self._shown(job)}, and the batch has its own {name} there: "
+                    "give it another -o"
+                )
+        self._check_others(job, path)
+        self._lines[path] = job
+        for parent in path.parents:
+            self._above.setdefault(parent, job)
+
+    def _check_others(self, job: Job, path: Path) -> None:
+        shown, advice = self._shown(job), "give one of them -o"
+        if path in self._lines:
+            first = self._lines[path]
+            raise OutputError(f"would write {shown}, as line {first.line} does: {advice}")
+        for parent in path.parents:
+            if parent in self._lines:
+                other = self._lines[parent]
+                raise OutputError(
+                    f"would write {shown}, inside of what line {other.line} writes: {advice}"
+                )
+        if path in self._above:
+            other = self._above[path]
+            raise OutputError(
+                f"would write {shown}, which contains what line {other.line} writes: {advice}"
+            )
+
+    def _shown(self, job: Job) -> str:
+        relative = os.path.relpath(job.output)
+        return str(job.output) if relative.startswith("..") else relative

@@ -1,0 +1,116 @@
+"""What one model of a batch may take: the options that a line has and `export` has not."""
+
+# Annotations are no strings here: see `exporting.options`.
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from modelexport_optimum.exporting.options import option
+
+GROUP = "Each model"
+
+_UNITS = {
+    **{"": 1, "k": 10**3, "m": 10**6, "g": 10**9},
+    **{"kb": 10**3, "mb": 10**6, "gb": 10**9},
+    **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
+}
+"""Bytes of what may follow a number, in any case."""
+
+
+def read_number(value: Any) -> float:  # noqa: ANN401
+    """Read a finite number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a number")
+    return number
+
+
+def read_seconds(value: Any) -> float:  # noqa: ANN401
+    """Read a number of seconds.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    seconds = read_number(value)
+    if seconds <= 0:
+        raise ValueError(f"{value!r} is not a number of seconds above 0")
+    return seconds
+
+
+def read_amount(value: Any) -> float:  # noqa: ANN401
+    """Read a number of things, of which one may ask for a fraction.
+
+    Raises:
+        ValueError: it is below 0.
+    """
+    amount = read_number(value)
+    if amount < 0:
+        raise ValueError(f"{value!r} is below 0")
+    return amount
+
+
+def read_bytes(value: Any) -> int:  # noqa: ANN401
+    """Read a number of bytes, with a unit or without.
+
+    Raises:
+        ValueError: it is not above 0, or the unit is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", str(value).strip(), re.ASCII)
+    size = _UNITS.get(found[2].lower()) if found else None
+    if found is None or size is None or not (count := int(float(found[1]) * size)):
+        raise ValueError(
+            f"{value!r} is not a number of bytes above 0, such as 8000000000, 8GB or 7.5GiB"
+        )
+    return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one model may take.
+
+    Attributes:
+        timeout: seconds from the start of the export; None for no end.
+        num_cpus: processor cores that Ray is asked for.
+        num_gpus: GPUs that Ray is asked for, which may be a fraction.
+        memory: bytes that Ray is asked for; None for nothing.
+    """
+
+    timeout: float | None = option(
+        "--timeout",
+        "End a model that takes longer.",
+        group=GROUP,
+        metavar="SECONDS",
+        read=read_seconds,
+    )
+    num_cpus: float = option(
+        "--num-cpus",
+        "Processor cores that Ray is asked for.",
+        default=1,
+        group=GROUP,
+        metavar="NUMBER",
+        read=read_amount,
+    )
+    num_gpus: float = option(
+        "--num-gpus",
+        "GPUs that Ray is asked for, or a fraction of one.",
+        default=0,
+        group=GROUP,
+        metavar="NUMBER",
+        read=read_amount,
+    )
+    memory: int | None = option(
+        "--memory",
+        "Memory that Ray is asked for: 8000000000, 8GB, 7.5GiB.",
+        group=GROUP,
+        metavar="BYTES",
+        read=read_bytes,
+    )

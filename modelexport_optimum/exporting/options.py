@@ -1,0 +1,372 @@
+"""The options of one export, declared once.
+
+The command `export`, the defaults of `batch`, the lines of a manifest and the keyword arguments
+of `export()` all follow from these dataclasses: a field's name, kind and default are the
+option's, and its `Option` says the rest. Nothing here knows Typer or imports anything heavy.
+"""
+
+# Annotations are no strings here: each field's kind is read from its annotation.
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from modelexport_optimum.errors import UsageError
+
+_Declaring = TypeVar("_Declaring")
+
+HUB = "Where the model comes from"
+GRAPH = "The exported graph"
+SHAPES = "Shapes of the example input, if it needs others"
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one field of a dataclass is given by a user.
+
+    Attributes:
+        name: the field's, which is the parameter's and the key's in JSON.
+        annotation: the field's type.
+        default: the field's.
+        flags: as they are typed, such as `--output` and `-o`; none for an argument.
+        help: one or two sentences.
+        group: the heading that `--help` shows it under; None for "Options".
+        metavar: what `--help` shows in the value's place.
+        read: turns what was typed, or a value of JSON, into the value; raises ValueError.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    flags: tuple[str, ...]
+    help: str
+    group: str | None = None
+    metavar: str | None = None
+    read: Callable[[Any], Any] | None = None
+
+    @property
+    def kind(self) -> type:
+        """The type without `None` and without what is inside: `list` of `list[str] | None`."""
+        return _kind_and_choices(self.annotation)[0]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The only values there are; empty if any of the kind will do."""
+        return _kind_and_choices(self.annotation)[1]
+
+    def from_text(self, text: Any) -> Any:  # noqa: ANN401
+        """Read one value as it is typed.
+
+        Raises:
+            ValueError: it is none; the message says why.
+        """
+        if self.read is not None:
+            return self.read(text)
+        if self.choices and text not in self.choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(map(repr, self.choices))}.")
+        if self.kind in (int, float):
+            try:
+                return self.kind(text)
+            except ValueError as error:
+                noun = "integer" if self.kind is int else "float"
+                raise ValueError(f"{text!r} is not a valid {noun}.") from error
+        return self.kind(text)
+
+    def from_json(self, value: Any) -> Any:  # noqa: ANN401
+        """Read a value of JSON, or of Python.
+
+        Raises:
+            TypeError: it is of another kind; the message says of which it must be.
+            ValueError: it is none; the message says why.
+        """
+        kind = self.kind
+        if kind is list and isinstance(value, str):
+            value = [value]
+        if kind is Path and isinstance(value, Path):
+            value = str(value)
+        if not self._is_of_kind(value):
+            wanted = _WANTED.get(kind, "text")
+            raise TypeError(f"must be {wanted}, not {json.dumps(value, default=repr)}")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON knows one kind of numbers
+        if kind in (bool, list):
+            return value
+        return self.from_text(value if self.read is not None else str(value))
+
+    def _is_of_kind(self, value: Any) -> bool:  # noqa: ANN401
+        kind = self.kind
+        if kind is bool:
+            return isinstance(value, bool)
+        if kind is list:
+            return isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if kind is dict:
+            return isinstance(value, dict)
+        if kind in (int, float):
+            if isinstance(value, str):  # such as 8GB
+                return self.read is not None
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return False
+            return kind is float or self.read is not None or float(value).is_integer()
+        return isinstance(value, str)
+
+
+_WANTED = {
+    bool: "true or false",
+    dict: "an object",
+    list: "text or a list of it",
+    int: "a whole number",
+    float: "a number",
+}
+
+
+@functools.cache
+def _kind_and_choices(annotation: Any) -> tuple[type, tuple[str, ...]]:  # noqa: ANN401
+    alternatives = [one for one in get_args(annotation) if one is not type(None)]
+    if type(None) in get_args(annotation):
+        (annotation,) = alternatives
+    if get_origin(annotation) is Literal:
+        return str, get_args(annotation)
+    return get_origin(annotation) or annotation, ()
+
+
+def option(flags: str, help_text: str, default: Any = None, **settings: Any) -> Any:  # noqa: ANN401
+    """Declare a field of a dataclass as an option.
+
+    Args:
+        flags: the flags, separated by blanks; "" for an argument.
+        help_text: see `Option`.
+        default: the field's.
+        **settings: further attributes of `Option`.
+    """
+    declared = {"flags": tuple(flags.split()), "help": help_text, **settings}
+    return dataclasses.field(default=default, metadata={"option": declared})
+
+
+def options_of(*classes: type) -> Mapping[str, Option]:
+    """The options that dataclasses declare, by name."""
+    return {
+        field.name: Option(field.name, field.type, field.default, **field.metadata["option"])
+        for one in classes
+        for field in dataclasses.fields(one)
+    }
+
+
+def instance_of(declaring: type[_Declaring], values: Mapping[str, Any]) -> _Declaring:
+    """A dataclass of options, made of those of the values that are its own."""
+    return declaring(**{name: values[name] for name in options_of(declaring) if name in values})
+
+
+def normalized(name: str) -> str:
+    """A name with `_` for `-`: Optimum spells some options one way and others the other way."""
+    return name.replace("-", "_")
+
+
+def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Read a JSON object, or take one that has been read.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(value if isinstance(value, str) else json.dumps(value))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{value!r} is not a JSON object: give {{...}}")
+    return found
+
+
+# --- The options ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelAndOutput:
+    """Which model is exported, and where to: what each export has of its own.
+
+    Attributes are documented by their options' help.
+    """
+
+    model: str | None = option("", "Name on the Hugging Face Hub, or a directory.", metavar="MODEL")
+    model_option: str | None = option("--model -m", "MODEL, as optimum-cli takes it.")
+    output: Path | None = option(
+        "--output -o",
+        "Directory to write. By default the last part of the model's name and -onnx, in the "
+        "current directory.",
+    )
+
+    def resolve(self) -> tuple[str, Path | None]:
+        """The model and the output, None for the default.
+
+        Raises:
+            UsageError: there is no model, or there are two.
+        """
+        model, output = self.model, self.output
+        if self.model_option is not None:
+            if model is not None and output is None:
+                output = Path(model)  # optimum-cli export onnx --model MODEL OUTPUT
+            elif model is not None:
+                raise UsageError(
+                    f"MODEL is given twice, as {model} and as --model {self.model_option}: "
+                    "leave out one of the two"
+                )
+            model = self.model_option
+        if model is None:
+            raise UsageError("Missing MODEL: give a name on the Hugging Face Hub, or a directory")
+        if not model.strip():
+            raise UsageError("the model's name is empty")
+        return model, output
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a model is exported.
+
+    Attributes are documented by their options' help. Names, defaults and choices are those of
+    `optimum-cli export onnx`, wherever it has them.
+    """
+
+    overwrite: bool = option("--overwrite", "Replace an export that is there.", default=False)
+    task: str = option(
+        "--task",
+        "What the model is for: text-classification, text-generation-with-past, ... "
+        "auto finds out.",
+        default="auto",
+    )
+    providers: list[str] | None = option(
+        "--provider",
+        "Execution provider to check: cpu, cuda, tensorrt, or any that ONNX Runtime knows; may "
+        "be repeated. By default these three; one that is named must be available.",
+        metavar="NAME",
+    )
+    revision: str = option(
+        "--revision", "Branch, tag or commit on the Hub.", default="main", group=HUB
+    )
+    subfolder: str = option("--subfolder", "Folder that the model is in.", default="", group=HUB)
+    cache_dir: str | None = option(
+        "--cache_dir", "Where downloads are kept, if not in the Hub's own cache.", group=HUB
+    )
+    local_files_only: bool = option(
+        "--local-files-only",
+        "Take the model from the cache, without network.",
+        default=False,
+        group=HUB,
+    )
+    force_download: bool = option(
+        "--force-download", "Download again what is in the cache.", default=False, group=HUB
+    )
+    trust_remote_code: bool = option(
+        "--trust-remote-code",
+        "Run code that comes with the model. Read it first.",
+        default=False,
+    )
+    library_name: Literal["transformers", "diffusers", "timm", "sentence_transformers"] | None = (
+        option("--library-name", "Library of the model. By default its files tell.", group=HUB)
+    )
+    framework: Literal["pt"] = option(
+        "--framework", "PyTorch, the only one.", default="pt", group=HUB
+    )
+    dtype: Literal["fp32", "fp16", "bf16"] | None = option(
+        "--dtype", "Precision of the exported model. By default fp32.", group=GRAPH
+    )
+    opset: int | None = option(
+        "--opset", "ONNX opset. By default the architecture's own.", group=GRAPH
+    )
+    device: str = option("--device", "Device to export on.", default="cpu", group=GRAPH)
+    optimize: Literal["O1", "O2", "O3", "O4"] | None = option(
+        "--optimize",
+        "Let ONNX Runtime optimize the graph: O1 basic, O2 and fusions for transformers, "
+        "O3 and approximated GELU, O4 and mixed precision (needs --device cuda).",
+        group=GRAPH,
+    )
+    slim: bool = option("--slim", "Simplify the graph with onnxslim.", default=False, group=GRAPH)
+    monolith: bool = option(
+        "--monolith", "One file where Optimum would write several.", default=False, group=GRAPH
+    )
+    no_post_process: bool = option(
+        "--no-post-process",
+        "Leave out Optimum's last steps, as merging decoders.",
+        default=False,
+        group=GRAPH,
+    )
+    no_dynamic_axes: bool = option(
+        "--no-dynamic-axes", "Fix all shapes.", default=False, group=GRAPH
+    )
+    no_constant_folding: bool = option(
+        "--no-constant-folding",
+        "Do not compute constants at export.",
+        default=False,
+        group=GRAPH,
+    )
+    variant: str = option(
+        "--variant",
+        "Variant of the export, for the models that have some.",
+        default="default",
+        group=GRAPH,
+    )
+    model_kwargs: dict[str, Any] | None = option(
+        "--model-kwargs",
+        "Arguments for the model's forward or for the export of this model.",
+        group=GRAPH,
+        metavar="JSON",
+        read=read_json_object,
+    )
+    pad_token_id: int | None = option(
+        "--pad_token_id",
+        "Padding token, if the task needs it and no tokenizer tells.",
+        group=GRAPH,
+    )
+    atol: float | None = option(
+        "--atol",
+        "How far the outputs may be from PyTorch's: more is a failed check. By default more "
+        "than the architecture's tolerance is a warning.",
+        group=GRAPH,
+    )
+    batch_size: int = option("--batch_size", "Text: batch size.", default=2, group=SHAPES)
+    sequence_length: int = option("--sequence_length", "Text: tokens.", default=16, group=SHAPES)
+    num_choices: int = option("--num_choices", "Multiple choice: choices.", default=4, group=SHAPES)
+    width: int = option("--width", "Image: width.", default=64, group=SHAPES)
+    height: int = option("--height", "Image: height.", default=64, group=SHAPES)
+    num_channels: int = option("--num_channels", "Image: channels.", default=3, group=SHAPES)
+    feature_size: int = option("--feature_size", "Audio: features.", default=80, group=SHAPES)
+    nb_max_frames: int = option("--nb_max_frames", "Audio: frames.", default=3000, group=SHAPES)
+    audio_sequence_length: int = option(
+        "--audio_sequence_length", "Audio: samples.", default=16000, group=SHAPES
+    )
+    point_batch_size: int = option(
+        "--point_batch_size", "Segment Anything: masks for each point.", default=3, group=SHAPES
+    )
+    nb_points_per_image: int = option(
+        "--nb_points_per_image", "Segment Anything: points.", default=2, group=SHAPES
+    )
+    visual_seq_length: int = option(
+        "--visual_seq_length", "Visual sequence length.", default=16, group=SHAPES
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `export()`, two of which `main_export` names otherwise."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["do_constant_folding"] = not values.pop("no_constant_folding")
+        values["_variant"] = values.pop("variant")
+        # As optimum-cli does: on a GPU, ONNX Runtime keeps its memory until its process ends.
+        values["use_subprocess"] = True
+        return values
+
+
+def check_conflicts(task: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that exclude one another, which can be seen before Optimum is imported.
+
+    Args:
+        task: what the model is for.
+        options: further arguments of `export()`.
+
+    Raises:
+        UsageError: two of them do.
+    """
+    if task.endswith("-with-past") and options.get("monolith"):
+        raise UsageError(f"--monolith cannot export {task}: leave out one of the two")
+    if options.get("optimize") == "O4" and not str(options.get("device")).startswith("cuda"):
+        raise UsageError("--optimize O4 needs a GPU: add --device cuda, or take O1 to O3")
