@@ -1,4 +1,4 @@
-"""Optimum's exporter, driven: the options, the model's source, the conversion, the output directory.
+"""Optimum's exporter, driven: its options, the model's source, the conversion, the output.
 
 It gives to others: `options.ExportOptions`, which declares the options of one export;
 `source.find_source`, which says where a model is or why it cannot be had;
