@@ -157,7 +157,7 @@ def test_tag_is_lossless_and_its_grammar_reads_itself() -> None:
         carriers.Segment("a.0.x/y", "B", "m.B"),
     )
     assert carriers.format_tag(chain) == "/Root/A.a.0/B.x/y"
-    assert carriers.parse_tag("/Root/A.a.0/B.x/y") == [("", "Root"), ("a.0", "A"), ("a.0.x/y", "B")]
+    assert carriers.parse_tag("/Root/A.a.0/B.x/y") == (("", "Root"), ("a.0", "A"), ("a.0.x/y", "B"))
     assert carriers.parse_tag("no tag") is None
     assert carriers.parse_tag("") is None
 

@@ -6,7 +6,6 @@ of a task stands here. Nothing is run.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import numpy as np
 import onnx
 
 from modelexport_optimum.errors import InvalidModelError, UsageError
+from modelexport_optimum.system.json_files import parse_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -150,11 +150,8 @@ def _image_size(config: Path) -> int | None:
     """The side of the pictures that the model was made for, if a config.json tells."""
     if not config.is_file():
         return None
-    try:
-        size = json.loads(config.read_bytes()).get("image_size")
-    except (ValueError, AttributeError):
-        return None
-    return size if isinstance(size, int) else None
+    size = parse_json_object(config.read_bytes(), config).get("image_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def _channels(file: TaggedFile, name: str) -> int | None:

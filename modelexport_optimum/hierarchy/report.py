@@ -18,6 +18,7 @@ from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy.inspect import amounts
 from modelexport_optimum.hierarchy.profile import ProfileReport
 from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged, tagged_files
+from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
     import os
@@ -147,7 +148,7 @@ def _times(
         document = profile.to_dict()
     else:
         try:
-            document = json.loads(Path(profile).read_bytes())
+            document = parse_json(Path(profile).read_bytes())
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read {profile} as JSON ({error})") from error
     try:

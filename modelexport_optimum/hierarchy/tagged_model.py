@@ -235,13 +235,16 @@ def nbytes(tensor: Tensor) -> int:
         return tensor.nbytes
     bits = _NARROW_BITS.get(tensor.data_type)
     if bits is None:
+        if tensor.data_type not in onnx.TensorProto.DataType.values():
+            return tensor.nbytes  # a type that came after this onnx
         bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return -(-elements(tensor) * bits // 8)
 
 
 def type_text(elem_type: int, shape: Iterable[int | str | None] | None) -> str:
     """A tensor's type and shape in words, as `float[batch_size, 16]`; `?` is not known."""
-    name: str = onnx.TensorProto.DataType.Name(elem_type)
+    known = onnx.TensorProto.DataType.values()
+    name = onnx.TensorProto.DataType.Name(elem_type) if elem_type in known else f"type{elem_type}"
     dims = "?" if shape is None else ", ".join("?" if d is None else str(d) for d in shape)
     return f"{name.lower()}[{dims}]"
 
@@ -274,7 +277,7 @@ class _Tree:
         key = (carried.tag, metadata.get(carriers.NAMESPACE, ""))
         module = self._chains.get(key)
         if module is None:
-            chain = carriers.modules_of(node, carried)
+            chain = carried.modules
             if chain is None:
                 return None
             for path, name in chain:

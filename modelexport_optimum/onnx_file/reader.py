@@ -6,8 +6,10 @@ numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -26,6 +28,13 @@ WHOLE_NODE_BYTES = 64 * 1024
 
 # Initializers and Constants up to this size are compared by value, longer ones by name.
 SMALL_TENSOR_BYTES = 1024
+
+# protobuf's own parsers read no message that is nested deeper, nor does ONNX Runtime
+# (google/protobuf/io/coded_stream.h, default_recursion_limit_).
+MAX_DEPTH = 100
+
+# What no file can hold the data of.
+_MAX_ELEMENTS = 2**63 - 1
 
 # Number of a field, far from those of onnx.proto, that stands for a large one by its place.
 _LEFT_IN_FILE = 1000
@@ -55,18 +64,33 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
         finally:
             os.close(fd)
     size = os.fstat(fd).st_size
-    try:
+    with whole(path):
         model = _read_model(path, FieldReader(fd, size), size)
+    # Any bytes may pass for protobuf; a model has a version, a graph and an opset.
+    if not model.ir_version or not (model.opsets or model.functions):
+        raise InvalidModelError(f"{path} is not an ONNX model: check that it is the right file")
+    return model
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Says of which file it is that something in it cannot be read.
+
+    protobuf's own parser takes some bytes that a walk over the fields does not (groups, numbers
+    that are padded), so that even a model that was read may have them.
+
+    Raises:
+        InvalidModelError: A message in the file is damaged.
+        ModelExportError: The file cannot be read.
+    """
+    try:
+        yield
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidModelError(
             f"{path} is not a whole ONNX file ({error}): export it again or copy it anew"
         ) from error
     except OSError as error:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
-    # Any bytes may pass for protobuf; a model has a version, a graph and an opset.
-    if not model.ir_version or not (model.opsets or model.functions):
-        raise InvalidModelError(f"{path} is not an ONNX model: check that it is the right file")
-    return model
 
 
 def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
@@ -86,10 +110,10 @@ def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
             model.graph = _read_graph(reader, start, end, [(key, start, end)])
         elif number == 8 and wire == LEN:
             opset = onnx.OperatorSetIdProto.FromString(reader.read(start, end))
-            model.opsets[opset.domain] = opset.version
+            model.opsets[_text(opset.domain)] = opset.version
         elif number == 14 and wire == LEN:
             entry = onnx.StringStringEntryProto.FromString(reader.read(start, end))
-            model.metadata.append((entry.key, entry.value, key, end))
+            model.metadata.append((_text(entry.key), _text(entry.value), key, end))
         elif number == 25 and wire == LEN:
             names = {1: "", 10: ""}
             for inner, kind, length, _, offset in reader.fields(start, end):
@@ -105,6 +129,8 @@ def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
 def _read_graph(
     reader: FieldReader, start: int, end: int, enclosing: list[tuple[int, int, int]]
 ) -> Graph:
+    if len(enclosing) > MAX_DEPTH:
+        raise DecodeError(f"its graphs are nested more than {MAX_DEPTH} messages deep")
     graph = Graph(enclosing=enclosing)
     for number, wire, value, key, offset in reader.fields(start, end):
         if wire != LEN:
@@ -125,15 +151,16 @@ def _read_graph(
 
 def _value(info: onnx.ValueInfoProto) -> Value:
     tensor = info.type.tensor_type
+    name = _text(info.name)
     if not info.type.HasField("tensor_type"):
-        return Value(info.name, 0, None)
+        return Value(name, 0, None)
     if not tensor.HasField("shape"):
-        return Value(info.name, tensor.elem_type, None)
+        return Value(name, tensor.elem_type, None)
     shape: list[int | str | None] = []
     for dim in tensor.shape.dim:
         known = dim.WhichOneof("value")
-        shape.append(None if known is None else getattr(dim, known))
-    return Value(info.name, tensor.elem_type, tuple(shape))
+        shape.append(None if known is None else _text(getattr(dim, known)))
+    return Value(name, tensor.elem_type, tuple(shape))
 
 
 def _read_tensor(reader: FieldReader, start: int, end: int) -> Tensor:
@@ -151,18 +178,36 @@ def _read_tensor(reader: FieldReader, start: int, end: int) -> Tensor:
                 held += value
         small = None
         header = onnx.TensorProto.FromString(b"".join(parts))
-    external = {entry.key: entry.value for entry in header.external_data}
+    external = {entry.key: _text(entry.value) for entry in header.external_data}
     location = external.get("location", "") if header.data_location == 1 else ""
     if location:
-        held = int(external.get("length", "0"))
+        held = _length(external.get("length", "0"))
     elif small is not None and small.raw_data:
         held = len(small.raw_data)
-    name, dims = header.name, tuple(header.dims)
+    name, dims = _text(header.name), tuple(header.dims)
+    if dims and (min(dims) < 0 or math.prod(dims) > _MAX_ELEMENTS):
+        raise DecodeError(f"the shape of the initializer {name[:100]} is {list(dims)[:8]}")
     value_bytes = None
     if small is not None and not location:
         small.ClearField("name")
         value_bytes = small.SerializeToString(deterministic=True)
     return Tensor(name, dims, header.data_type, held, location, value_bytes)
+
+
+_T = TypeVar("_T")
+
+
+def _text(value: _T) -> _T:
+    """The value, if it is not what protobuf gives for a string that is not UTF-8: bytes."""
+    if isinstance(value, bytes):
+        raise DecodeError(f"a text in it is not UTF-8: {value[:32]!r}")
+    return value
+
+
+def _length(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 19:
+        raise DecodeError(f"the length of its external data is {text[:32]!r}")
+    return int(text)
 
 
 def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> Node:
@@ -178,10 +223,16 @@ def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> No
     node.inputs, node.outputs = tuple(proto.input), tuple(proto.output)
     node.doc_string = proto.doc_string
     node.metadata = [(entry.key, entry.value) for entry in proto.metadata_props]
+    for text in (node.name, node.op_type, node.domain, *node.inputs, *node.outputs):
+        _text(text)
+    for key_and_value in ((node.doc_string,), *node.metadata):
+        _text(key_and_value[0])
+        _text(key_and_value[-1])
     if nested:
         _read_attributes(reader, node, enclosing)
     else:
         for attribute in proto.attribute:
+            _text(attribute.name)
             if attribute.HasField("t"):
                 attribute.t.ClearField("name")
             node.attributes[attribute.name] = attribute.SerializeToString(deterministic=True)

@@ -18,7 +18,6 @@ knows an architecture or what an operator is for.
 
 from __future__ import annotations
 
-import ast
 import bisect
 import itertools
 import re
@@ -28,10 +27,12 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.tagging.carriers import (
     CLASS_HIERARCHY,
+    MAX_MODULES,
     NAME_SCOPES,
     Segment,
     constant_value,
     own_metadata,
+    parse_scopes,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Attribution:
 def node_scope(node: Node) -> str | None:
     """The scope in a node's name, "" for the root's, or None if the name has none."""
     name = node.name
-    if not name.startswith("/"):
+    if not name.startswith("/") or name.count("/") > MAX_MODULES or "\n" in name:
         return None
     head, _, own = name.rpartition("/")
     if own == node.op_type or (
@@ -118,7 +119,7 @@ def output_scope(node: Node) -> str | None:
     What fuses or replaces nodes keeps the names of the values that others read.
     """
     for name in node.outputs:
-        if name.startswith("/") and _OUTPUT_NAME.search(name):
+        if name.startswith("/") and name.count("/") <= MAX_MODULES and _OUTPUT_NAME.search(name):
             return name.rpartition("/")[0]
     return None
 
@@ -130,15 +131,8 @@ def tracer_modules(node: Node) -> list[tuple[str, str]]:
         (module path, qualified class), root first; empty if there is no record.
     """
     metadata = dict(own_metadata(node.metadata))
-    try:
-        names = ast.literal_eval(metadata[NAME_SCOPES])[:-1]
-        classes = ast.literal_eval(metadata[CLASS_HIERARCHY])[:-1]
-    except (KeyError, ValueError, SyntaxError, TypeError):  # none, or somebody else's text
-        return []
-    if len(names) != len(classes) or not all(isinstance(n, str) for n in [*names, *classes]):
-        return []
-    paths = [_EXPORT_CALL_COUNT.sub("", name) for name in names]
-    return list(zip(paths, classes, strict=True))
+    found = parse_scopes(metadata.get(NAME_SCOPES, ""), metadata.get(CLASS_HIERARCHY, ""))
+    return [(_EXPORT_CALL_COUNT.sub("", path), name) for path, name in found or ()]
 
 
 def scopes_of(model: Model) -> dict[str, None]:

@@ -9,13 +9,16 @@ touched. This module knows one node at a time; where tags come from is `attribut
 
 from __future__ import annotations
 
-import ast
+import functools
 import itertools
 import re
 from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+
+from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.rewriter import Edit
 from modelexport_optimum.onnx_file.wire import bytes_fields, length_delimited, varint
 
@@ -51,9 +54,19 @@ COPIED_BY_FUSION = frozenset(
 # their output may come to compute the same as what reads their input.
 PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
 
+# Python ends a forward at some 300 modules that call one another: 1,000 frames, three for each
+# call (torch/nn/modules/module.py). The bound keeps what a hostile tag costs near its length,
+# since each of its modules has a path of its own.
+MAX_MODULES = 128
+MAX_TAG_CHARACTERS = 16 * 1024
+MAX_SCOPES_CHARACTERS = 128 * 1024
+
 _CLASS = re.compile(r"[^\s./:]+")
+_QUALIFIED_CLASS = re.compile(r"(?:[^\s/:]*\.)?[^\s./:]+")
+_EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
 
 _FIELD_ATTRIBUTE, _FIELD_DOC_STRING, _FIELD_METADATA = 5, 6, 9
+_ATTRIBUTE_STRING = 4  # AttributeProto.s
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +87,24 @@ class Segment:
 Chain = tuple[Segment, ...]
 
 
+# (module path, class name) of each module, root first.
+Modules = tuple[tuple[str, str], ...]
+
+
 def format_tag(chain: Chain) -> str:
     """Spells the tag of a chain of modules, root first, each inside the one before it."""
-    parts = ["/", chain[0].module_class]
-    for outer, inner in itertools.pairwise(chain):
-        relative = inner.path[len(outer.path) + 1 :] if outer.path else inner.path
-        parts += ["/", inner.module_class, ".", relative]
+    return _tag_of([(segment.path, segment.module_class) for segment in chain])
+
+
+def _tag_of(modules: Sequence[tuple[str, str]]) -> str:
+    parts = ["/", modules[0][1]]
+    for (outer, _), (path, name) in itertools.pairwise(modules):
+        parts += ["/", name, ".", path[len(outer) + 1 :] if outer else path]
     return "".join(parts)
 
 
-def parse_tag(tag: str) -> list[tuple[str, str]] | None:
+@functools.lru_cache(maxsize=1024)
+def parse_tag(tag: str) -> Modules | None:
     """Reads a tag.
 
     Args:
@@ -92,7 +113,7 @@ def parse_tag(tag: str) -> list[tuple[str, str]] | None:
     Returns:
         (module path, class name) of each module, root first, or None if it is no tag.
     """
-    if not tag.startswith("/"):
+    if not tag.startswith("/") or len(tag) > MAX_TAG_CHARACTERS or "\n" in tag:
         return None
     # A slash inside a module's name: what follows it has no class before a dot.
     parts: list[str] = []
@@ -104,18 +125,98 @@ def parse_tag(tag: str) -> list[tuple[str, str]] | None:
             parts[-1] += "/" + part
         else:
             parts.append(part)
-    if not _is_class(parts[0]):
+    if not _is_class(parts[0]) or len(parts) > MAX_MODULES:
         return None
     modules = [("", parts[0])]
     for part in parts[1:]:
         name, _, relative = part.partition(".")
         outer = modules[-1][0]
         modules.append((f"{outer}.{relative}" if outer else relative, name))
-    return modules
+    return tuple(modules)
 
 
 def _is_class(text: str) -> bool:
     return _CLASS.fullmatch(text) is not None
+
+
+def parse_texts(text: str) -> list[str] | None:
+    r"""Reads a list of strings as PyTorch's exporter and `encode` write it.
+
+        list   = "[" [ string *( ", " string ) ] "]"
+        string = "'" *character "'" / DQUOTE *character DQUOTE
+        character: any but the quote, a backslash and a line's end, or one of the escapes
+            that Python's `repr` writes: \\ \' \" \n \r \t \xHH \uHHHH \UHHHHHHHH
+
+    Args:
+        text: Any string.
+
+    Returns:
+        The strings, or None if it is no such list, or longer than a tag's.
+    """
+    if len(text) > MAX_SCOPES_CHARACTERS or text[:1] != "[" or text[-1:] != "]":
+        return None
+    inner = text[1:-1]
+    if not inner:
+        return []
+    if inner[0] == inner[-1] == "'" and len(inner) > 1 and not _UNUSUAL.search(inner):
+        plain = inner[1:-1].split("', '", MAX_MODULES + 1)
+        if not any("'" in one for one in plain):
+            return plain if len(plain) <= MAX_MODULES + 1 else None
+    found: list[str] = []
+    position = 0
+    while (string := _STRING.match(inner, position)) and len(found) <= MAX_MODULES:
+        read = _unescaped(string[1] or string[2] or "")
+        if read is None:
+            return None
+        found.append(read)
+        position = string.end()
+        if position == len(inner):
+            return found
+        if not inner.startswith(", ", position):
+            return None
+        position += 2
+    return None
+
+
+_UNUSUAL = re.compile(r"[\\\n]")
+_STRING = re.compile(r"""'((?:[^'\\\n]|\\.)*)'|"((?:[^"\\\n]|\\.)*)\"""")
+_ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def _unescaped(text: str) -> str | None:
+    """A string without its escapes, None if one is none or is no character of Unicode."""
+    if "\\" not in text:
+        return text
+    codes = []
+    for letter, *numbers, other in _ESCAPE.findall(text):
+        code = int("".join(numbers) or "0", 16)
+        if other or code > 0x10FFFF or 0xD800 <= code < 0xE000:
+            return None
+        codes.append(_ESCAPED.get(letter, letter) or chr(code))
+    replaced = iter(codes)
+    return _ESCAPE.sub(lambda _: next(replaced), text)
+
+
+def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
+    """Reads name_scopes and class_hierarchy.
+
+    Args:
+        scopes: Value of name_scopes.
+        classes: Value of class_hierarchy.
+
+    Returns:
+        (module path, qualified class) of each module, root first, without the node itself;
+        None if the two are not such lists, of one length and with a root.
+    """
+    paths = parse_texts(scopes)
+    names = parse_texts(classes)
+    if not paths or not names or len(paths) != len(names):
+        return None
+    found = list(zip(paths[:-1], names[:-1], strict=True))
+    if any("\n" in path or not _QUALIFIED_CLASS.fullmatch(name) for path, name in found):
+        return None
+    return found
 
 
 @dataclass(slots=True)
@@ -124,6 +225,8 @@ class Carried:
 
     Attributes:
         tag: The tag, or "" if no carrier has one.
+        modules: (module path, class name) of the tag's modules, root first, or None if the
+            node has no tag.
         evidence: How the node was placed, or "" if the record of it is gone.
         complete: All carriers are there and agree; the attribute may be left out.
         attribute: The node carries the attribute.
@@ -132,6 +235,7 @@ class Carried:
     """
 
     tag: str
+    modules: Modules | None
     evidence: str
     complete: bool
     attribute: bool
@@ -140,7 +244,7 @@ class Carried:
 
 
 def read(node: Node, *, marked: bool) -> Carried:
-    """Reads the carriers of a node.
+    """Reads the carriers of a node. What is damaged among them counts as not there.
 
     Args:
         node: The node.
@@ -148,7 +252,7 @@ def read(node: Node, *, marked: bool) -> Carried:
             doc_string that looks like a tag is somebody's text.
     """
     if not (marked or node.metadata or ATTRIBUTE in node.attributes):
-        return Carried("", "", False, False, False, node.doc_string)
+        return Carried("", None, "", False, False, False, node.doc_string)
     metadata = dict(node.metadata)
     evidence = metadata.get(EVIDENCE, "")
     first, _, rest = node.doc_string.partition("\n")
@@ -159,43 +263,48 @@ def read(node: Node, *, marked: bool) -> Carried:
     if in_doc:
         tag = first
         doc_string = rest
+    modules = parse_tag(tag)
+    own_scopes = any(key == NAME_SCOPES for key, _ in own_metadata(node.metadata))
     complete = (
-        bool(evidence)
-        and in_doc
+        in_doc
+        and _EVIDENCE_TEXT.fullmatch(evidence) is not None
         and attribute in (None, tag)
         and {NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE} <= metadata.keys()
     )
-    own_scopes = any(key == NAME_SCOPES for key, _ in own_metadata(node.metadata))
-    return Carried(tag, evidence, complete, attribute is not None, own_scopes, doc_string)
+    if complete and not own_scopes:
+        # The metadata spell each path on its own, whatever stands in a module's name.
+        scopes = parse_scopes(metadata[NAME_SCOPES], metadata[CLASS_HIERARCHY])
+        chain = tuple((path, name.rpartition(".")[2]) for path, name in scopes or ())
+        complete = _spells(chain, tag)
+        modules = chain if complete else modules
+    if modules is None:
+        tag = ""
+    return Carried(tag, modules, evidence, complete, attribute is not None, own_scopes, doc_string)
 
 
-def modules_of(node: Node, carried: Carried) -> list[tuple[str, str]] | None:
-    """The modules of a node's tag.
-
-    Args:
-        node: The node.
-        carried: What `read` found on it.
-
-    Returns:
-        (module path, class name), root first, or None if the node has no tag.
-    """
-    modules = parse_tag(carried.tag)
-    if modules is None or not carried.complete or carried.own_scopes:
-        return modules
-    # The metadata spell each path on its own, whatever stands in a module's name.
-    metadata = dict(node.metadata)
-    paths = ast.literal_eval(metadata[NAME_SCOPES])[:-1]
-    classes = ast.literal_eval(metadata[CLASS_HIERARCHY])[:-1]
-    return [(path, name.rpartition(".")[2]) for path, name in zip(paths, classes, strict=True)]
+def _spells(modules: Modules, tag: str) -> bool:
+    """Whether a tag is that of a chain of modules, each inside the one before it."""
+    if not modules or modules[0][0]:
+        return False
+    outer = ""
+    for path, _ in modules[1:]:
+        if not path.startswith(f"{outer}." if outer else "") or path == outer:
+            return False
+        outer = path
+    return _tag_of(modules) == tag
 
 
 def _attribute_text(node: Node) -> str | None:
+    """The attribute's text, "" if it has none or is damaged; None without an attribute."""
     data = node.attributes.get(ATTRIBUTE)
     if data is None:
         return None
-    for number, _, start, end in bytes_fields(data):
-        if number == 4:
-            return data[start:end].decode()
+    try:
+        for number, _, start, end in bytes_fields(data):
+            if number == _ATTRIBUTE_STRING:
+                return data[start:end].decode()
+    except (DecodeError, UnicodeDecodeError):
+        return ""
     return ""
 
 
@@ -219,8 +328,25 @@ class Spelled:
 
 
 def spell(chain: Chain) -> Spelled:
-    """Spells a chain of modules as the carriers need it."""
+    """Spells a chain of modules as the carriers need it.
+
+    Raises:
+        ModelExportError: It cannot be spelled so that `read` reads it: a name has a line's
+            end or is no class's, or there are too many.
+    """
     tag = format_tag(chain)
+    paths, classes = repr([s.path for s in chain]), repr([s.qualified for s in chain])
+    if (
+        len(chain) > MAX_MODULES
+        or len(tag) > MAX_TAG_CHARACTERS
+        or max(len(paths), len(classes)) > MAX_SCOPES_CHARACTERS // 2  # the node's own follows
+        or any("\n" in s.path or not _QUALIFIED_CLASS.fullmatch(s.qualified) for s in chain)
+    ):
+        raise ModelExportError(
+            f"the module {chain[-1].path[:200]!r} of the class {chain[-1].qualified[:200]!r} "
+            f"has no tag: a tag has one line, at most {MAX_MODULES} modules and "
+            f"{MAX_TAG_CHARACTERS} characters: rename it or the nodes that name it"
+        )
     # AttributeProto: name = 1, s = 4, type = 20 (STRING = 3)
     payload = (
         length_delimited(1, ATTRIBUTE.encode())
@@ -232,8 +358,8 @@ def spell(chain: Chain) -> Spelled:
     return Spelled(
         tag,
         length_delimited(_FIELD_ATTRIBUTE, payload),
-        (repr([s.path for s in chain])[:-1] + ", ").encode(),
-        (repr([s.qualified for s in chain])[:-1] + ", ").encode(),
+        (paths[:-1] + ", ").encode(),
+        (classes[:-1] + ", ").encode(),
         _entry(NAMESPACE, namespace.encode()),
     )
 
@@ -298,38 +424,45 @@ def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
 
     Returns:
         Edits at offsets of the file; none if the node carries nothing of ours.
+
+    Raises:
+        DecodeError: A field is damaged.
     """
-    if not carried.tag and EVIDENCE not in dict(node.metadata):
+    if not (carried.tag or carried.attribute or EVIDENCE in dict(node.metadata)):
         return []
     edits = []
     ours = False
     docs = []
     for number, key, start, end in bytes_fields(data):
         payload = data[start:end]
-        if number == _FIELD_ATTRIBUTE and _entry_key(payload) == ATTRIBUTE:
+        if number == _FIELD_ATTRIBUTE and _entry_key(payload) == ATTRIBUTE.encode():
             edits.append(Edit(key, end, b""))
         elif number == _FIELD_METADATA:
             name = _entry_key(payload)
-            ours = ours or name == EVIDENCE
-            if ours and name in (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE):
+            ours = ours or name == EVIDENCE.encode()
+            if ours and name in _OUR_KEYS:
                 edits.append(Edit(key, end, b""))
         elif number == _FIELD_DOC_STRING:
-            docs.append((key, end, payload.decode()))
-    if docs and carried.doc_string != docs[-1][2]:
+            docs.append((key, end, payload))
+    own = carried.doc_string.encode()
+    if docs and own != docs[-1][2]:
         key, end, _ = docs.pop()
-        stood = docs[-1][2] if docs else ""
-        again = stood == carried.doc_string
-        restored = b"" if again else length_delimited(6, carried.doc_string.encode())
+        stood = docs[-1][2] if docs else b""
+        restored = b"" if stood == own else length_delimited(_FIELD_DOC_STRING, own)
         edits.append(Edit(key, end, restored))
     return [Edit(node.start + edit.start, node.start + edit.end, edit.data) for edit in edits]
 
 
-def _entry_key(payload: bytes) -> str:
+_OUR_KEYS = {key.encode() for key in (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE)}
+
+
+def _entry_key(payload: bytes) -> bytes:
     """Field 1 of an AttributeProto or a StringStringEntryProto: its name or key."""
+    name = b""
     for number, _, start, end in bytes_fields(payload):
         if number == 1:
-            return payload[start:end].decode()
-    return ""
+            name = payload[start:end]  # of several, protobuf takes the last
+    return name
 
 
 def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.json_files import parse_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,15 +45,13 @@ def read_config(directory: Path) -> str:
     """The text of config.json, "" if there is none."""
     path = directory / "config.json"
     try:
-        text = path.read_text(encoding="utf-8")
-        described = json.loads(text)
+        data = path.read_bytes()
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError) as error:
-        raise ModelExportError(f"cannot read {path}: {error}: mend it or take it away") from error
-    if not isinstance(described, dict):
-        raise ModelExportError(f"{path} is not a JSON object: mend it or take it away")
-    return text
+    except OSError as error:
+        raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
+    parse_json_object(data, path)
+    return data.decode()
 
 
 def replace_metadata(directory: Path, metadata: dict[str, Any] | None) -> bool:
@@ -62,7 +61,7 @@ def replace_metadata(directory: Path, metadata: dict[str, Any] | None) -> bool:
     """
     path = directory / "config.json"
     before = read_config(directory)
-    if not _MODEL_KEYS & json.loads(before or "{}").keys():
+    if not _MODEL_KEYS & json.loads(before.removeprefix("\ufeff") or "{}").keys():
         return False  # there is none, or it is not a model's
     text = before
     found = re.search(rf',?\n  "{_CONFIG_KEY}": ', text)

@@ -6,13 +6,13 @@ classes that config.json names; without any of these it is made of the names alo
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.tagging import attribution, carriers, tree_choice
-from modelexport_optimum.tagging.model_record import CLASSES
+from modelexport_optimum.tagging.model_record import CLASSES, read_classes
 from modelexport_optimum.tagging.module_tree import (
     UNKNOWN_CLASS,
     Module,
@@ -23,7 +23,7 @@ from modelexport_optimum.tagging.module_tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from modelexport_optimum.onnx_file.skeleton import Model
@@ -80,8 +80,7 @@ def _described_trees(
 ) -> dict[Path, tuple[ModuleTree, str]]:
     """The trees of the classes that config.json may mean, or of the names alone."""
     tried: list[tuple[Any, int, list[tree_choice.Fit], ModuleTree]] = []
-    for index, candidate in enumerate(candidates(directory, trust_remote_code=trust_remote_code)):
-        tree = candidate.tree()
+    for index, (candidate, tree) in enumerate(_built(directory, trust_remote_code)):
         fits = [tree_choice.fit(file.model, tree) for file in group]
         agreeing = sum(_outputs_agree(file.model, candidate) for file in group)
         if not all(found.plausible for found in fits):
@@ -107,6 +106,25 @@ def _described_trees(
     }
 
 
+def _built(directory: Path, trust_remote_code: bool) -> Iterator[tuple[Candidate, ModuleTree]]:
+    """Yields the classes that config.json may mean, each with its modules.
+
+    Raises:
+        ModelExportError: It describes none that can be built; a configuration and a model may
+            raise anything about its values.
+    """
+    try:
+        for candidate in candidates(directory, trust_remote_code=trust_remote_code):
+            yield candidate, candidate.tree()
+    except ModelExportError:
+        raise
+    except Exception as error:
+        raise ModelExportError(
+            f"{directory / 'config.json'} describes no model that can be built "
+            f"({first_line(error)}): mend it, or take it away and give the source with --model"
+        ) from error
+
+
 def _outputs_agree(model: Model, candidate: Candidate) -> bool:
     """Whether the graph's outputs are those that Optimum gives the candidate's task."""
     if candidate.outputs is None:
@@ -127,7 +145,7 @@ def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
     for file in group:
         for key, value, *_ in file.model.metadata:
             if key == CLASSES:
-                qualified.update(json.loads(value))
+                qualified.update(read_classes(value))
         for carried in file.carried.values():
             for path, name in carriers.parse_tag(carried.tag) or ():
                 tree.modules[path] = Module(path, qualified.get(name, name), path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.reader import read_model, whole
 from modelexport_optimum.onnx_file.rewriter import Edit, node_bytes, rewrite
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.tagging import attribution, carriers
@@ -170,7 +170,7 @@ def read_hierarchy(path: str | os.PathLike[str]) -> Iterator[NodeTag]:
         for graph_path, graph in walk_graphs(model.graph):
             for node in graph.nodes:
                 carried = carriers.read(node, marked=marked)
-                modules = carriers.modules_of(node, carried)
+                modules = carried.modules
                 if modules is None:
                     raise ModelExportError(
                         f"{file} is not tagged (node {node.name or node.op_type}): "
@@ -195,7 +195,7 @@ def attribute_file(
     prior: dict[int, tuple[attribution.Paths, str]] = {}
     for node in walk_nodes(file.model.graph):
         carried = file.carried[node.start]
-        modules = carriers.modules_of(node, carried)
+        modules = carried.modules
         if modules is not None and not afresh:
             paths = tuple(path for path, _ in modules)
             if all(path in tree.modules for path in paths):
@@ -246,9 +246,10 @@ def _tag_file(file: OpenFile, placed: attribution.Attribution, source: str | Non
 
 def _removal(file: OpenFile, node: Node) -> list[Edit]:
     carried = file.carried[node.start]
-    if not carried.tag and not carried.evidence:
+    if not (carried.tag or carried.evidence or carried.attribute):
         return []
-    return carriers.removal(node, node_bytes(file.fd, node), carried)
+    with whole(file.path):
+        return carriers.removal(node, node_bytes(file.fd, node), carried)
 
 
 def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[Edit]]) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.rewriter import Edit
 from modelexport_optimum.onnx_file.wire import length_delimited
+from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,20 @@ _RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 def is_marked(model: Model) -> bool:
     """Whether the model says that its nodes were tagged."""
     return any(key == _VERSION for key, *_ in model.metadata)
+
+
+def read_classes(text: str) -> dict[str, str]:
+    """The qualified classes of the record by their names; none of a damaged one."""
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {
+        name: qualified
+        for name, qualified in items
+        if isinstance(qualified, str) and qualified.rpartition(".")[2] == name
+    }
 
 
 def record_edits(

@@ -78,7 +78,7 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
     model = read_model(path, fd=fd)
     for _, graph in walk_graphs(model.graph):
         for tensor in graph.initializers:
-            if tensor.location and not (path.parent / tensor.location).exists():
+            if tensor.location and not _exists(path.parent / tensor.location):
                 raise InvalidModelError(
                     f"{path} keeps weights in {tensor.location}, which is not beside it: "
                     "copy that file too"
@@ -86,6 +86,13 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
     marked = is_marked(model)
     carried = {node.start: carriers.read(node, marked=marked) for node in walk_nodes(model.graph)}
     return OpenFile(path, fd, model, marked, carried)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def by_directory(files: Iterable[OpenFile]) -> dict[Path, list[OpenFile]]:

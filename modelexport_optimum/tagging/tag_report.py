@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging import attribution, carriers
+from modelexport_optimum.tagging import attribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,7 +92,7 @@ def report_of_carried(file: OpenFile) -> FileReport:
     root_class = ""
     for node in walk_nodes(file.model.graph):
         carried = file.carried[node.start]
-        chain = carriers.modules_of(node, carried) or [("", "")]
+        chain = carried.modules or [("", "")]
         root_class = chain[0][1]
         modules[chain[-1][0]] = chain[-1][1]
         evidence.append(carried.evidence)

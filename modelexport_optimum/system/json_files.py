@@ -1,0 +1,67 @@
+"""JSON from files that others wrote, read at one border.
+
+Python's own parser takes what no other one agrees on: keys that stand twice, of which it forgets
+one, and characters that cannot be written again. Deep nesting ends it with a RecursionError.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def parse_json(data: str | bytes) -> Any:  # noqa: ANN401 (what the text says)
+    """Reads a JSON text.
+
+    Args:
+        data: The text; bytes are UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: It is none, is nested too deep, has a key twice in one object, or a
+            character that is none of Unicode. The message is one line.
+    """
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        found = json.loads(text, object_pairs_hook=_without_doubles)
+        if "\\ud" in text.lower():
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half of a surrogate pair") from error
+    return found
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it has the key {twice[:100]!r} twice")
+    return found
+
+
+def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
+    """Reads a JSON text that is to be one object, as that of a config.json is.
+
+    Args:
+        data: The text.
+        path: The file that it is from, for the error.
+
+    Raises:
+        ModelExportError: It is no such text.
+    """
+    try:
+        found = parse_json(data)
+    except ValueError as error:
+        raise ModelExportError(f"cannot read {path}: {error}: mend it or take it away") from error
+    if not isinstance(found, dict):
+        raise ModelExportError(f"{path} is not a JSON object: mend it or take it away")
+    return found

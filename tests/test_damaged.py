@@ -1,0 +1,246 @@
+"""Damaged tags, metadata, JSON and nodes: one error that names the file, or counted as not there.
+
+What the fuzzers have found stands here, each in its smallest form.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.hierarchy.inspect import inspect
+from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.wire import length_delimited
+from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.tagging import carriers, htp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def saved(path: Path, *nodes: onnx.NodeProto, **fields: object) -> Path:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    graph = helper.make_graph([*nodes], "main", [x], [y], **fields)
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    path = saved(tmp_path / "m.onnx", helper.make_node("Neg", ["x"], ["y"], name="/a/Neg"))
+    htp.tag(path)
+    return path
+
+
+def changed(path: Path, change: Callable[[onnx.NodeProto], object]) -> Path:
+    model = onnx.load(path)
+    change(model.graph.node[0])
+    onnx.save(model, path)
+    return path
+
+
+def metadata_of(node: onnx.NodeProto, key: str) -> onnx.StringStringEntryProto:
+    return next(entry for entry in node.metadata_props if entry.key == key)
+
+
+# The grammar
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [],
+        ["", "a", "Neg"],
+        ["it's", 'say "it"', "it's \\"],
+        ["\n\r\t\0\x7f", "é\u202e", "\U0001f600", "', '"],
+    ],
+)
+def test_lists_of_texts_are_read_as_python_writes_them(texts: list[str]) -> None:
+    assert carriers.parse_texts(repr(texts)) == texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[", "]", "['", "['a'", "['a',]", "['a' 'b']", "['a', ]", "[''] * 9", "('a',)", "[1]",
+        "['a', None]", "[['a']]", "['\\ud800']", "['\\N{BULLET}']", "['\\U00110000']", "['a\\']",
+        "['a\nb']", "[" * 100_000, "['a'" + " + 'a'" * 9 + "]", "{'a'}", "['a'] ", "exit()",
+        repr(["a"] * 1000), repr(["a" * 1_000_000]),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_texts_is_none(text: str) -> None:
+    assert carriers.parse_texts(text) is None
+
+
+@pytest.mark.parametrize(
+    "tag", ["/A" + "/B.c" * 1000, "/A/B." + "c" * 100_000, "/A/B.c\n", "/A b", "/", "//", "/A/.b"]
+)
+def test_what_is_no_tag_is_none(tag: str) -> None:
+    assert carriers.parse_tag(tag) is None
+
+
+# Carriers
+
+
+DAMAGE: dict[str, Callable[[onnx.NodeProto], object]] = {
+    "scopes end early": lambda node: setattr(
+        metadata_of(node, carriers.NAME_SCOPES), "value", "['', 'a"
+    ),
+    "scopes of another length": lambda node: setattr(
+        metadata_of(node, carriers.NAME_SCOPES), "value", "['', 'Neg']"
+    ),
+    "scopes of another module": lambda node: setattr(
+        metadata_of(node, carriers.NAME_SCOPES), "value", "['', 'b', 'Neg']"
+    ),
+    "classes are no list": lambda node: setattr(
+        metadata_of(node, carriers.CLASS_HIERARCHY), "value", "1 + 1"
+    ),
+    "evidence is none": lambda node: setattr(
+        metadata_of(node, carriers.EVIDENCE), "value", "\x1b["
+    ),
+    "attribute is not UTF-8": lambda node: setattr(node.attribute[0], "s", b"/A\xe7"),
+    "tag is cut": lambda node: setattr(node, "doc_string", node.doc_string[:-2]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_carriers_are_written_anew_and_taken_out(damage: str, tagged: Path) -> None:
+    whole = {node.tag for node in htp.read_hierarchy(tagged)}
+    changed(tagged, DAMAGE[damage])
+    inspect(tagged)
+    assert htp.tag(tagged).files[0].changed
+    assert {node.tag for node in htp.read_hierarchy(tagged)} == whole
+    changed(tagged, DAMAGE[damage])
+    htp.strip(tagged)
+    [node] = onnx.load(tagged).graph.node
+    assert not node.metadata_props
+    assert not node.attribute
+
+
+def test_damaged_record_of_the_classes_is_none(tagged: Path) -> None:
+    model = onnx.load(tagged)
+    for entry in model.metadata_props:
+        if entry.key == "modelexport_optimum.classes":
+            entry.value = '{"A": [[['
+    model.graph.node[0].metadata_props[0].value = "?"
+    onnx.save(model, tagged)
+    assert htp.tag(tagged).files[0].changed
+
+
+@pytest.mark.parametrize("path", ["a\nb", ".".join("a" * 10_000)])
+def test_a_module_that_no_tag_can_name_is_refused(path: str) -> None:
+    root = carriers.Segment("", "Root", "m.Root")
+    with pytest.raises(ModelExportError, match="has no tag"):
+        carriers.spell((root, carriers.Segment(path, "A", "m.A")))
+
+
+@pytest.mark.parametrize("scope", ["/a" * 5000, "/a\nb"])
+def test_a_name_that_no_scope_has_says_nothing(scope: str, tmp_path: Path) -> None:
+    node = helper.make_node("Neg", ["x"], ["y"], name=f"{scope}/Neg")
+    path = saved(tmp_path / "m.onnx", node)
+    assert htp.tag(path).files[0].modules == {"": "Module"}
+    assert [node.module_path for node in htp.read_hierarchy(path)] == [""]
+
+
+# The file
+
+
+def test_texts_that_are_not_utf_8_are_told(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", helper.make_node("Neg", ["x"], ["y"], name="/a/Neg"))
+    path.write_bytes(path.read_bytes().replace(b"/a/Neg", b"/\xff/Neg"))
+    with pytest.raises(InvalidModelError, match="not UTF-8"):
+        read_model(path)
+
+
+def test_group_that_only_protobuf_reads_is_told(tagged: Path) -> None:
+    model = onnx.load(tagged)
+    node = model.graph.node[0].SerializeToString()
+    inner = model.graph.node[0].attribute[0].SerializeToString()
+    group = b"\x9b\x06\x9c\x06"  # an empty one of the number 99
+    longer = node.replace(length_delimited(5, inner), length_delimited(5, group + inner))
+    del model.graph.node[:]
+    graph = length_delimited(1, longer) + model.graph.SerializeToString()
+    model.ClearField("graph")
+    tagged.write_bytes(model.SerializeToString() + length_delimited(7, graph))
+    assert onnx.load(tagged).graph.node[0].op_type == "Neg"
+    with pytest.raises(InvalidModelError, match=r"m\.onnx is not a whole ONNX file"):
+        htp.strip(tagged)
+
+
+def test_graphs_nested_deeper_than_protobuf_reads_are_told(tmp_path: Path) -> None:
+    message = b""
+    for _ in range(2000):
+        message = length_delimited(1, length_delimited(5, length_delimited(6, message)))
+    start = onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 18)])
+    path = tmp_path / "m.onnx"
+    path.write_bytes(start.SerializeToString() + length_delimited(7, message))
+    with pytest.raises(InvalidModelError, match=r"m\.onnx is not a whole ONNX file"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("dims", [[-1], [2**62, 4]])
+def test_shapes_that_no_weights_have_are_told(dims: list[int], tmp_path: Path) -> None:
+    weight = onnx.TensorProto(name="w", dims=dims, data_type=1, raw_data=b"1234")
+    path = saved(tmp_path / "m.onnx", helper.make_node("Neg", ["x"], ["y"]), initializer=[weight])
+    with pytest.raises(InvalidModelError, match="initializer w"):
+        read_model(path)
+
+
+def test_type_that_came_after_this_onnx_is_shown(tmp_path: Path) -> None:
+    weight = onnx.TensorProto(name="w", dims=[4], raw_data=b"1234")
+    weight.data_type = 99
+    node = helper.make_node("Add", ["x", "w"], ["y"], name="/a/Add")
+    path = saved(tmp_path / "m.onnx", node, initializer=[weight])
+    htp.tag(path)
+    assert inspect(path)[0].whole.parameters == 4
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a": 1, "a": 2}', "'a' twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "'b' twice"),
+        (b"\xff\xfe{\x00}\x00", "not UTF-8"),
+        (b'"\\ud800"', "surrogate"),
+        (b"1" * 5000, "digits"),
+        (b"{", "Expecting"),
+        (b"", "Expecting"),
+    ],
+)
+def test_json_that_others_read_otherwise_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_json(data)
+
+
+def test_json_with_a_byte_order_mark_is_read() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert", "hidden_size": "x"},
+        {"model_type": "bert", "hidden_size": -1},
+        {"model_type": [], "architectures": ["BertModel"]},
+        {"model_type": "bert", "architectures": 3},
+    ],
+)
+def test_config_of_no_model_is_told(config: dict[str, object], tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", helper.make_node("Neg", ["x"], ["y"], name="/a/Neg"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = path.read_bytes()
+    with pytest.raises(ModelExportError, match=r"config\.json"):
+        htp.tag(tmp_path)
+    assert path.read_bytes() == before
