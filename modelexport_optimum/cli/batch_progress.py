@@ -1,4 +1,4 @@
-"""What the user sees of a batch: a line for each model that has ended, a bar, and the table."""
+"""What is printed of a batch: a line for each model that has ended, a bar, and the table."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from rich.filesize import decimal
 from rich.markup import escape
 
 from modelexport_optimum.batches.jobs import Watcher
-from modelexport_optimum.cli.printing import (
-    STAGES,
-    in_bytes,
-    new_table,
+from modelexport_optimum.cli.printing import STAGES, can_draw, exit_on_error, quiet
+from modelexport_optimum.cli.tables import (
+    Column,
+    counted,
+    from_here,
+    print_blank,
+    print_line,
     print_table,
-    quiet,
-    shown,
-    stdout,
-    styled,
-    told,
+    status_cell,
 )
+from modelexport_optimum.system.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
         verbose: show the log of each model that failed, and an error's traceback.
     """
     with (
-        told(as_json=as_json, verbose=verbose),
+        exit_on_error(as_json=as_json, verbose=verbose),
         quiet() as stream,
         _Bars(stream, verbose=verbose) if stream.isatty() else _Lines(stream, verbose=verbose) as w,
     ):
@@ -64,33 +65,35 @@ class _Lines(Watcher):
     def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
         self._total = len(jobs)
         before = f", {skipped} more are done already" if skipped else ""
-        by = "" if workers is None else f" with {_count(workers, 'worker')}"
-        self._say(f"[dim]{_count(len(jobs), 'model')} to export{by}{before}[/]")
+        by = "" if workers is None else f" with {counted(workers, 'worker')}"
+        self._print((f"{counted(len(jobs), 'model')} to export{by}{before}", "dim"))
 
     def finished(self, job: Job, record: Mapping[str, Any]) -> None:
         self._ended += 1
-        status = record["status"]
-        ended = f"[dim]{self._ended:>{len(str(self._total))}}/{self._total}[/] {styled(status)} "
-        took = "" if record["seconds"] is None else f" [dim]{record['seconds']:.1f} s[/]"
-        line = f"{ended}{escape(_model(job.model))} -> {escape(shown(job.output))}{took}"
-        if status != "ok":
-            line += f": {escape(str(record['error']))}"
+        status = status_cell(record["status"])
+        parts = [(f"{self._ended:>{len(str(self._total))}}/{self._total}", "dim"), (" ", "")]
+        parts += [(status.text, status.style)]
+        parts += [(f" {_model(job.model)} -> {from_here(job.output)}", "")]
+        if record["seconds"] is not None:
+            parts += [(f" {record['seconds']:.1f} s", "dim")]
+        if record["status"] != "ok":
+            parts += [(f": {record['error']}", "")]
         if record["log"]:
-            line += f" [dim](log: {escape(shown(Path(record['log'])))})[/]"
-        self._say(line)
+            parts += [(f" (log: {from_here(Path(record['log']))})", "dim")]
+        self._print(*parts)
         if self._verbose and record["log"] and Path(record["log"]).is_file():
-            self._say(escape(Path(record["log"]).read_text(encoding="utf-8", errors="replace")))
+            log = Path(record["log"]).read_text(encoding="utf-8", errors="replace")
+            for line in log.splitlines():
+                self._print((line, ""))
 
     def stopping(self, reason: str) -> None:
-        self._say(f"[yellow]{escape(reason)}: ending what runs; Ctrl-C once more kills it[/]")
+        self._print((f"{reason}: ending what runs; Ctrl-C once more kills it", "yellow"))
 
     def warned(self, message: str) -> None:
-        self._say(f"[yellow]warning:[/] {escape(message)}")
+        self._print(("warning:", "yellow"), (f" {message}", ""))
 
-    def _say(self, markup: str) -> None:
-        from rich.text import Text
-
-        self._stream.write(f"{Text.from_markup(markup).plain}\n")
+    def _print(self, *parts: tuple[str, str]) -> None:
+        self._stream.write("".join(visible(text) for text, _ in parts) + "\n")
         self._stream.flush()
 
 
@@ -120,7 +123,9 @@ class _Bars(_Lines):
             TimeRemainingColumn(),
         )
         self._each = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+            SpinnerColumn("dots" if can_draw(stream) else "line"),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
         )
         self._rows: dict[Path, TaskID] = {}
         self._live = Live(
@@ -150,7 +155,8 @@ class _Bars(_Lines):
         if output not in self._rows:
             self._rows[output] = self._each.add_task("")
         stage = {**STAGES, "waiting": "Wait for another worker"}.get(event.name, "Start")
-        description = f"[dim]{escape(event.worker)}[/] {escape(_model(event.job.model))}: {stage}"
+        model = escape(visible(_model(event.job.model)))
+        description = f"[dim]{escape(event.worker)}[/] {model}: {stage}"
         self._each.update(self._rows[output], description=description)
 
     def finished(self, job: Job, record: Mapping[str, Any]) -> None:
@@ -159,15 +165,29 @@ class _Bars(_Lines):
         if job.output in self._rows:
             self._each.remove_task(self._rows.pop(job.output))
 
-    def _say(self, markup: str) -> None:
-        self._console.print(markup, soft_wrap=True)
+    def _print(self, *parts: tuple[str, str]) -> None:
+        from rich.text import Text
+
+        text = Text.assemble(*((visible(text), style) for text, style in parts))
+        self._console.print(text, soft_wrap=True)
+
+
+_COLUMNS = (
+    Column("status"),
+    Column("model", shrinks="path"),
+    Column("task", drop=3),
+    Column("nodes", right=True, drop=2),
+    Column("size", right=True, drop=1),
+    Column("seconds", right=True, drop=4),
+    Column("providers", drop=0),
+    Column("error", shrinks="text"),
+)
 
 
 def print_batch(result: BatchResult) -> None:
-    """What became of each model of a batch."""
-    right = ["nodes", "size", "seconds"]
-    table = new_table("", "model", "task", *right, "providers", "error", right=right)
+    """Print what became of each model of a batch."""
     times = Counter(record["model"] for record in result.records)
+    rows = []
     for record in result.records:
         model = _model(record["model"])
         if times[record["model"]] > 1:
@@ -176,30 +196,29 @@ def print_batch(result: BatchResult) -> None:
             f"{name.removesuffix('ExecutionProvider')} {status}"
             for name, status in record["providers"].items()
         )
-        table.add_row(
-            styled(record["status"]),
-            escape(model),
-            record["task"],
-            "" if record["nodes"] is None else f"{record['nodes']:,}",
-            "" if record["size"] is None else in_bytes(record["size"]),
-            "" if record["seconds"] is None else f"{record['seconds']:.1f}",
-            ", ".join(providers),
-            escape(record["error"] or ""),
+        rows.append(
+            (
+                status_cell(record["status"]),
+                model,
+                record["task"],
+                "" if record["nodes"] is None else f"{record['nodes']:,}",
+                "" if record["size"] is None else decimal(record["size"]),
+                "" if record["seconds"] is None else f"{record['seconds']:.1f}",
+                ", ".join(providers),
+                record["error"] or "",
+            )
         )
-    print_table(table)
+    print_table(_COLUMNS, rows, elsewhere="results.jsonl has all")
     counts = Counter(record["status"] for record in result.records)
-    parts = [f"{number} {status}" for status, number in counts.items()]
-    before = f" ({result.skipped} done before)" if result.skipped else ""
-    stdout().print(
-        f"\n{', '.join(parts)}{before} in {result.seconds:.1f} s: "
-        f"{escape(shown(result.directory / 'results.jsonl'))}"
+    parts = ", ".join(f"{number:,} {status}" for status, number in counts.items())
+    before = f" ({result.skipped:,} done before)" if result.skipped else ""
+    print_blank()
+    print_line(
+        f"{parts}{before} in {result.seconds:.1f} s: "
+        f"{from_here(result.directory / 'results.jsonl')}"
     )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _model(name: str) -> str:
-    """As the user knows it: a directory from here on."""
-    return shown(Path(name)) if Path(name).is_absolute() else name
+    """A model as the user knows it: a directory from here on."""
+    return from_here(Path(name)) if Path(name).is_absolute() else name

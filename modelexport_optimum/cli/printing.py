@@ -1,36 +1,38 @@
-"""What the user sees: each stage with its time, the summary, one line for an error.
+"""How every command speaks: its stages, its errors, its JSON, and how it ends.
 
 Progress and errors go to stderr, results to stdout. What other libraries print is kept
-from both.
+from both. What the results of a command look like is in `run_tables` and `view_tables`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import errno
 import io
 import json
 import os
+import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
 import typer
-from rich.markup import escape
 
 from modelexport_optimum.errors import ManifestError, ModelExportError, in_one_line
-from modelexport_optimum.system.streams import output_to
+from modelexport_optimum.system.streams import (
+    lost_output,
+    open_descriptor,
+    open_standard_streams,
+    output_to,
+)
+from modelexport_optimum.system.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from rich.console import Console
-    from rich.table import Table
-
-    from modelexport_optimum.export_run import ExportResult, Progress
-    from modelexport_optimum.tagging.tag_report import TagReport
-    from modelexport_optimum.verifying.verify import VerifyReport
+    from modelexport_optimum.export_run import Progress
 
 STAGES = {
     "import": "Import Optimum",
@@ -42,17 +44,30 @@ STAGES = {
     "strip": "Take the tags out",
 }
 
-_COLOURS = {
-    "ok": "green",
-    "differs": "yellow",
-    "failed": "red",
-    "check-failed": "red",
-    "timed-out": "red",
-    "crashed": "red",
-    "not run": "bright_black",
-    "skipped": "bright_black",
-    "unavailable": "bright_black",
-}
+_SIGPIPE_STATUS = 128 + signal.SIGPIPE
+"""The exit status that a shell gives a program whose reader is gone."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet computes (https://owasp.org/www-community/attacks/CSV_Injection)."""
+
+
+# --- A command, from its beginning to its end ---------------------------------------------------
+
+
+def run_program(app: typer.Typer) -> NoReturn:
+    """Run the program, whatever became of its stdout, and exit."""
+    open_standard_streams()
+    try:
+        app()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if status == 0:  # --help and --version do not call `finish`
+        try:
+            finish()
+        except typer.Exit as ended:
+            status = ended.exit_code
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -63,11 +78,11 @@ def command(
 
     Args:
         stage: the only stage of a function that reports none itself.
-        as_json: say a failure as a JSON document on stdout, too.
+        as_json: print a failure as a JSON document on stdout, too.
         verbose: show what other libraries print, and an error's traceback.
     """
     with (
-        told(as_json=as_json, verbose=verbose),
+        exit_on_error(as_json=as_json, verbose=verbose),
         contextlib.nullcontext(sys.stderr) if verbose else quiet() as stream,
         _stages(stream, plain=verbose or not stream.isatty()) as progress,
     ):
@@ -81,30 +96,73 @@ def command(
 
 
 @contextlib.contextmanager
-def told(*, as_json: bool, verbose: bool) -> Iterator[None]:
-    """Tell a failure in one line, and end with its exit status."""
+def exit_on_error(
+    *, as_json: bool, verbose: bool = False, status: int | None = None
+) -> Iterator[None]:
+    """Print an error in one line, and exit with its status.
+
+    Args:
+        as_json: print it as a JSON document on stdout, too.
+        verbose: print its traceback, too.
+        status: the exit status, if it is not the error's own.
+    """
     try:
         yield
-    except ManifestError as error:
-        _fail(str(error), error.exit_status, error.problems, as_json=as_json, verbose=verbose)
-    except ModelExportError as error:
-        _fail(str(error), error.exit_status, as_json=as_json, verbose=verbose)
+    except (typer.Exit, typer.Abort):
+        raise
     except Exception as error:
-        _fail(in_one_line(error), 1, as_json=as_json, verbose=verbose)
+        if verbose:
+            typer.echo(visible(traceback.format_exc(), keep="\n\t"), err=True)
+        problems = error.problems if isinstance(error, ManifestError) else []
+        message = str(error).partition("\n")[0] if problems else in_one_line(error)
+        if status is None:
+            status = error.exit_status if isinstance(error, ModelExportError) else 1
+        print_error(message, status, problems, as_json=as_json)
+        raise typer.Exit(status) from error
 
 
-def _fail(
-    message: str, status: int, problems: Sequence[str] = (), *, as_json: bool, verbose: bool
-) -> NoReturn:
-    line = " ".join(message.splitlines()[0].split()) if problems else " ".join(message.split())
-    if verbose:
-        traceback.print_exc()
+def print_error(
+    message: str, status: int, problems: Sequence[str] = (), *, as_json: bool = False
+) -> None:
+    """Print an error, and as a JSON document on stdout if that was asked for.
+
+    Args:
+        message: one line.
+        status: the exit status that follows.
+        problems: the lines of a manifest that are wrong.
+        as_json: whether `--json` was given.
+    """
     if as_json:
         more = {"problems": list(problems)} if problems else {}
-        print_json({"ok": False, "error": line, "exit_status": status, **more})
+        print_json({"ok": False, "error": message, "exit_status": status, **more})
     typer.secho("error: ", fg="red", err=True, nl=False)
-    typer.echo("\n".join([line, *problems]), err=True)
-    raise typer.Exit(status)
+    typer.echo("\n".join(map(visible, [message, *problems])), err=True)
+
+
+def finish(status: int = 0, *, written: bool = False, lost: int = 1) -> NoReturn:
+    """End a command, whose results are printed.
+
+    Args:
+        status: the exit status.
+        written: the command has written files, which count more than what it prints of them.
+
+        lost: the exit status if it has written none, and they could not be printed.
+
+    Raises:
+        typer.Exit: always; with the status of a program that SIGPIPE ended, if the reader of
+            stdout is gone.
+    """
+    error = lost_output()
+    if error is None:
+        raise typer.Exit(status)
+    if error.errno == errno.EPIPE:
+        raise typer.Exit(_SIGPIPE_STATUS)
+    problem = f"cannot write to stdout: {error.strerror}"
+    if written:
+        typer.echo(f"warning: {problem}; the files are written", err=True)
+        raise typer.Exit(status)
+    print_error(problem, lost)
+    raise typer.Exit(lost)
 
 
 @contextlib.contextmanager
@@ -113,7 +171,7 @@ def quiet() -> Iterator[IO[str]]:
     with contextlib.ExitStack() as stack:
         stream: IO[str] = sys.stderr
         if _descriptor(sys.stderr) == 2:
-            stream = stack.enter_context(os.fdopen(os.dup(2), "w", buffering=1))
+            stream = stack.enter_context(open_descriptor(os.dup(2), sys.stderr, close=True))
         else:  # replaced by an object, as in a notebook or a test
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
@@ -148,7 +206,7 @@ def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
 
     console = Console(file=stream, highlight=False)
     bar = Progress(
-        SpinnerColumn(),
+        SpinnerColumn("dots" if can_draw(stream) else "line"),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
         console=console,
@@ -169,138 +227,50 @@ def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
         yield draw
 
 
+def can_draw(stream: IO[str]) -> bool:
+    """Whether a stream's encoding has the characters that trees and spinners are drawn with."""
+    try:
+        "├─ ⠋ → … ✓".encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- For other programs -------------------------------------------------------------------------
+
+
 def print_json(document: object) -> None:
-    """The one thing on stdout of a command with `--json`."""
+    """Print the one thing on stdout of a command with `--json`."""
     typer.echo(json.dumps(document, indent=2))
 
 
-def print_export(result: ExportResult) -> None:
-    """The summary of a run."""
-    console = stdout()
-    console.print(f"\n[bold]{escape(shown(result.output))}[/]  {result.task}\n")
-    print_table(_files(result.tags, result.output, result.files))
-    others = [name for name in result.files if not _is_model(name)]
-    size = in_bytes(sum(result.files[name] for name in others))
-    console.print(f"[dim]and {escape(', '.join(others))} ({size})[/]\n")
-    checks = _checks(result.verification)
-    checks.add_row("PyTorch", styled(result.comparison.status), escape(result.comparison.message))
-    print_table(checks)
-    for warning in result.warnings:
-        console.print(f"\n[yellow]warning:[/] {escape(warning)}")
-
-
-def print_tags(report: TagReport) -> None:
-    """What the pass did, file by file, and by which evidence the nodes were placed."""
-    print_table(_files(report, Path.cwd(), {}))
-    if not report.classes_known:
-        stdout().print(
-            "[yellow]warning:[/] the classes cannot be known from this directory, and the tags "
-            "have paths alone: give the source model with tag --model"
-        )
-
-
-def _files(report: TagReport, directory: Path, sizes: Mapping[str, int]) -> Table:
-    """A row for each file, with its size if that is known.
+def print_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], style: str) -> None:
+    """Print rows as CSV or Markdown.
 
     Args:
-        report: The pass over the `.onnx` files.
-        directory: What the names in `sizes` are relative to.
-        sizes: Bytes of the files, of which those with weights are shown.
+        rows: the cells of each row by column.
+        columns: the columns.
+        style: "csv" or "markdown".
     """
-    numbers = [*(["size"] if sizes else []), "nodes", "modules", "attribute"]
-    table = new_table("file", *numbers, "placed by", right=numbers)
-    by_name = {shown(file.path, directory): file for file in report.files}
-    for name in sorted({*by_name, *filter(_is_model, sizes)}):
-        cells = [in_bytes(sizes[name])] if sizes else []
-        if name in by_name:
-            file = by_name[name]
-            cells += [f"{n:,}" for n in (file.nodes, len(file.modules), file.attribute)]
-            cells.append(", ".join(f"{kind} {n:,}" for kind, n in file.evidence.items()))
-        table.add_row(escape(name), *cells)
-    return table
+    cells = [[row[column] for column in columns] for row in rows]
+    if style == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_csv_cell(cell) for cell in row] for row in cells)
+        return
+    lines = [columns, ["---"] * len(columns), *cells]
+    for line in lines:
+        typer.echo(f"| {' | '.join(map(_markdown_cell, line))} |")
 
 
-def print_explanation(paragraphs: Sequence[str], *, as_json: bool) -> None:
-    """How a node was placed, in each file that has it."""
-    if as_json:
-        print_json({"ok": True, "nodes": list(paragraphs)})
-    else:
-        typer.echo("\n\n".join(paragraphs))
+def _csv_cell(cell: object) -> object:
+    """A cell that is data to a spreadsheet, too, whatever the names in a file are."""
+    if isinstance(cell, int | float):
+        return cell
+    text = str(cell)
+    return visible(f"'{text}" if text.startswith(_FORMULA) else text)
 
 
-def print_stripped(changed: Sequence[Path]) -> None:
-    """The files that tags were taken out of."""
-    for path in changed:
-        typer.echo(f"stripped {shown(path)}")
-    if not changed:
-        typer.echo("nothing to strip: there are no tags")
-
-
-def print_verification(report: VerifyReport) -> None:
-    """The result of each check and each provider."""
-    print_table(_checks(report))
-
-
-def _checks(report: VerifyReport) -> Table:
-    table = new_table("check", "result", "")
-    for check in report.checks:
-        table.add_row(check.name, styled(check.status), escape(check.message))
-    for provider in report.providers:
-        table.add_row(provider.provider, styled(provider.status), escape(provider.message))
-    return table
-
-
-def stdout() -> Console:
-    """The terminal, or what stands in its place."""
-    from rich.console import Console
-
-    # In a pipe a line must not be broken at the 80 columns that rich assumes there.
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1000, highlight=False)
-
-
-def print_table(table: Table) -> None:
-    """Without the blanks that fill up rich's last column."""
-    console = stdout()
-    with console.capture() as capture:
-        console.print(table)
-    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """A table with these columns, of which some are set to the right."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        last = column == columns[-1]
-        table.add_column(
-            column,
-            justify="right" if column in right else "left",
-            no_wrap=not last,
-            overflow="fold",
-        )
-    return table
-
-
-def styled(status: str) -> str:
-    """A status in its colour."""
-    return f"[{_COLOURS.get(status, 'default')}]{status}[/]"
-
-
-def _is_model(name: str) -> bool:
-    return ".onnx" in name
-
-
-def shown(path: Path, start: Path | None = None) -> str:
-    """A path from here on, or from another start, if it is below."""
-    relative = os.path.relpath(path, start)
-    return str(path) if relative.startswith("..") else relative
-
-
-def in_bytes(size: float) -> str:
-    """A size for the eye."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
+def _markdown_cell(cell: object) -> str:
+    text = visible(str(cell)).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("<", "&lt;")

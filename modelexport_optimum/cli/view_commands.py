@@ -5,17 +5,14 @@ Nothing heavy is imported before a command runs.
 
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
 
-import contextlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from modelexport_optimum.errors import ModelExportError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from modelexport_optimum.cli import printing
+from modelexport_optimum.errors import UsageError
+from modelexport_optimum.system.text import visible
 
 _Path = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="A tagged export, or one tagged .onnx file.")
@@ -35,24 +32,16 @@ def register(app: typer.Typer) -> None:
     app.command()(view)
 
 
-@contextlib.contextmanager
-def failing(*, as_json: bool, status: int | None = None) -> "Iterator[None]":
-    """Tells an error in one line, and ends the program.
+def _chosen_format(**formats: bool) -> str:
+    """The one format that was asked for, by default "tree".
 
-    Args:
-        as_json: Tell it as a JSON document on stdout, too.
-        status: The exit status, if it is not the error's own.
+    Raises:
+        UsageError: Two were asked for.
     """
-    try:
-        yield
-    except (ModelExportError, OSError) as error:
-        line = " ".join(str(error).split())
-        code = status if status is not None else getattr(error, "exit_status", 1)
-        if as_json:
-            typer.echo(json.dumps({"ok": False, "error": line, "exit_status": code}, indent=2))
-        typer.secho("error: ", fg="red", err=True, nl=False)
-        typer.echo(line, err=True)
-        raise typer.Exit(code) from error
+    names = [name for name, asked in formats.items() if asked]
+    if len(names) > 1:
+        raise UsageError(f"--{names[0]} and --{names[1]} exclude one another: give one of them")
+    return names[0] if names else "tree"
 
 
 def inspect(
@@ -91,15 +80,28 @@ def inspect(
     """Show the modules, with their operators and parameters, and list their nodes."""
     from modelexport_optimum.cli import view_tables
 
-    with failing(as_json=as_json):
-        style = view_tables.chosen(json=as_json, csv=as_csv, markdown=as_markdown)
+    with printing.exit_on_error(as_json=as_json):
+        style = _chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
         from modelexport_optimum.hierarchy.inspect import inspect as run
 
         views = run(path, modules=modules or (), classes=classes or (), ops=ops or (), depth=depth)
-    if nodes:
-        view_tables.print_nodes(views, style, of_directory=path.is_dir())
+    if style == "json" and nodes:
+        names = {str(view.file.path): view.node_names for view in views}
+        printing.print_json(names if path.is_dir() else views[0].node_names)
+        nameless = sum(not node.name for view in views for node in view.nodes)
+        if nameless:
+            typer.echo(f"warning: {nameless} nodes have no name and are not listed", err=True)
+    elif style == "json":
+        printing.print_json({"ok": True, "files": [view.to_dict() for view in views]})
+    elif style == "tree" and nodes:
+        view_tables.print_nodes(views)
+    elif style == "tree":
+        view_tables.print_modules(views, narrowed=bool(modules or classes or ops))
+    elif nodes:
+        printing.print_rows(view_tables.node_rows(views), view_tables.NODE_FIELDS, style)
     else:
-        view_tables.print_modules(views, style, narrowed=bool(modules or classes or ops))
+        printing.print_rows(view_tables.module_rows(views), view_tables.MODULE_FIELDS, style)
+    printing.finish()
 
 
 def diff(
@@ -110,15 +112,15 @@ def diff(
     """Compare two exports by module: exit status 0 if they are the same, 1 if not, 2 on trouble."""
     from modelexport_optimum.cli import view_tables
 
-    with failing(as_json=as_json, status=2):
+    with printing.exit_on_error(as_json=as_json, status=2):
         from modelexport_optimum.hierarchy.diff import diff as run
 
         found = run(a, b)
     if as_json:
-        view_tables.print_json(found.to_dict())
+        printing.print_json(found.to_dict())
     else:
         view_tables.print_diff(found)
-    raise typer.Exit(0 if found.same else 1)
+    printing.finish(0 if found.same else 1, lost=2)
 
 
 def extract(
@@ -134,16 +136,17 @@ def extract(
     as_json: _Json = False,
 ) -> None:
     """Cut one module out, as a model of its own."""
-    from modelexport_optimum.cli import view_tables as printing
+    from modelexport_optimum.cli import view_tables
 
-    with failing(as_json=as_json):
+    with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.extract import extract as run
 
         found = run(path, module, output, overwrite=overwrite)
     if as_json:
         printing.print_json({"ok": True, **found.to_dict()})
     else:
-        printing.print_extracted(found)
+        view_tables.print_extracted(found)
+    printing.finish(written=True)
 
 
 def _named_size(text: str) -> tuple[str, int]:
@@ -192,7 +195,7 @@ def profile(
     from modelexport_optimum.cli import view_tables
 
     named = dict(map(_named_size, sizes or ()))
-    with failing(as_json=as_json):
+    with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.profile import profile as run
 
         found = run(
@@ -205,10 +208,11 @@ def profile(
             inputs=inputs,
         )
     if as_json:
-        view_tables.print_json({"ok": True, **found.to_dict()})
+        printing.print_json({"ok": True, **found.to_dict()})
     else:
         for file in found.files:
             view_tables.print_profile(file, depth=depth)
+    printing.finish()
 
 
 def report(
@@ -224,11 +228,14 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML file to share: charts, the tree, and how every node was placed."""
-    with failing(as_json=False):
+    with printing.exit_on_error(as_json=False):
         from modelexport_optimum.hierarchy.report import report as run
 
         written = run(path, html, profile=times)
-    typer.echo(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    from rich.filesize import decimal
+
+    typer.echo(f"wrote {visible(str(written))} ({decimal(written.stat().st_size)})")
+    printing.finish(written=True)
 
 
 def view(
@@ -247,7 +254,7 @@ def view(
     ] = True,
 ) -> None:
     """Open a viewer that is installed on this machine, until Ctrl-C."""
-    with failing(as_json=False):
+    with printing.exit_on_error(as_json=False):
         from modelexport_optimum.hierarchy.view import view as run
 
         run(path, viewer=viewer, port=port, browser=browser)

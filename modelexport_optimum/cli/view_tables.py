@@ -1,205 +1,154 @@
-"""How the views' results are printed: on a terminal, as CSV, Markdown or JSON.
-
-It counts and decides nothing.
-"""
+"""What the views print for people, and their rows for CSV and Markdown. It counts nothing."""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.text import Text
 
-from modelexport_optimum.errors import UsageError
+from modelexport_optimum.cli.tables import (
+    DIM,
+    Cell,
+    Column,
+    counted,
+    guides,
+    print_blank,
+    print_line,
+    print_table,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from modelexport_optimum.hierarchy.diff import Diff, FileDiff, ModuleChange
+    from modelexport_optimum.cli.tables import Row
+    from modelexport_optimum.hierarchy.diff import Change, Diff, FileDiff, ModuleChange
     from modelexport_optimum.hierarchy.extract import Extracted
     from modelexport_optimum.hierarchy.inspect import FileView
     from modelexport_optimum.hierarchy.profile import FileProfile
     from modelexport_optimum.hierarchy.tagged_model import TaggedNode
 
-_MODULE_COLUMNS = (
+MODULE_FIELDS = (
     "file", "path", "class", "depth", "operators", "own_operators", "parameters",
     "own_parameters", "bytes", "own_bytes", "share",
 )  # fmt: skip
-_NODE_COLUMNS = ("file", "name", "op_type", "module", "class", "evidence", "graph")
+"""The columns of `inspect --csv` and `--markdown`."""
 
-_DIM = "bright_black"
+NODE_FIELDS = ("file", "name", "op_type", "module", "class", "evidence", "graph")
+"""The columns of `inspect --nodes --csv` and `--markdown`."""
 
-# So many changes of one module are printed.
-_TOLD = 8
+_MOST_CHANGES = 8
+"""Changes of one module that are printed."""
 
-# Rows of the list of what is slowest.
 _SLOWEST = 10
+"""Rows of the list of what is slowest."""
+
+_MODULES = (
+    Column("module", shrinks="path"),
+    Column("class", drop=1),
+    Column("operators", right=True),
+    Column("own", right=True, drop=0),
+    Column("parameters", right=True),
+    Column("bytes", right=True, drop=2),
+    Column("share", right=True),
+)
+
+_NODES = (
+    Column("node", shrinks="path"),
+    Column("operator"),
+    Column("module", shrinks="path"),
+    Column("placed by", drop=0),
+)
+
+_CHANGES = (
+    Column("", shrinks="path"),
+    Column("class", drop=0),
+    Column("", right=True),
+    Column("a → b", shrinks="text"),
+)
+
+_TENSORS = (Column(""), Column("tensor", shrinks="path"), Column("type", shrinks="text"))
+
+_TIMES = (
+    Column("module", shrinks="path"),
+    Column("class", drop=0),
+    Column("ms", right=True),
+    Column("own", right=True, drop=1),
+    Column("share", right=True),
+)
+
+_SLOWEST_MODULES = (
+    Column("modules", shrinks="path"),
+    Column("class", drop=0),
+    Column("", right=True),
+    Column("ms", right=True),
+    Column("share", right=True),
+)
 
 
-def chosen(**formats: bool) -> str:
-    """The one format that was asked for, by default "tree".
-
-    Raises:
-        UsageError: Two were asked for.
-    """
-    names = [name for name, asked in formats.items() if asked]
-    if len(names) > 1:
-        raise UsageError(f"--{names[0]} and --{names[1]} exclude one another: give one of them")
-    return names[0] if names else "tree"
+# --- inspect ------------------------------------------------------------------------------------
 
 
-def print_json(document: object) -> None:
-    """Prints one JSON document."""
-    print(json.dumps(document, indent=2))
+def module_rows(views: Iterable[FileView]) -> Iterator[dict[str, Any]]:
+    """Yield what `inspect` found as rows of `MODULE_FIELDS`."""
+    for view in views:
+        for module in view.modules:
+            yield {"file": view.file.path, **module.to_dict()}
 
 
-def print_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], style: str) -> None:
-    """Prints rows for other programs.
-
-    Args:
-        rows: The cells of each row by column.
-        columns: The columns.
-        style: "csv" or "markdown".
-    """
-    if style == "csv":
-        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        return
-    print(f"| {' | '.join(columns)} |")
-    print(f"|{'|'.join('---' for _ in columns)}|")
-    for row in rows:
-        cells = (str(row[column]).replace("|", "\\|") for column in columns)
-        print(f"| {' | '.join(cells)} |")
-
-
-def console() -> Console:
-    """Standard output: with colours on a terminal, and in a pipe with no line broken."""
-    width = None if sys.stdout.isatty() else 1000
-    return Console(file=sys.stdout, width=width, highlight=False, markup=False)
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Prints aligned columns, those whose name begins with a `>` to the right.
-
-    A line is cut where the terminal ends. rich's own table takes seconds for thousands of rows.
-    """
-    head = [Text(column.lstrip(">"), _DIM) for column in columns]
-    table = [head, *([Text(c) if isinstance(c, str) else c for c in row] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    target = console()
-    for row in table:
-        for column, width, cell in zip(columns, widths, row, strict=True):
-            (cell.pad_left if column.startswith(">") else cell.pad_right)(width - len(cell))
-        line = Text("  ").join(row)
-        line.rstrip()
-        target.print(line, no_wrap=True, overflow="ellipsis")
-
-
-def guides(levels: Sequence[int]) -> list[str]:
-    """The lines of a tree before each row, from the rows' levels, outer before inner."""
-    lines: list[str] = []
-    goes_on: set[int] = set()  # the levels on which another row follows below
-    for level in reversed(levels):
-        before = "".join("│  " if outer in goes_on else "   " for outer in range(1, level))
-        own = "├─ " if level in goes_on else "└─ "
-        lines.append(before + own if level else "")
-        goes_on = {outer for outer in goes_on if outer < level} | {level}
-    return lines[::-1]
-
-
-def print_modules(views: Sequence[FileView], style: str, *, narrowed: bool) -> None:
-    """Prints what `inspect` found.
+def print_modules(views: Iterable[FileView], *, narrowed: bool) -> None:
+    """Print the tree that `inspect` found in each file.
 
     Args:
-        views: What it found in each file.
-        style: "tree", "json", "csv" or "markdown".
-        narrowed: It was asked for a part of the files.
+        views: what it found in each file.
+        narrowed: whether it was asked for a part of the files.
     """
-    if style == "json":
-        print_json({"ok": True, "files": [view.to_dict() for view in views]})
-    elif style == "tree":
-        for view in views:
-            if view.modules:
-                _print_tree(view, narrowed)
-    else:
-        rows = ({"file": v.file.path, **module.to_dict()} for v in views for module in v.modules)
-        print_rows(rows, _MODULE_COLUMNS, style)
+    for view in views:
+        if view.modules:
+            _print_tree(view, narrowed)
 
 
 def _print_tree(view: FileView, narrowed: bool) -> None:
     whole, asked = view.whole, view.selected
-    target = console()
-    target.print(
-        Text.assemble(
-            (str(view.file.path), "bold"),
-            f"  {view.file.root.module_class}: {whole.operators:,} operators, "
-            f"{whole.parameters:,} parameters, {decimal(whole.bytes)}",
-        )
+    print_line(
+        (str(view.file.path), "bold"),
+        f"  {view.file.root.module_class}: {counted(whole.operators, 'operator')}, "
+        f"{counted(whole.parameters, 'parameter')}, {decimal(whole.bytes)}",
     )
     if narrowed:
-        target.print(
-            f"of these here: {asked.operators:,} operators, {asked.parameters:,} parameters, "
-            f"{decimal(asked.bytes)}"
+        print_line(
+            f"of these here: {counted(asked.operators, 'operator')}, "
+            f"{counted(asked.parameters, 'parameter')}, {decimal(asked.bytes)}"
         )
     if view.file.untagged:
-        target.print(
-            f"without a tag: {len(view.file.untagged):,} operators, added after the file was "
-            "tagged: `modelexport-optimum tag` places them",
+        print_line(
+            f"without a tag: {counted(len(view.file.untagged), 'operator')}, added after the "
+            "file was tagged: `modelexport-optimum tag` places them",
             style="yellow",
         )
-    target.print()
+    print_blank()
     lines = guides([module.level for module in view.modules])
-    print_table(
-        ("module", "class", ">operators", ">own", ">parameters", ">bytes", ">share"),
-        [
-            (
-                Text.assemble((line, _DIM), (module.name, "bold")),
-                Text(module.module.module_class, "cyan"),
-                f"{module.total.operators:,}",
-                Text(f"{module.own.operators:,}", _DIM),
-                f"{module.total.parameters:,}",
-                decimal(module.total.bytes),
-                Text(f"{module.share:.1%}", "green" if module.share >= 0.1 else _DIM),
-            )
-            for line, module in zip(lines, view.modules, strict=True)
-        ],
-    )
-    target.print()
+    rows: list[Row] = [
+        (
+            Cell(module.name, "bold", line),
+            Cell(module.module.module_class, "cyan"),
+            f"{module.total.operators:,}",
+            Cell(f"{module.own.operators:,}", DIM),
+            f"{module.total.parameters:,}",
+            decimal(module.total.bytes),
+            _share(module.share),
+        )
+        for line, module in zip(lines, view.modules, strict=True)
+    ]
+    print_table(_MODULES, rows, elsewhere="--csv and --json have all")
+    print_blank()
 
 
-def print_nodes(views: Sequence[FileView], style: str, *, of_directory: bool) -> None:
-    """Prints the nodes that `inspect` found.
-
-    Args:
-        views: What it found in each file.
-        style: "tree", "csv" or "markdown" for a row for each node; "json" for their names,
-            which is the list that ONNX Runtime's quantizers take as `nodes_to_exclude`.
-        of_directory: The files were given as a directory: the names come by file.
-    """
-    if style == "json":
-        names = {str(view.file.path): view.node_names for view in views}
-        print_json(names if of_directory else views[0].node_names)
-        nameless = sum(not node.name for view in views for node in view.nodes)
-        if nameless:
-            print(f"warning: {nameless} nodes have no name and are not listed", file=sys.stderr)
-        return
-    rows = [_node_row(view, node) for view in views for node in view.nodes]
-    if style != "tree":
-        print_rows(rows, _NODE_COLUMNS, style)
-        return
-    print_table(
-        ("node", "operator", "module", "placed by"),
-        [
-            (row["name"], Text(row["op_type"], "cyan"), row["module"], Text(row["evidence"], _DIM))
-            for row in rows
-        ],
-    )
+def node_rows(views: Iterable[FileView]) -> Iterator[dict[str, str]]:
+    """Yield the nodes that `inspect` found as rows of `NODE_FIELDS`."""
+    for view in views:
+        for node in view.nodes:
+            yield _node_row(view, node)
 
 
 def _node_row(view: FileView, node: TaggedNode) -> dict[str, str]:
@@ -215,19 +164,36 @@ def _node_row(view: FileView, node: TaggedNode) -> dict[str, str]:
     }
 
 
+def print_nodes(views: Iterable[FileView]) -> None:
+    """Print a row for each node that `inspect` found."""
+    rows: list[Row] = [
+        (row["name"], Cell(row["op_type"], "cyan"), row["module"], Cell(row["evidence"], DIM))
+        for row in node_rows(views)
+    ]
+    print_table(_NODES, rows, elsewhere="--csv and --json have all")
+
+
+# --- diff ---------------------------------------------------------------------------------------
+
+
 def print_diff(found: Diff) -> None:
-    """Prints what `diff` found: modules whose paths and changes differ in numbers alone as one."""
-    target = console()
+    """Print what `diff` found: modules whose paths and changes differ in numbers alone as one."""
     if found.same:
-        target.print(f"{found.a} and {found.b} are the same")
+        print_line(f"{found.a} and {found.b} are the same")
         return
-    target.print(Text.assemble("a  ", (str(found.a), "bold"), "\nb  ", (str(found.b), "bold")))
+    print_line("a  ", (str(found.a), "bold"))
+    print_line("b  ", (str(found.b), "bold"))
     for file in found.files:
+        if file.same:
+            continue
+        print_blank()
         if file.only_in:
-            target.print(f"\n{file.name}: only in {file.only_in}", style="yellow")
-        elif not file.same:
-            target.print(f"\n{file.name}: {_summary(file)}\n", style="yellow")
-            print_table(("", "", "", "a → b"), [*_graph_rows(file), *_diff_rows(file)])
+            print_line(f"{file.name}: only in {file.only_in}", style="yellow")
+            continue
+        print_line(f"{file.name}: {_summary(file)}", style="yellow")
+        print_blank()
+        rows = [*_interface_rows(file), *_module_change_rows(file)]
+        print_table(_CHANGES, rows, elsewhere="--json has all")
 
 
 def _summary(file: FileDiff) -> str:
@@ -244,39 +210,40 @@ def _summary(file: FileDiff) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
-def _graph_rows(file: FileDiff) -> Iterator[tuple[str | Text, ...]]:
+def _interface_rows(file: FileDiff) -> Iterator[Row]:
     for change in file.graph:
-        yield (Text(change.what, "bold"), "", "", _arrow(change.a, change.b))
+        yield Cell(change.what, "bold"), "", "", _arrow(change.a, change.b)
 
 
-def _diff_rows(file: FileDiff) -> Iterator[tuple[str | Text, ...]]:
+def _module_change_rows(file: FileDiff) -> Iterator[Row]:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for module in file.modules:
-        key = (_starred(module.path or "(root)"), module.module_class, _starred(_told(module)))
+        changes = _starred(_changes(module))
+        key = (_starred(module.path or "(root)"), module.module_class, changes)
         groups.setdefault(key, []).append(module.path)
     for kind, nodes in (("is in", file.moved), ("reads", file.rewired)):
         for node in nodes:
-            told = f"{kind} {_arrow(node.a or '(root)', node.b or '(root)')}"
-            groups.setdefault((_starred(node.name), node.op_type, _starred(told)), []).append(
-                node.name
-            )
-    for (name, of_class, told), members in groups.items():
+            change = f"{kind} {_arrow(node.a or '(root)', node.b or '(root)')}"
+            key = (_starred(node.name), node.op_type, _starred(change))
+            groups.setdefault(key, []).append(node.name)
+    for (name, class_name, changes), members in groups.items():
         one = len(members) == 1
         yield (
-            Text(members[0] or "(root)" if one else name, "bold"),
-            Text(of_class, "cyan"),
+            Cell(members[0] or "(root)" if one else name, "bold"),
+            Cell(class_name, "cyan"),
             "" if one else f"{len(members)} x",
-            told,
+            changes,
         )
 
 
-def _told(module: ModuleChange) -> str:
+def _changes(module: ModuleChange) -> str:
     if module.only_in:
         return f"only in {module.only_in}"
-    changes = (*module.classes, *module.operators, *module.parameters)
-    told = [f"{change.what} {_arrow(change.a, change.b)}" for change in changes]
-    more = [f"and {len(told) - _TOLD} more (--json has them)"] if len(told) > _TOLD else []
-    return "; ".join(told[:_TOLD] + more)
+    changes: list[Change] = [*module.classes, *module.operators, *module.parameters]
+    texts = [f"{change.what} {_arrow(change.a, change.b)}" for change in changes[:_MOST_CHANGES]]
+    if len(changes) > _MOST_CHANGES:
+        texts.append(f"and {len(changes) - _MOST_CHANGES} more (--json has them)")
+    return "; ".join(texts)
 
 
 def _arrow(a: str, b: str) -> str:
@@ -284,81 +251,84 @@ def _arrow(a: str, b: str) -> str:
 
 
 def _starred(text: str) -> str:
-    """With a star for the numbers that tell layers and the exporter's names apart."""
+    """Put a star for the numbers that tell layers and the exporter's names apart."""
     return re.sub(r"(?<=[._])\d+(?![\d\]])", "*", text)
 
 
+# --- extract ------------------------------------------------------------------------------------
+
+
 def print_extracted(found: Extracted) -> None:
-    """Prints what `extract` wrote."""
-    console().print(
-        Text.assemble(
-            (str(found.path), "bold"),
-            f"  {found.module} ",
-            (found.module_class, "cyan"),
-            f": {found.operators:,} operators, {decimal(found.bytes)} of weights\n",
-        )
+    """Print what `extract` wrote."""
+    print_line(
+        (str(found.path), "bold"),
+        f"  {found.module or '(root)'} ",
+        (found.module_class, "cyan"),
+        f": {counted(found.operators, 'operator')}, {decimal(found.bytes)} of weights",
     )
+    print_blank()
     sides = (("takes", found.inputs), ("gives", found.outputs))
-    rows = [(Text(side, _DIM), tensor.name, tensor.type) for side, ts in sides for tensor in ts]
-    print_table(("", "tensor", "type"), rows)
+    rows = [(Cell(side, DIM), tensor.name, tensor.type) for side, ts in sides for tensor in ts]
+    print_table(_TENSORS, rows)
+
+
+# --- profile ------------------------------------------------------------------------------------
 
 
 def print_profile(profile: FileProfile, *, depth: int | None) -> None:
-    """Prints where the time of a file goes: the tree, and what is slowest in it.
+    """Print where the time of a file goes: the tree, and what is slowest in it.
 
     Args:
-        profile: What `profile` found in the file.
-        depth: Levels of modules to show; by default all.
+        profile: what `profile` found in the file.
+        depth: levels of modules to show; by default all.
     """
-    target = console()
-    target.print(
-        Text.assemble(
-            (str(profile.path), "bold"),
-            f"  {profile.milliseconds(profile.runs):,.3f} ms a run, "
-            f"{profile.milliseconds(profile.kernels):,.3f} ms of it in kernels",
-        )
+    print_line(
+        (str(profile.path), "bold"),
+        f"  {profile.milliseconds(profile.runs):,.3f} ms a run, "
+        f"{profile.milliseconds(profile.kernels):,.3f} ms of it in kernels",
     )
     on = ", ".join(f"{name} {profile.share(time):.0%}" for name, time in profile.providers.items())
     inputs = ", ".join(f"{name} {shape}" for name, shape in profile.inputs.items())
-    target.print(f"{on}; mean of {profile.iterations} runs; {inputs}\n", style=_DIM)
+    print_line(f"{on}; mean of {counted(profile.iterations, 'run')}; {inputs}", style=DIM)
+    print_blank()
     shown = [module for module in profile.modules if depth is None or module.depth <= depth]
     lines = guides([module.depth for module in shown])
-    rows = [
+    rows: list[Row] = [
         (
-            Text.assemble((line, _DIM), (module.name, "bold")),
-            Text(module.module_class, "cyan"),
+            Cell(module.name, "bold", line),
+            Cell(module.module_class, "cyan"),
             *_times(profile, module.total, module.own),
         )
         for line, module in zip(lines, shown, strict=True)
     ]
     for op_type, (time, kernels) in profile.unplaced.items():
-        label = Text(f"(not placed) {op_type}, {kernels} kernels", "yellow")
-        rows.append((label, Text(), *_times(profile, time, time)))
-    print_table(("module", "class", ">ms", ">own", ">share"), rows)
-    target.print("\nslowest by their own kernels, repeated modules together\n", style=_DIM)
-    print_table(
-        ("modules", "class", ">", ">ms", ">share"),
-        [
-            (
-                Text(path or "(root)", "bold"),
-                Text(module_class, "cyan"),
-                f"{count} x" if count > 1 else "",
-                f"{profile.milliseconds(time):,.3f}",
-                _share(profile.share(time)),
-            )
-            for path, module_class, count, time in profile.repeated()[:_SLOWEST]
-        ],
-    )
-    target.print()
+        label = Cell(f"(not placed) {op_type}, {counted(kernels, 'kernel')}", "yellow")
+        rows.append((label, "", *_times(profile, time, time)))
+    print_table(_TIMES, rows, elsewhere="--json has all")
+    print_blank()
+    print_line("slowest by their own kernels, repeated modules together", style=DIM)
+    print_blank()
+    slowest: list[Row] = [
+        (
+            Cell(path or "(root)", "bold"),
+            Cell(module_class, "cyan"),
+            f"{count:,} x" if count > 1 else "",
+            f"{profile.milliseconds(time):,.3f}",
+            _share(profile.share(time)),
+        )
+        for path, module_class, count, time in profile.repeated()[:_SLOWEST]
+    ]
+    print_table(_SLOWEST_MODULES, slowest, elsewhere="--json has all")
+    print_blank()
 
 
-def _times(profile: FileProfile, total: int, own: int) -> tuple[Text, Text, Text]:
+def _times(profile: FileProfile, total: int, own: int) -> tuple[str | Cell, ...]:
     return (
-        Text(f"{profile.milliseconds(total):,.3f}"),
-        Text(f"{profile.milliseconds(own):,.3f}", _DIM),
+        f"{profile.milliseconds(total):,.3f}",
+        Cell(f"{profile.milliseconds(own):,.3f}", DIM),
         _share(profile.share(total)),
     )
 
 
-def _share(share: float) -> Text:
-    return Text(f"{share:.1%}", "green" if share >= 0.1 else _DIM)
+def _share(share: float) -> Cell:
+    return Cell(f"{share:.1%}", "green" if share >= 0.1 else DIM)

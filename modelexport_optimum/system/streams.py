@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_ASCII = {
+    **{"│": "|", "├": "|", "└": "`", "─": "-", "━": "-", "╭": "+", "╮": "+", "╰": "+", "╯": "+"},
+    **{"→": "->", "…": "...", "✓": "+", "•": "*", "—": "-"},
+}
+"""What is drawn where the encoding of a terminal or a file lacks a character."""
+
+_ASCII_ERRORS = "modelexport-optimum-ascii"
+"""The name of the error handler (see `codecs`) that draws it."""
 
 
 @contextlib.contextmanager
@@ -35,3 +46,87 @@ def _flush() -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+class _Descriptor(io.FileIO):
+    """A file descriptor that keeps its first error, and drops what is written after it.
+
+    So a reader that is gone or a disk that is full ends nothing half-way: the program asks
+    `lost_output` at its end.
+    """
+
+    def __init__(self, number: int, *, close: bool = False) -> None:
+        super().__init__(number, "w", closefd=close)
+        self.error: OSError | None = None
+
+    def write(self, data: Any, /) -> int | None:  # type: ignore[override]  # noqa: ANN401
+        if self.error is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
+def open_descriptor(number: int, like: TextIO | None, *, close: bool = False) -> TextIO:
+    """A text stream to a descriptor, which never raises and encodes every character.
+
+    Args:
+        number: the descriptor.
+        like: the stream whose encoding it has; UTF-8 without one.
+        close: close the descriptor with the stream.
+    """
+    codecs.register_error(_ASCII_ERRORS, _in_ascii)
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Descriptor(number, close=close)),
+        encoding=getattr(like, "encoding", None) or "utf-8",
+        errors=_ASCII_ERRORS,
+        line_buffering=number != 1 or os.isatty(number),
+    )
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(map(in_ascii, text)), error.end
+
+
+def in_ascii(character: str) -> str:
+    r"""What is drawn in a character's place: of a box its ASCII, of any other its `\u` escape."""
+    return _ASCII.get(character) or character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def open_standard_streams() -> None:
+    """Give this program a stdout and a stderr that never raise.
+
+    A descriptor that the shell has closed (`>&-`) becomes /dev/null: the next file that the
+    program opens would have its number otherwise, and take what libraries print.
+    """
+    closed = []
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError as error:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            closed.append((number, error))
+    sys.stdout = open_descriptor(1, sys.__stdout__)
+    sys.stderr = open_descriptor(2, sys.__stderr__)
+    for number, error in closed:
+        if number == 1:
+            _descriptor_of(sys.stdout).error = error  # type: ignore[union-attr]
+
+
+def lost_output() -> OSError | None:
+    """Why what was printed on stdout did not get there, if it did not; told once."""
+    sys.stdout.flush()
+    descriptor = _descriptor_of(sys.stdout)
+    if descriptor is None or descriptor.error is None:
+        return None
+    error, descriptor.error = descriptor.error, None
+    return error
+
+
+def _descriptor_of(stream: TextIO) -> _Descriptor | None:
+    """The descriptor behind a stream, if it is one of `open_descriptor`."""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw if isinstance(raw, _Descriptor) else None

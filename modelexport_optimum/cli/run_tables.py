@@ -1,0 +1,123 @@
+"""What the commands of a run print: export, tag, strip and verify. It decides nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+
+from modelexport_optimum.cli.tables import (
+    DIM,
+    Cell,
+    Column,
+    from_here,
+    print_blank,
+    print_line,
+    print_table,
+    status_cell,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from modelexport_optimum.cli.tables import Row
+    from modelexport_optimum.export_run import ExportResult
+    from modelexport_optimum.tagging.htp import TagReport
+    from modelexport_optimum.verifying.verify import VerifyReport
+
+_FILE_COLUMNS = (
+    Column("file", shrinks="path"),
+    Column("size", right=True, drop=1),
+    Column("nodes", right=True),
+    Column("modules", right=True, drop=2),
+    Column("attribute", right=True, drop=0),
+    Column("placed by", shrinks="text"),
+)
+
+_CHECK_COLUMNS = (
+    Column("check"),
+    Column("result"),
+    Column("", shrinks="text"),
+)
+
+
+def print_export(result: ExportResult) -> None:
+    """Print the summary of a run."""
+    print_blank()
+    print_line((from_here(result.output), "bold"), f"  {result.task}")
+    print_blank()
+    print_table(_FILE_COLUMNS, _file_rows(result.tags, result.output, result.files))
+    others = [name for name in result.files if not _is_model(name)]
+    size = decimal(sum(result.files[name] for name in others))
+    print_line(f"and {', '.join(others)} ({size})", style=DIM)
+    print_blank()
+    comparison = result.comparison
+    against_pytorch = (Cell("PyTorch"), status_cell(comparison.status), comparison.message)
+    print_table(_CHECK_COLUMNS, [*_check_rows(result.verification), against_pytorch])
+    for warning in result.warnings:
+        print_blank()
+        print_line(("warning:", "yellow"), f" {warning}")
+
+
+def print_tags(report: TagReport) -> None:
+    """Print what the pass did, file by file, and by which evidence the nodes were placed."""
+    print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}))
+    if not report.classes_known:
+        print_line(
+            ("warning:", "yellow"),
+            " the classes cannot be known from this directory, and the tags have paths alone: "
+            "give the source model with tag --model",
+        )
+
+
+def _file_rows(report: TagReport, directory: Path, sizes: Mapping[str, int]) -> Iterator[Row]:
+    """Yield a row for each file, with its size if that is known.
+
+    Args:
+        report: the pass over the `.onnx` files.
+        directory: what the names in `sizes` are relative to.
+        sizes: bytes of the files, of which those with weights are shown.
+    """
+    by_name = {from_here(file.path, directory): file for file in report.files}
+    for name in sorted({*by_name, *filter(_is_model, sizes)}):
+        size = decimal(sizes[name]) if name in sizes else ""
+        file = by_name.get(name)
+        if file is None:
+            yield name, size, "", "", "", ""
+            continue
+        numbers = [f"{n:,}" for n in (file.nodes, len(file.modules), file.attribute)]
+        yield name, size, *numbers, ", ".join(f"{kind} {n:,}" for kind, n in file.evidence.items())
+
+
+def print_explanation(paragraphs: Sequence[str]) -> None:
+    """Print how a node was placed, in each file that has it."""
+    for number, paragraph in enumerate(paragraphs):
+        if number:
+            print_blank()
+        for line in paragraph.splitlines():
+            print_line(line)
+
+
+def print_stripped(changed: Sequence[Path]) -> None:
+    """Print the files that tags were taken out of."""
+    for path in changed:
+        print_line(f"stripped {from_here(path)}")
+    if not changed:
+        print_line("nothing to strip: there are no tags")
+
+
+def print_verification(report: VerifyReport) -> None:
+    """Print the result of each check and each provider."""
+    print_table(_CHECK_COLUMNS, _check_rows(report))
+
+
+def _check_rows(report: VerifyReport) -> Iterator[Row]:
+    for check in report.checks:
+        yield check.name, status_cell(check.status), check.message
+    for provider in report.providers:
+        yield provider.provider, status_cell(provider.status), provider.message
+
+
+def _is_model(name: str) -> bool:
+    return ".onnx" in name
