@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from modelexport_optimum.batches.resources import Resources
-from modelexport_optimum.cli import printing, view_commands
+from modelexport_optimum.cli import printing, run_tables, view_commands
 from modelexport_optimum.cli.options import (
     Json,
     Providers,
@@ -76,7 +76,7 @@ def _main(
 @declared_options(ModelAndOutput, ExportOptions, after="providers")
 def export(as_json: Json = False, verbose: Verbose = False, **given: Any) -> None:  # noqa: ANN401
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
-    with printing.told(as_json=as_json, verbose=verbose):
+    with printing.exit_on_error(as_json=as_json, verbose=verbose):
         model, output = instance_of(ModelAndOutput, given).resolve()
     arguments = instance_of(ExportOptions, given).arguments()
     with printing.command(as_json=as_json, verbose=verbose) as progress:
@@ -87,8 +87,8 @@ def export(as_json: Json = False, verbose: Verbose = False, **given: Any) -> Non
     if as_json:
         printing.print_json(result.to_dict())
     else:
-        printing.print_export(result)
-    raise typer.Exit(0 if result.ok else 3)
+        run_tables.print_export(result)
+    printing.finish(0 if result.ok else 3, written=True)
 
 
 class _Batch(TyperCommand):
@@ -168,7 +168,7 @@ def batch(
         printing.print_json(result.to_dict())
     else:
         batch_progress.print_batch(result)
-    raise typer.Exit(result.exit_status)
+    printing.finish(result.exit_status, written=True)
 
 
 @app.command()
@@ -196,11 +196,15 @@ def tag(
 
             found = say(path, explain, model=model, trust_remote_code=trust_remote_code)
     if explain is not None:
-        printing.print_explanation(found, as_json=as_json)
+        if as_json:
+            printing.print_json({"ok": True, "nodes": found})
+        else:
+            run_tables.print_explanation(found)
     elif as_json:
         printing.print_json({"ok": True, **report.to_dict()})
     else:
-        printing.print_tags(report)
+        run_tables.print_tags(report)
+    printing.finish(written=explain is None)
 
 
 @app.command()
@@ -213,7 +217,8 @@ def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     if as_json:
         printing.print_json({"ok": True, "changed": [str(file) for file in changed]})
     else:
-        printing.print_stripped(changed)
+        run_tables.print_stripped(changed)
+    printing.finish(written=True)
 
 
 @app.command()
@@ -235,8 +240,8 @@ def verify(
     if as_json:
         printing.print_json(report.to_dict())
     else:
-        printing.print_verification(report)
-    raise typer.Exit(0 if report.ok else 3)
+        run_tables.print_verification(report)
+    printing.finish(0 if report.ok else 3)
 
 
 view_commands.register(app)
@@ -244,4 +249,4 @@ view_commands.register(app)
 
 def main() -> None:
     """The program `modelexport-optimum`."""
-    app()
+    printing.run_program(app)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.cli.tables import Row
     from modelexport_optimum.export_run import ExportResult
-    from modelexport_optimum.tagging.htp import TagReport
+    from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.verifying.verify import VerifyReport
 
 _FILE_COLUMNS = (

@@ -198,14 +198,11 @@ def _layout(
     bounds = _READABLE if fits(_READABLE) else _LEAST
     widths = {index: least(index, bounds) for index in kept}
     room = width - sum(widths.values()) - len(_GAP) * (len(kept) - 1)
-    # What is left goes to paths first: a wrapped text is whole, a shortened path is not.
-    for kind in ("path", "text"):
-        wanting = [index for index in kept if columns[index].shrinks == kind]
-        while room > 0 and (wanting := [i for i in wanting if widths[i] < natural[i]]):
-            for index in wanting:
-                if room > 0:
-                    widths[index] += 1
-                    room -= 1
+    wanting = [index for index in kept if columns[index].shrinks]
+    while room > 0 and (wanting := [i for i in wanting if widths[i] < natural[i]]):
+        for index in wanting[:room]:
+            widths[index] += 1
+        room -= len(wanting[:room])
     return kept, [widths[index] for index in kept]
 
 

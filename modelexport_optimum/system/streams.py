@@ -102,18 +102,18 @@ def open_standard_streams() -> None:
     A descriptor that the shell has closed (`>&-`) becomes /dev/null: the next file that the
     program opens would have its number otherwise, and take what libraries print.
     """
-    closed = []
+    closed: dict[int, OSError] = {}
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError as error:
+        except OSError as problem:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-            closed.append((number, error))
+            closed[number] = problem
     sys.stdout = open_descriptor(1, sys.__stdout__)
     sys.stderr = open_descriptor(2, sys.__stderr__)
-    for number, error in closed:
-        if number == 1:
-            _descriptor_of(sys.stdout).error = error  # type: ignore[union-attr]
+    descriptor = _descriptor_of(sys.stdout)
+    if descriptor is not None:
+        descriptor.error = closed.get(1)
 
 
 def lost_output() -> OSError | None:
