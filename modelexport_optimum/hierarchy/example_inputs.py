@@ -6,6 +6,7 @@ of a task stands here. Nothing is run.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 
 from modelexport_optimum.errors import InvalidModelError, UsageError
+from modelexport_optimum.hierarchy.tagged_model import type_text
 from modelexport_optimum.system.json_files import parse_json_object
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 # those of Optimum's example inputs (optimum/utils/input_generators.py, DEFAULT_DUMMY_SHAPES).
 SIDE = 64
 SAMPLES = 16000
+
+# More are no example: 2 GiB of numbers of 64 bits.
+_MAX_ELEMENTS = 2**28
 
 # What passes token numbers on as they are, from the graph's input to the embedding.
 _PASSES_ON = frozenset(
@@ -116,10 +121,16 @@ class _Sizes:
         channels = None
         if any(isinstance(dim, str) for dim in value.shape[1:2]):
             channels = _channels(self._file, value.name)
-        return tuple(
+        shape = tuple(
             channels if axis == 1 and channels else self._size(value, dim)
             for axis, dim in enumerate(value.shape)
         )
+        if min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
+            raise UsageError(
+                f"the input {value.name} of {self._file.path} has the shape {list(shape)[:8]}, "
+                "of which no input is made: give the inputs with --inputs FILE.npz"
+            )
+        return shape
 
     def _size(self, value: Value, dim: int | str | None) -> int:
         if isinstance(dim, int):
@@ -199,6 +210,11 @@ def _array(
 ) -> np.ndarray:
     if not value.elem_type:
         raise InvalidModelError(f"the input {value.name} of {file.path} is no tensor")
+    if value.elem_type not in onnx.TensorProto.DataType.values():
+        kind = type_text(value.elem_type, value.shape)
+        raise InvalidModelError(
+            f"the input {value.name} of {file.path} is of no known type: {kind}"
+        )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.elem_type)
     if np.issubdtype(dtype, np.integer):
         rows = _rows(file, value.name)

@@ -144,7 +144,7 @@ def parse_texts(text: str) -> list[str] | None:
 
         list   = "[" [ string *( ", " string ) ] "]"
         string = "'" *character "'" / DQUOTE *character DQUOTE
-        character: any but the quote, a backslash and a line's end, or one of the escapes
+        character: any but the quote, a backslash and ASCII's controls, or one of the escapes
             that Python's `repr` writes: \\ \' \" \n \r \t \xHH \uHHHH \UHHHHHHHH
 
     Args:
@@ -178,8 +178,8 @@ def parse_texts(text: str) -> list[str] | None:
     return None
 
 
-_UNUSUAL = re.compile(r"[\\\n]")
-_STRING = re.compile(r"""'((?:[^'\\\n]|\\.)*)'|"((?:[^"\\\n]|\\.)*)\"""")
+_UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
+_STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
 _ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 

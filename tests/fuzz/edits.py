@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DEEP = 3000
 
+# What an input of the coverage-guided fuzzer begins with that is a text, and not a file.
+TEXT_INPUT = b"text:"
+
 # Texts that mean something to whoever reads a tag, its metadata, a path or a config.
 TEXTS = [
     b"", b"/", b"//", b"/A", b"/A/B.", b"/A/B.c/D.e", b"/A/.b", b"/A/B.b.c.d", b"/\n", b"/A\n/B.c",
