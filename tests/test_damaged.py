@@ -126,6 +126,17 @@ def test_damaged_carriers_are_written_anew_and_taken_out(damage: str, tagged: Pa
     assert not node.attribute
 
 
+def test_classes_without_scopes_are_the_nodes_own(tmp_path: Path) -> None:
+    node = helper.make_node("Neg", ["x"], ["y"], name="/a/Neg")
+    node.metadata_props.add(key=carriers.CLASS_HIERARCHY, value="somebody's")
+    path = saved(tmp_path / "m.onnx", node)
+    before = path.read_bytes()
+    htp.tag(path)
+    assert not htp.tag(path).files[0].changed
+    htp.strip(path)
+    assert path.read_bytes() == before
+
+
 def test_damaged_record_of_the_classes_is_none(tagged: Path) -> None:
     model = onnx.load(tagged)
     for entry in model.metadata_props:

@@ -230,7 +230,8 @@ class Carried:
         evidence: How the node was placed, or "" if the record of it is gone.
         complete: All carriers are there and agree; the attribute may be left out.
         attribute: The node carries the attribute.
-        own_scopes: The scopes in its metadata are its own, written by PyTorch.
+        own_scopes: The scopes in its metadata or their classes are its own, as PyTorch writes
+            them.
         doc_string: The doc_string without the tag.
     """
 
@@ -264,7 +265,9 @@ def read(node: Node, *, marked: bool) -> Carried:
         tag = first
         doc_string = rest
     modules = parse_tag(tag)
-    own_scopes = any(key == NAME_SCOPES for key, _ in own_metadata(node.metadata))
+    own_scopes = any(
+        key in (NAME_SCOPES, CLASS_HIERARCHY) for key, _ in own_metadata(node.metadata)
+    )
     complete = (
         in_doc
         and _EVIDENCE_TEXT.fullmatch(evidence) is not None
