@@ -87,16 +87,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def did_you_mean(name: str, known: Iterable[str], *, most: int = 3) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> str:
     """What follows the name of a thing that is not known: ": did you mean a or b?", or nothing.
 
     Args:
         name: what was given.
         known: what might have been meant.
         most: how many to name, the closest first.
+        cutoff: how like it a name must be, from 0 to 1 (difflib's ratio).
     """
     import difflib  # 5 ms, which `--help` need not pay
 
-    matches = difflib.get_close_matches(name, sorted({*known} - {""}), n=most)
+    matches = difflib.get_close_matches(name, sorted({*known} - {""}), n=most, cutoff=cutoff)
     shown = (match if match.isprintable() else repr(match) for match in matches)
     return f": did you mean {' or '.join(shown)}?" if matches else ""

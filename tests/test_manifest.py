@@ -194,9 +194,18 @@ def test_all_errors_are_told() -> None:
 
 
 def test_what_fails_when_it_runs_is_no_error() -> None:
-    first, second = read("no/such/model --task no-such-task\n./nor-this")
-    assert (first.model, first.arguments["task"]) == ("no/such/model", "no-such-task")
-    assert second.model == "./nor-this"
+    first, second = read("no/such/model\n./nor-this")
+    assert (first.model, second.model) == ("no/such/model", "./nor-this")
+
+
+def test_mistyped_task_is_among_the_errors() -> None:
+    first, second = problems("a --task text-clasification\nb --dtpye fp16\nc --task summarization")
+    assert first.startswith(
+        "models.txt:1: task text-clasification is unknown: did you mean text-classification or "
+    )
+    assert second == "models.txt:2: No such option: --dtpye: did you mean --dtype?"
+    (only,) = problems('{"model": "a", "task": "fill-masks"}', "models.jsonl")
+    assert only.startswith("models.jsonl:1: task fill-masks is unknown: did you mean fill-mask")
 
 
 def test_gpu_may_be_asked_for() -> None:

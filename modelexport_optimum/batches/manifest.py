@@ -1,8 +1,8 @@
 """The manifest of a batch: what its lines ask for, and everything that is wrong with them.
 
 A line becomes a `Job` through the declared options (`exporting.options`, `resources`), whether it
-is text or JSON. Nothing heavy is imported, and no model is looked for: a line whose model does
-not exist fails when it runs.
+is text or JSON. Nothing heavy is imported unless a task is not known, and no model is looked for:
+a line whose model does not exist fails when it runs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from modelexport_optimum.exporting.options import (
     normalized,
     options_of,
 )
+from modelexport_optimum.exporting.tasks import check_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -292,6 +293,7 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
     """
     model, output = instance_of(ModelAndOutput, values).resolve()
     arguments = instance_of(ExportOptions, values).arguments()
+    check_task(arguments["task"])
     check_conflicts(arguments["task"], arguments)
     if arguments["providers"]:
         _check_providers(arguments["providers"])

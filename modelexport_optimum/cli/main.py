@@ -7,13 +7,13 @@ a bare Typer app.
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.cli import printing, run_tables, view_commands
+from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     Json,
     Providers,
@@ -22,30 +22,41 @@ from modelexport_optimum.cli.options import (
     declared_options,
     option,
 )
-from modelexport_optimum.exporting.options import (
-    ExportOptions,
-    ModelAndOutput,
-    instance_of,
-    normalized,
+from modelexport_optimum.cli.program import (
+    CONTEXT,
+    BatchCommand,
+    Command,
+    Commands,
+    saying_what_was_kept,
 )
+from modelexport_optimum.exporting.options import ExportOptions, ModelAndOutput, instance_of
 from modelexport_optimum.system.version import __version__
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-class _Commands(TyperGroup):
-    """What is no command is what `export` is given: a model, or an option."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (typer's own)
-        own = [name for option in self.get_params(ctx) for name in option.opts]
-        if args and args[0] not in self.commands and args[0] not in own:
-            args = ["export", *args]
-        return super().parse_args(ctx, args)
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
-app = typer.Typer(
-    cls=_Commands,
+class _Program(typer.Typer):
+    """The program, whose commands are all of our own class."""
+
+    def command(
+        self,
+        name: "str | None" = None,
+        *,
+        cls: Any = Command,  # noqa: ANN401
+        **settings: Any,  # noqa: ANN401
+    ) -> "Callable[[_Function], _Function]":
+        """Register a command."""
+        return super().command(name, cls=cls, **settings)
+
+
+app = _Program(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": normalized},
+    context_settings=CONTEXT,
     help="Export a Hugging Face model to ONNX, tag every node with its PyTorch module, and "
     "check that ONNX Runtime runs it."
     "\n\nmodelexport-optimum MODEL is short for modelexport-optimum export MODEL.",
@@ -66,7 +77,8 @@ _Path = Annotated[
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+        bool,
+        option("--version", "Show the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     pass
@@ -76,10 +88,13 @@ def _main(
 @declared_options(ModelAndOutput, ExportOptions, after="providers")
 def export(as_json: Json = False, verbose: Verbose = False, **given: Any) -> None:  # noqa: ANN401
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
-    with printing.exit_on_error(as_json=as_json, verbose=verbose):
-        model, output = instance_of(ModelAndOutput, given).resolve()
     arguments = instance_of(ExportOptions, given).arguments()
-    with printing.command(as_json=as_json, verbose=verbose) as progress:
+    kept = "nothing was written or replaced; the same command starts again"
+    with (
+        saying_what_was_kept(kept),
+        printing.command(as_json=as_json, verbose=verbose) as progress,
+    ):
+        model, output = instance_of(ModelAndOutput, given).resolve()
         from modelexport_optimum.export_run import default_output
         from modelexport_optimum.export_run import export as run
 
@@ -91,23 +106,7 @@ def export(as_json: Json = False, verbose: Verbose = False, **given: Any) -> Non
     printing.finish(0 if result.ok else 3, written=True)
 
 
-class _Batch(TyperCommand):
-    """`--ray` stands alone or takes an address, which Typer knows no option for."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
-        end = args.index("--") if "--" in args else len(args)
-        given = [
-            "--ray=" if arg == "--ray" and not _is_address(after) else arg
-            for arg, after in zip(args[:end], [*args[1 : end + 1], ""], strict=False)
-        ]
-        return super().parse_args(ctx, given + args[end:])
-
-
-def _is_address(text: str) -> bool:
-    return text in ("auto", "local") or (":" in text and not text.startswith("-"))
-
-
-@app.command(cls=_Batch)
+@app.command(cls=BatchCommand)
 @declared_options(Resources, ExportOptions)
 def batch(
     manifest: Annotated[
@@ -186,7 +185,11 @@ def tag(
     verbose: Verbose = False,
 ) -> None:
     """Write the tags on an export that exists already."""
-    with printing.command("tag", as_json=as_json, verbose=verbose):
+    kept = "every file is whole, and tagged or as it was; the same command tags the rest"
+    with (
+        saying_what_was_kept(kept),
+        printing.command("tag", as_json=as_json, verbose=verbose),
+    ):
         if explain is None:
             from modelexport_optimum.tagging.htp import tag as run
 
@@ -210,7 +213,11 @@ def tag(
 @app.command()
 def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Take the tags out again: the files are what they were, byte for byte."""
-    with printing.command("strip", as_json=as_json, verbose=verbose):
+    kept = "every file is whole, and stripped or as it was; the same command strips the rest"
+    with (
+        saying_what_was_kept(kept),
+        printing.command("strip", as_json=as_json, verbose=verbose),
+    ):
         from modelexport_optimum.tagging.htp import strip as run
 
         changed = run(path)
@@ -226,14 +233,23 @@ def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An exported directory.")],
     providers: Providers = None,
     task: Annotated[
-        str | None, option("--task", "What the model is for. By default the graphs tell.")
+        str | None,
+        option(
+            "--task",
+            "What the model is for. By default the graphs tell.",
+            autocompletion=complete_task,
+        ),
     ] = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Check the config against the graphs, and run the model on each execution provider."""
-    with printing.command("check", as_json=as_json, verbose=verbose):
+    kept = "nothing was changed; the same command starts again"
+    with (
+        saying_what_was_kept(kept),
+        printing.command("check", as_json=as_json, verbose=verbose),
+    ):
         from modelexport_optimum.verifying.verify import verify as run
 
         report = run(directory, providers=providers, task=task, trust_remote_code=trust_remote_code)

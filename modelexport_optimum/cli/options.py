@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from modelexport_optimum.cli.completion import complete_provider, complete_task
 from modelexport_optimum.exporting.options import ExportOptions, Option, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+
+_COMPLETIONS = {"task": complete_task, "providers": complete_provider}
+"""What offers values for a declared option, by its name."""
 
 
 def option(flags: str, text: str, **settings: Any) -> Any:  # noqa: ANN401
@@ -34,6 +39,7 @@ def typer_option(declared: Option) -> Any:  # noqa: ANN401
     settings: dict[str, Any] = {"help": declared.help, "metavar": declared.metavar}
     if not declared.flags:
         return typer.Argument(**settings)
+    settings["autocompletion"] = _COMPLETIONS.get(declared.name)
     if declared.read is not None:
         settings["parser"] = _parser(declared.read)
     return typer.Option(*declared.flags, rich_help_panel=declared.group, **settings)

@@ -11,6 +11,13 @@ from typing import Annotated
 import typer
 
 from modelexport_optimum.cli import printing
+from modelexport_optimum.cli.completion import (
+    complete_class,
+    complete_module,
+    complete_op,
+    complete_provider,
+    complete_viewer,
+)
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.system.text import visible
 
@@ -55,6 +62,7 @@ def inspect(
         typer.Option(
             "--module",
             metavar="PATTERN",
+            autocompletion=complete_module,
             help="Modules of these paths and what is inside: * is anything within one part, ** "
             "any number of parts, and the first parts may be left out. May be repeated.",
         ),
@@ -62,12 +70,20 @@ def inspect(
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", metavar="PATTERN", help="Modules of these classes and what is inside."
+            "--class",
+            metavar="PATTERN",
+            autocompletion=complete_class,
+            help="Modules of these classes and what is inside.",
         ),
     ] = None,
     ops: Annotated[
         list[str] | None,
-        typer.Option("--op", metavar="PATTERN", help="These operators and what they read alone."),
+        typer.Option(
+            "--op",
+            metavar="PATTERN",
+            autocompletion=complete_op,
+            help="These operators and what they read alone.",
+        ),
     ] = None,
     nodes: Annotated[
         bool,
@@ -127,7 +143,12 @@ def extract(
     path: _Path,
     module: Annotated[
         str,
-        typer.Option("--module", metavar="PATH", help="The module's path, as inspect shows it."),
+        typer.Option(
+            "--module",
+            metavar="PATH",
+            autocompletion=complete_module,
+            help="The module's path, as inspect shows it.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")
@@ -161,7 +182,10 @@ def profile(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", metavar="NAME", help="Execution provider: cpu, cuda, or any other."
+            "--provider",
+            metavar="NAME",
+            autocompletion=complete_provider,
+            help="Execution provider: cpu, cuda, or any other.",
         ),
     ] = "cpu",
     iterations: Annotated[
@@ -243,7 +267,10 @@ def view(
     viewer: Annotated[
         str | None,
         typer.Option(
-            "--viewer", metavar="NAME", help="model-explorer or netron. By default what is there."
+            "--viewer",
+            metavar="NAME",
+            autocompletion=complete_viewer,
+            help="model-explorer or netron. By default what is there.",
         ),
     ] = None,
     port: Annotated[

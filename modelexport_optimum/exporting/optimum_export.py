@@ -26,6 +26,7 @@ from modelexport_optimum.errors import (
 )
 from modelexport_optimum.exporting.options import check_conflicts
 from modelexport_optimum.exporting.source import Source, explain_hub_error
+from modelexport_optimum.exporting.tasks import check_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,7 +103,6 @@ def optimum_imported(begin: Begin) -> Iterator[None]:
 def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> None:
     """Refuse what can be seen to be wrong before a model is loaded."""
     from optimum.exporters.onnx import main_export, onnx_export_from_model
-    from optimum.exporters.tasks import TasksManager
     from optimum.utils import DEFAULT_DUMMY_SHAPES
 
     function = onnx_export_from_model if in_memory else main_export
@@ -115,13 +115,7 @@ def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> 
                 + did_you_mean(name, known)
             )
 
-    tasks = TasksManager.get_all_tasks()
-    names = {name for task in tasks for name in (task, *TasksManager.synonyms_for_task(task))}
-    if task != "auto" and task.removesuffix("-with-past") not in names:
-        raise UsageError(
-            f"task {task} is unknown"
-            + (did_you_mean(task, names) or f": {', '.join(sorted(tasks))}")
-        )
+    check_task(task)
     check_conflicts(task, options)
 
 

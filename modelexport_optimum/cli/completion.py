@@ -1,0 +1,72 @@
+"""What the shell offers when an option's value is completed: a second at most, and never an error.
+
+Typer calls these functions with what was typed so far.
+"""
+
+# Annotations are no strings here: Typer reads them to know what to pass.
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """The tasks that Optimum knows."""
+    from modelexport_optimum.exporting.tasks import TASKS, WITH_PAST
+
+    names = ["auto", *TASKS, *(f"{task}-with-past" for task in WITH_PAST)]
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_provider(incomplete: str) -> list[str]:
+    """The execution providers that ONNX Runtime knows, by their short names."""
+    from onnxruntime import get_all_providers
+
+    names = [name.removesuffix("ExecutionProvider").lower() for name in get_all_providers()]
+    return sorted(name for name in names if name.startswith(incomplete.lower()))
+
+
+def complete_viewer(incomplete: str) -> list[str]:
+    """The viewers of `view`."""
+    return [name for name in ("model-explorer", "netron") if name.startswith(incomplete)]
+
+
+def complete_module(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The module paths in the file or directory that was named before."""
+    return [path for path, _ in _modules(ctx) if path.startswith(incomplete)]
+
+
+def complete_class(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The module classes in the file or directory that was named before."""
+    return sorted({name for _, name in _modules(ctx) if name.startswith(incomplete)})
+
+
+def complete_op(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The operators in the file or directory that was named before."""
+    names = {node.op_type for file in _files(ctx) for node in file.nodes}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _modules(ctx: typer.Context) -> list[tuple[str, str]]:
+    """Path and class of each module, in the order in which they ran; the root has no path."""
+    modules = (module for file in _files(ctx) for module in file.modules.values())
+    return list(dict.fromkeys((one.path, one.module_class) for one in modules if one.path))
+
+
+def _files(ctx: typer.Context) -> list[Any]:
+    """The tagged files below the command's DIR|FILE; none where they cannot be read."""
+    # Click stops parsing at an option without a value, and leaves the arguments as they are.
+    words = [ctx.params.get("path"), *ctx.args]
+    path = next((Path(word) for word in words if word is not None and Path(word).exists()), None)
+    if path is None:
+        return []
+    from modelexport_optimum.errors import ModelExportError
+    from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+
+    files = []
+    with contextlib.suppress(ModelExportError, OSError):
+        for file in tagged_files(path):
+            files.append(read_tagged(file))
+    return files

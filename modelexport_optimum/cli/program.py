@@ -1,0 +1,150 @@
+"""The program around its commands: which command a word means, and what a wrong one is told.
+
+Typer does the parsing. Here a word that is no command becomes a model for `export`, a mistyped
+command or option is told which one was meant, and a flag is shown without a type.
+"""
+
+# Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
+
+import contextlib
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from modelexport_optimum.errors import did_you_mean
+from modelexport_optimum.exporting.options import normalized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTEXT = {
+    "help_option_names": ["--help", "-h"],
+    "token_normalize_func": normalized,
+}
+"""Settings of the command line, the same for all commands."""
+
+_LIKE_A_COMMAND = 0.75
+"""Above this likeness (difflib's ratio) a word is a mistyped command, not a model of that name.
+`verfy` and `verify` have 0.91; `opt` and `export`, `bart` and `batch` 0.67."""
+
+
+class _FlagsHaveNoType:
+    """Shows `--overwrite` as such in `--help`, and not as `--overwrite <bool>`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 (Typer's own)
+        """The parameters, `--help` included."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
+
+
+class Command(_FlagsHaveNoType, TyperCommand):
+    """A command of the program."""
+
+
+class BatchCommand(Command):
+    """`--ray` stands alone or takes an address, for which Typer has no kind of option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        """Parse the arguments, `--ray` without an address as `--ray=`."""
+        end = args.index("--") if "--" in args else len(args)
+        given = [
+            "--ray=" if arg == "--ray" and not _is_address(after) else arg
+            for arg, after in zip(args[:end], [*args[1:end], ""], strict=False)
+        ]
+        return super().parse_args(ctx, given + args[end:])
+
+
+def _is_address(text: str) -> bool:
+    return text in ("auto", "local") or (":" in text and not text.startswith("-"))
+
+
+class Commands(_FlagsHaveNoType, TyperGroup):
+    """The program: what is no command is what `export` is given, a model or an option."""
+
+    _given: "list[str]" = []  # noqa: RUF012 (replaced, never changed)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        """Parse the arguments, with `export` before what is no command."""
+        self._given = list(args)
+        own = [name for option in self.get_params(ctx) for name in option.opts]
+        if args and args[0] not in self.commands and args[0] not in own:
+            if not ctx.resilient_parsing:  # it is not being completed
+                self._check_word(ctx, args[0])
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+    def _check_word(self, ctx: Any, word: str) -> None:  # noqa: ANN401
+        """Refuse a mistyped command; a model of that name can be given to `export`."""
+        if word.startswith("-") or "/" in word or Path(word).exists():
+            return
+        meant = did_you_mean(word, self.commands, most=2, cutoff=_LIKE_A_COMMAND)
+        if meant:
+            ctx.fail(
+                f"There is no command {word}{meant} A model of this name is exported with "
+                f"`modelexport-optimum export {word}`."
+            )
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "format_message") and getattr(error, "exit_code", None) == 2:
+                self._explain(error)
+            raise
+
+    def _explain(self, error: Any) -> None:  # noqa: ANN401
+        """Say of a wrong command line what was meant, and say it as JSON if that was asked for."""
+        context = getattr(error, "ctx", None)
+        if hasattr(error, "possibilities") and context is not None:
+            name = next(
+                (
+                    word.partition("=")[0]
+                    for word in self._given
+                    if normalized(word.partition("=")[0]) == normalized(error.option_name)
+                ),
+                error.option_name,
+            )
+            known = [
+                flag
+                for param in context.command.get_params(context)
+                if not getattr(param, "hidden", False)
+                for flag in param.opts
+                if flag.startswith("-")
+            ]
+            error.possibilities = None
+            error.message = f"No such option: {name}{did_you_mean(name, known, most=1)}"
+        elif (
+            "unexpected extra argument" in error.message
+            and context is not None
+            and context.command.name in ("export", "batch")
+        ):
+            error.message += ": the output is given with -o"
+        if "--json" in self._given:
+            document = {"ok": False, "error": error.format_message(), "exit_status": 2}
+            typer.echo(json.dumps(document, indent=2))
+
+
+@contextlib.contextmanager
+def saying_what_was_kept(message: str) -> "Iterator[None]":
+    """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
+
+    Args:
+        message: what was kept, and how to go on.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"stopped: {message}", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from error
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > 128:
+            typer.echo(f"stopped: {message}", err=True)
+        raise

@@ -1,0 +1,256 @@
+"""The program around its commands: mistyped words, help, completion, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from modelexport_optimum import export
+from modelexport_optimum.cli.main import app
+from modelexport_optimum.exporting import tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    ModelDirectory = Callable[[str], Path]
+
+COMMANDS = list(get_command(app).commands)
+
+
+def run(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def shown(result: Any) -> str:
+    """What is on stderr, without the frame around it."""
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", result.stderr)
+
+
+# --- What is mistyped -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_mistyped_command_is_told_which_one_was_meant(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in (command[:1] + command[2:] if len(command) > 4 else command + "s", command + "e"):
+        result = run(word, "DIR")
+        assert result.exit_code == 2
+        found = re.search(r"There is no command (.*): did you mean (.*)\? A model", shown(result))
+        assert found is not None, shown(result)
+        assert found[1] == word
+        assert command in found[2].split(" or ")
+
+
+def test_names_of_models_are_no_mistyped_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("opt", "bart", "gpt2", "t5-small", "org/verfy", "./verfy"):
+        assert "There is no command" not in shown(run(name, "--opset", "many"))
+    (tmp_path / "verfy").mkdir()
+    assert "There is no command" not in shown(run("verfy", "--opset", "many"))
+    assert "There is no command" not in shown(run("export", "tags", "--opset", "many"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_mistyped_option_is_told_which_one_was_meant(command: str) -> None:
+    params = get_command(app).commands[command].params
+    flags = [flag for param in params for flag in param.opts if flag.startswith("--")]
+    assert flags
+    for option in flags:
+        mistyped = f"{option[:-2]}{option[-1]}{option[-2]}"  # --jsno
+        if mistyped in flags or mistyped == option:
+            continue
+        result = run(command, mistyped, "x")
+        assert result.exit_code == 2
+        found = re.search(r"No such option: (\S+): did you mean (\S+)\?", shown(result))
+        assert found is not None, shown(result)
+        assert found.groups() == (mistyped, option)
+
+
+def test_wrong_command_line_is_json_if_that_was_asked_for() -> None:
+    for arguments in (
+        ["x", "--taks", "a"],
+        ["inspect"],
+        ["batch"],
+        ["verify", "a", "b"],
+        ["export"],
+    ):
+        result = run(*arguments, "--json")
+        document = json.loads(result.stdout)
+        assert (result.exit_code, document["ok"], document["exit_status"]) == (2, False, 2)
+        assert document["error"] in shown(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export"], "Missing MODEL: give a name on the Hugging Face Hub, or a directory"),
+        (["x", "out"], "(out): the output is given with -o"),
+        (["batch", "models.txt", "out"], "(out): the output is given with -o"),
+        (["batch"], "Missing argument 'MANIFEST'"),
+        (["a", "--model", "b", "-o", "c"], "MODEL is given twice, as a and as --model b"),
+    ],
+)
+def test_what_is_missing_or_too_much(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in shown(result)
+
+
+def test_output_may_be_an_argument_as_for_optimum_cli(
+    tmp_path: Path, model_directory: ModelDirectory
+) -> None:
+    output = tmp_path / "out"
+    result = run("export", "--model", model_directory("bert"), output, "--provider", "cpu")
+    assert result.exit_code == 0, result.output
+    assert (output / "model.onnx").is_file()
+
+
+# --- Help -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help(command: str | None) -> None:
+    arguments = [] if command is None else [command]
+    short, long = run(*arguments, "-h"), run(*arguments, "--help")
+    assert short.exit_code == 0
+    assert short.stdout == long.stdout
+    assert "<bool>" not in short.stdout
+    rows = re.findall(r"│ +(--[\w-]+)(.*?)│\n", short.stdout)
+    assert all(re.search(r"\w{3}", text) for _, text in rows), rows
+
+
+# --- Tasks ----------------------------------------------------------------------------------------
+
+
+def test_tasks_are_those_of_optimum() -> None:
+    from optimum.exporters.tasks import TasksManager
+
+    assert set(tasks.TASKS) == set(TasksManager.get_all_tasks())
+    assert {*tasks.TASKS, *tasks.SYNONYMS} == tasks.optimum_tasks()
+    with_past = {
+        task.removesuffix("-with-past")
+        for libraries in TasksManager._SUPPORTED_MODEL_TYPE.values()
+        for exporters in [libraries]
+        for task in exporters.get("onnx", {})
+        if task.endswith("-with-past")
+    }
+    assert with_past == set(tasks.WITH_PAST)
+
+
+def test_task_of_another_version_of_optimum_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "optimum_tasks", lambda: {"smell-classification"})
+    tasks.check_task("smell-classification-with-past")
+
+
+# --- Completion -----------------------------------------------------------------------------------
+
+
+def completed(*words: str | Path) -> list[str]:
+    """What bash offers for the last word."""
+    environment = {
+        "_MODELEXPORT_OPTIMUM_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["modelexport-optimum", *map(str, words)]),
+        "COMP_CWORD": str(len(words)),
+    }
+    result = CliRunner().invoke(app, [], env=environment, prog_name="modelexport-optimum")
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, model_directory: ModelDirectory) -> Path:
+    output = tmp_path_factory.mktemp("exported") / "bert-onnx"
+    assert export(model_directory("bert"), output, providers=["cpu"]).ok
+    return output
+
+
+def test_commands_and_options_are_completed() -> None:
+    assert completed("insp") == ["inspect"]
+    assert "--fail-fast" in completed("batch", "models.txt", "--fa")
+    assert "--task" in completed("bert", "--ta")
+
+
+def test_files_after_batch_are_the_shell_s() -> None:
+    assert completed("batch", "mod") == []
+    assert completed("batch", "") == []
+
+
+def test_values_are_completed() -> None:
+    assert completed("bert", "--task", "text-cl") == ["text-classification"]
+    assert "text-generation-with-past" in completed("batch", "m", "--task", "text-generation")
+    assert completed("verify", "out", "--task", "fill") == ["fill-mask"]
+    assert "cpu" in completed("bert", "--provider", "cp")
+    assert completed("profile", "out", "--provider", "tensor") == ["tensorrt"]
+    assert completed("view", "out", "--viewer", "n") == ["netron"]
+
+
+def test_modules_are_completed_from_the_file(exported: Path, tmp_path: Path) -> None:
+    assert "bert.encoder.layer.0.attention" in completed(
+        "inspect", exported, "--module", "bert.encoder.layer.0.att"
+    )
+    assert completed("extract", exported / "model.onnx", "--module", "bert.emb")[0] == (
+        "bert.embeddings"
+    )
+    assert completed("inspect", exported, "--class", "BertLay") == ["BertLayer"]
+    assert completed("inspect", exported, "--op", "MatM") == ["MatMul"]
+    assert completed("inspect", tmp_path / "none", "--module", "b") == []
+    assert completed("inspect", "--module", "b") == []
+
+
+def test_completing_modules_is_quick(exported: Path) -> None:
+    code = (
+        "import sys, time; started = time.perf_counter()\n"
+        "from modelexport_optimum.cli.main import app\n"
+        "try: app(prog_name='modelexport-optimum')\n"
+        "except SystemExit: pass\n"
+        "heavy = [m for m in ('torch', 'transformers', 'onnxruntime') if m in sys.modules]\n"
+        "print(heavy, time.perf_counter() - started, file=sys.stderr)"
+    )
+    environment = {
+        "_MODELEXPORT_OPTIMUM_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"modelexport-optimum inspect {exported} --module bert.enc",
+        "COMP_CWORD": "4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "bert.encoder" in done.stdout.split()
+    heavy, _, seconds = done.stderr.strip().rpartition(" ")
+    assert heavy == "[]"
+    assert float(seconds) < 5
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_export_that_is_stopped_says_what_was_kept(
+    number: int, status: int, tmp_path: Path, model_directory: ModelDirectory
+) -> None:
+    command = [sys.executable, "-m", "modelexport_optimum", model_directory("bert"), "-o", "out"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.staging-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err.splitlines()[-1] == (
+        "stopped: nothing was written or replaced; the same command starts again"
+    )
+    assert list(tmp_path.iterdir()) == []
