@@ -213,10 +213,11 @@ def print_batch(result: BatchResult) -> None:
     parts = ", ".join(f"{number:,} {status}" for status, number in counts.items())
     before = f" ({result.skipped:,} done before)" if result.skipped else ""
     print_blank()
-    print_line(
-        f"{parts}{before} in {result.seconds:.1f} s: "
-        f"{from_here(result.directory / 'results.jsonl')}"
-    )
+    results = result.directory / "results.jsonl"
+    where = f": {from_here(results)}" if results.exists() else ""
+    print_line(f"{parts}{before} in {result.seconds:.1f} s{where}")
+    if result.signal is not None:
+        print_line("stopped: the exports that are done were kept; the same command does the rest")
 
 
 def _model(name: str) -> str:
