@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import mmap
-from pathlib import PurePath
+import os
 from typing import TYPE_CHECKING, cast
 
 import onnx
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.hierarchy.tagged_model import nbytes
+from modelexport_optimum.onnx_file.external_data import open_external_data
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.onnx_file.wire import bytes_fields
 
@@ -31,7 +32,7 @@ class Weights:
 
     def __init__(self, model: Model) -> None:
         """Maps the file that the skeleton was read from."""
-        self._directory = model.path.parent
+        self._path = model.path
         self._maps: dict[Path, memoryview] = {}
         self.file = self._map(model.path)
         self._places: dict[int, tuple[int, int]] = {}
@@ -61,10 +62,8 @@ class Weights:
             return memoryview(onnx.numpy_helper.to_array(small).tobytes())
         header = onnx.TensorProto.FromString(b"".join(external))
         offset = int({entry.key: entry.value for entry in header.external_data}.get("offset", "0"))
-        path = self._directory / tensor.location
-        if PurePath(tensor.location).is_absolute() or ".." in PurePath(tensor.location).parts:
-            raise InvalidModelError(f"{path} is outside of the model's directory: put it beside")
-        data = self._map(path)[offset : offset + nbytes(tensor)]
+        path = self._path.parent / tensor.location
+        data = self._map(path, tensor.location)[offset : offset + nbytes(tensor)]
         if len(data) < nbytes(tensor):
             raise InvalidModelError(f"{path} ends before the data of {tensor.name}: copy it anew")
         return data
@@ -75,14 +74,17 @@ class Weights:
         for tensor, (_, _, start, end) in zip(graph.initializers, found, strict=True):
             yield id(tensor), (first + start, first + end)
 
-    def _map(self, path: Path) -> memoryview:
+    def _map(self, path: Path, location: str = "") -> memoryview:
         if path not in self._maps:
             try:
-                with path.open("rb") as file:
+                fd = (
+                    open_external_data(self._path, location)
+                    if location
+                    else os.open(path, os.O_RDONLY)
+                )
+                with os.fdopen(fd, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._maps[path] = memoryview(mapped)
-            except FileNotFoundError as error:
-                raise InvalidModelError(f"{path} is missing: copy that file, too") from error
             except (OSError, ValueError) as error:  # an empty file cannot be mapped
                 raise ModelExportError(f"cannot read {path}: {error}") from error
         return self._maps[path]

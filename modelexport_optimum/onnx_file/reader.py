@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.onnx_file.external_data import check_external_data
 from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node, Tensor, Value
 from modelexport_optimum.onnx_file.wire import LEN, VARINT, FieldReader, length_delimited
 
@@ -51,7 +52,8 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
         The model, without weights; memory grows with the number of nodes and initializers.
 
     Raises:
-        InvalidModelError: The file is not an ONNX model, or is truncated.
+        InvalidModelError: The file is not an ONNX model, or is truncated, or has its weights
+            outside of its directory.
         ModelExportError: The file cannot be read.
     """
     if fd is None:
@@ -69,6 +71,7 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
     # Any bytes may pass for protobuf; a model has a version, a graph and an opset.
     if not model.ir_version or not (model.opsets or model.functions):
         raise InvalidModelError(f"{path} is not an ONNX model: check that it is the right file")
+    check_external_data(model)
     return model
 
 

@@ -1,0 +1,108 @@
+"""The files beside a model that hold its weights, which must be in the model's own directory.
+
+A location is text in the model's file, so whoever wrote the file chose it. What is refused is what
+onnx itself refuses (onnx/checker.cc, `open_external_data`, since onnx 1.20): a location that leads
+out of the directory, a symbolic link on the way, a file with a second hard link, and anything that
+is no regular file. Whatever opens such a file opens it here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import InvalidModelError
+from modelexport_optimum.onnx_file.skeleton import walk_graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelexport_optimum.onnx_file.skeleton import Model
+
+_COPY = "copy the model with its weights into one directory (cp -rL) and give that"
+
+
+class MissingDataError(InvalidModelError):
+    """The file is not there."""
+
+
+def check_external_data(model: Model) -> None:
+    """Refuses a model whose weights are somewhere else; weights that are missing it lets pass.
+
+    Args:
+        model: The model, as it was read.
+
+    Raises:
+        InvalidModelError: A file that the model names is not one in its directory.
+    """
+    locations = {
+        tensor.location
+        for _, graph in walk_graphs(model.graph)
+        for tensor in graph.initializers
+        if tensor.location
+    }
+    for location in sorted(locations):
+        with contextlib.suppress(MissingDataError):  # whoever needs it will say so
+            os.close(open_external_data(model.path, location))
+
+
+def open_external_data(model: Path, location: str) -> int:
+    """Opens a file of a model's weights for reading.
+
+    Args:
+        model: The `.onnx` file.
+        location: Where the weights are, as the model says it.
+
+    Returns:
+        The file's descriptor.
+
+    Raises:
+        MissingDataError: There is no such file.
+        InvalidModelError: It is not a file in the model's directory, or cannot be read.
+    """
+    parts = Path(os.path.normpath(location)).parts
+    if location.startswith("/") or ".." in parts[:1] or "\0" in location:
+        raise InvalidModelError(
+            f"{model} keeps weights in {location!r}, outside of its directory: {_COPY}"
+        )
+    path = model.parent / location
+    try:
+        descriptor = _open_below(model.parent, parts)
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{path} is missing: copy that file, too") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):  # what O_NOFOLLOW meets a link with
+            raise InvalidModelError(
+                f"{path}, where {model.name} keeps weights, is behind a symbolic link: {_COPY}"
+            ) from error
+        raise InvalidModelError(f"cannot read {path}: {error.strerror}") from error
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidModelError(f"{path}, where {model.name} keeps weights, is no file")
+    raise InvalidModelError(
+        f"{path}, where {model.name} keeps weights, has a second hard link and so may be "
+        f"any other file: {_COPY}"
+    )
+
+
+def _open_below(directory: Path, parts: Sequence[str]) -> int:
+    """Opens a file by its path from a directory, and follows no link on the way."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for index, part in enumerate(parts, 1):
+            # O_NONBLOCK: to open a pipe would wait for a writer.
+            flags = os.O_NONBLOCK if index == len(parts) else os.O_DIRECTORY
+            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
