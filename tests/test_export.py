@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceC
 from modelexport_optimum import ModelExportError, UsageError, export, read_hierarchy
 from modelexport_optimum.exporting import staging
 from modelexport_optimum.system import locks
+from modelexport_optimum.tagging.carriers import parse_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,9 +131,10 @@ def test_config_names_the_exported_class(run: tuple[ExportResult, Any]) -> None:
     config = json.loads((run[0].output / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     metadata = config["htp_metadata"]
-    nodes = list(read_hierarchy(run[0].output))
-    assert metadata["hierarchy_modules"] == len({node.module_path for node in nodes})
-    assert metadata["module_types"] == sorted({node.module_class for node in nodes})
+    tags = {node.tag for node in read_hierarchy(run[0].output)}
+    named = {module for tag in tags for module in parse_tag(tag) or ()}
+    assert metadata["hierarchy_modules"] == len(named)
+    assert metadata["module_types"] == sorted({name for _, name in named})
     assert metadata["export_strategy"] == "htp"
 
 

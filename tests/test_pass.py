@@ -98,8 +98,11 @@ def test_config_gains_its_key_and_loses_it_again(bert: Path) -> None:
     described = json.loads((bert / "config.json").read_text())
     metadata = described.pop("htp_metadata")
     assert described == json.loads(before)
-    assert metadata["hierarchy_modules"] == len(report.files[0].modules)
-    assert metadata["module_types"] == sorted(set(report.files[0].modules.values()))
+    tags = {node.tag for node in htp.read_hierarchy(bert)}
+    named = {module for tag in tags for module in carriers.parse_tag(tag) or ()}
+    assert metadata["hierarchy_modules"] == len(named) == report.modules
+    assert metadata["module_types"] == sorted({name for _, name in named})
+    assert "BertLayer" in metadata["module_types"]  # which owns no node itself
     assert metadata["export_strategy"] == "htp"
     htp.strip(bert)
     assert (bert / "config.json").read_bytes() == before

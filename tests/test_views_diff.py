@@ -130,6 +130,37 @@ def test_another_attribute(bert: Path, model: onnx.ModelProto, tmp_path: Path) -
     assert module.operators == (Change("LayerNormalization", "1", "1 with other attributes"),)
 
 
+def test_large_constants_are_compared_by_their_bytes(tmp_path: Path) -> None:
+    def tagged_model(name: str, last: int, stored: str, length: int, *, before: str = "") -> Path:
+        array = np.arange(length, dtype=np.float32)
+        array[-1] = last
+        tensor = numpy_helper.from_array(array, stored)
+        if stored == "floats":
+            tensor = onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [length], array)
+        nodes = [onnx.helper.make_node("Constant", [], ["c"], name="/a/Constant", value=tensor)]
+        x, y = (onnx.helper.make_tensor_value_info(v, 1, None) for v in "xy")
+        nodes.append(onnx.helper.make_node("Mul", ["x", "c"], ["y"], name="/a/Mul"))
+        made = onnx.helper.make_model(
+            onnx.helper.make_graph(nodes, "g", [x], [y], doc_string=before),
+            opset_imports=[onnx.helper.make_opsetid("", 18)],
+        )
+        onnx.save(made, tmp_path / name)
+        tag(tmp_path / name)
+        return tmp_path / name
+
+    for length in (
+        100,
+        1_000,
+        100_000,
+    ):  # in the node, left in the file, in a node too long to parse
+        one = tagged_model("one.onnx", 1, "raw", length)
+        for stored in ("other name", "floats"):
+            assert diff(one, tagged_model("same.onnx", 1, stored, length, before="longer")).same
+        [found] = diff(one, tagged_model("other.onnx", 2, "raw", length)).files
+        [module] = found.modules
+        assert (module.path, [change.what for change in module.operators]) == ("a", ["Constant"])
+
+
 def test_another_operator(bert: Path, model: onnx.ModelProto, tmp_path: Path) -> None:
     node(model, f"/{LAYER.replace('.', '/', 2)}/attention/self/Softmax").op_type = "LogSoftmax"
     [module] = changed(bert, model, tmp_path).modules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -199,6 +200,15 @@ def test_of_an_optimized_model(electra: Path, tmp_path: Path) -> None:
 
 
 # --- Weights --------------------------------------------------------------------------------------
+
+
+def test_mode_is_what_the_umask_gives(electra: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        extract(electra, "electra.encoder.layer.0", tmp_path / "cut.onnx")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "cut.onnx").stat().st_mode & 0o777 == 0o640
 
 
 def test_external_data(electra: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ import onnx
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files, type_text
-from modelexport_optimum.hierarchy.weights import Weights
+from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
+from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
+from modelexport_optimum.onnx_file.wire import bytes_fields
 from modelexport_optimum.tagging.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile, TaggedNode
-    from modelexport_optimum.onnx_file.skeleton import Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Node
 
-# How onnx_file writes a large tensor in an attribute: as its place in the file.
-_PLACE = re.compile(rb"@\d+$")
+_ATTRIBUTE_NAME, _ATTRIBUTE_TENSOR, _ATTRIBUTE_DOC_STRING = 1, 5, 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _diff_modules(a: _Side, b: _Side) -> Iterator[ModuleChange]:
             continue
         same_class = one.module_class == other.module_class
         classes = () if same_class else (Change("class", one.module_class, other.module_class),)
-        operators = tuple(_diff_operators(one, a.file.model, other, b.file.model))
+        operators = tuple(_diff_operators(one, a, other, b))
         parameters = tuple(_diff_parameters(path, (one, a), (other, b)))
         if classes or operators or parameters:
             yield ModuleChange(path, other.module_class, "", classes, operators, parameters)
@@ -243,41 +243,58 @@ def _operator(node: Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
-def _diff_operators(a: Module, model_a: Model, b: Module, model_b: Model) -> Iterator[Change]:
+def _diff_operators(a: Module, side_a: _Side, b: Module, side_b: _Side) -> Iterator[Change]:
     counts = [Counter(_operator(tagged.node) for tagged in module.nodes) for module in (a, b)]
     for operator in sorted({*counts[0], *counts[1]}):
         one, other = (count[operator] for count in counts)
         if one != other:
             yield Change(operator, str(one), str(other))
-        elif _attributes(a, operator, model_a) != _attributes(b, operator, model_b):
+        elif _attributes(a, operator, side_a) != _attributes(b, operator, side_b):
             yield Change(operator, str(one), f"{other} with other attributes")
 
 
 def _attributes(
-    module: Module, operator: str, model: Model
+    module: Module, operator: str, side: _Side
 ) -> Counter[frozenset[tuple[str, bytes]]]:
     """What the attributes of a module's operators are, of one kind of operator."""
+    opsets = side.file.model.opsets
     return Counter(
         frozenset(
-            (name, _PLACE.sub(b"", data))
+            (name, _fingerprint(data, side.weights))
             for name, data in tagged.node.attributes.items()
             if name != ATTRIBUTE
         )
-        - _defaults(tagged.op_type, model.opsets.get(tagged.node.domain, 1), tagged.node.domain)
+        - _defaults(tagged.op_type, opsets.get(tagged.node.domain, 1), tagged.node.domain)
         for tagged in module.nodes
         if _operator(tagged.node) == operator
     )
 
 
+def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
+    """What an attribute's value is, however and wherever it is stored."""
+    parts = []
+    for number, _, start, end in bytes_fields(attribute):
+        payload = memoryview(attribute)[start:end]
+        if number == LEFT_IN_FILE and weights is not None:
+            rest = weights.file[int(bytes(payload)) :]
+            number, _, start, end = next(fields(rest))  # the field that it stands for
+            payload = rest[start:end]
+        if number == _ATTRIBUTE_TENSOR:
+            parts.append((number, tensor_digest(payload)))
+        elif number not in (_ATTRIBUTE_NAME, _ATTRIBUTE_DOC_STRING):
+            parts.append((number, hashlib.sha256(payload).digest()))
+    return b"".join(b"%d:" % number + digest for number, digest in sorted(parts))
+
+
 @functools.cache
 def _defaults(op_type: str, version: int, domain: str) -> frozenset[tuple[str, bytes]]:
-    """The attributes that an operator has if they are left out, serialized."""
+    """The attributes that an operator has if they are left out."""
     try:
         schema = onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:  # an operator of ONNX Runtime's own
         return frozenset()
     return frozenset(
-        (name, attribute.default_value.SerializeToString(deterministic=True))
+        (name, _fingerprint(attribute.default_value.SerializeToString()))
         for name, attribute in schema.attributes.items()
     )
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 from typing import TYPE_CHECKING, cast
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Tensor
 
 _GRAPH_INITIALIZER = 5
-_TENSOR_RAW_DATA, _TENSOR_EXTERNAL_DATA = 9, 13
+_TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_RAW_DATA, _TENSOR_EXTERNAL_DATA = 1, 2, 9, 13
 
 
 class Weights:
@@ -88,6 +89,24 @@ class Weights:
             except (OSError, ValueError) as error:  # an empty file cannot be mapped
                 raise ModelExportError(f"cannot read {path}: {error}") from error
         return self._maps[path]
+
+
+def tensor_digest(message: memoryview) -> bytes:
+    """A fingerprint of a TensorProto's type, shape and data; its name does not count."""
+    header, data = [], None
+    for number, key, start, end in fields(message):
+        if number in (_TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_EXTERNAL_DATA):
+            header.append(bytes(message[key:end]))
+        elif number == _TENSOR_RAW_DATA:
+            data = message[start:end]
+    tensor = onnx.TensorProto.FromString(b"".join(header))
+    if data is None and not tensor.external_data:
+        whole = onnx.TensorProto.FromString(bytes(message))
+        data = memoryview(onnx.numpy_helper.to_array(whole).tobytes())
+    digest = hashlib.sha256(tensor.SerializeToString(deterministic=True))
+    if data is not None:
+        digest.update(data)
+    return digest.digest()
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:

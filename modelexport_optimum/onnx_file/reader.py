@@ -37,8 +37,9 @@ MAX_DEPTH = 100
 # What no file can hold the data of.
 _MAX_ELEMENTS = 2**63 - 1
 
-# Number of a field, far from those of onnx.proto, that stands for a large one by its place.
-_LEFT_IN_FILE = 1000
+# Number of a field, far from those of onnx.proto, that stands for a large one: it holds the
+# offset of that one's key in the file.
+LEFT_IN_FILE = 1000
 
 
 def read_model(path: Path, *, fd: int | None = None) -> Model:
@@ -218,7 +219,7 @@ def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> No
     node = Node(key, start, end)
     if end - start <= WHOLE_NODE_BYTES:
         proto = onnx.NodeProto.FromString(reader.read(start, end))
-        nested = any(a.type in _GRAPH_TYPES or a.HasField("g") for a in proto.attribute)
+        nested = any(a.HasField("g") or a.graphs or a.type in _GRAPH_TYPES for a in proto.attribute)
     else:
         proto = onnx.NodeProto.FromString(b"".join(_light_fields(reader, start, end)))
         nested = True
@@ -259,18 +260,21 @@ def _read_attributes(
             continue
         end = start + length
         place = [*enclosing, (key, start, end)]
-        name, kept, graphs = "", [], []
+        name, kept, graphs, single = "", [], [], False
         for inner, kind, size, inner_key, offset in reader.fields(start, end):
             following = reader.after(kind, size, offset, end)
             if inner == 1 and kind == LEN:
                 name = reader.text(offset, size)
             elif inner in (6, 11) and kind == LEN:
+                if inner == 6 and single:  # protobuf would merge the two into one
+                    raise DecodeError("an attribute holds its graph in two pieces")
+                single = single or inner == 6
                 span = (inner_key, offset, following)
                 graphs.append(_read_graph(reader, offset, following, [*place, span]))
             elif following - inner_key <= SMALL_TENSOR_BYTES:
                 kept.append(reader.read(inner_key, following))
             else:
-                kept.append(length_delimited(_LEFT_IN_FILE, b"%d" % inner_key))
+                kept.append(length_delimited(LEFT_IN_FILE, b"%d" % inner_key))
         node.subgraphs.extend((name, graph) for graph in graphs)
         if not graphs:
             node.attributes[name] = b"".join(kept)

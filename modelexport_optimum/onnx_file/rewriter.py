@@ -1,7 +1,8 @@
 """The file written anew with other bytes for some of its fields, and everything else copied.
 
-`rewrite` changes the bytes of nodes, fixes the lengths of the messages around them, lets the
-kernel copy what lies between, and replaces the file atomically.
+`Rewrite` knows before it writes whether it can: it fixes the lengths of the messages around
+what is edited, lets the kernel copy what lies between, reads the new file back, and replaces
+the old one atomically.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import ModelExportError
+from google.protobuf.message import DecodeError
+
+from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.onnx_file.wire import WINDOW_BYTES, FieldReader, pread, varint
 from modelexport_optimum.system.atomic_write import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
+
+    Span = tuple[int, int, int]
+    """A message in the file: its key's start, its payload's start, its payload's end."""
 
 # A protobuf message is at most 2 GiB - 1 byte long, and ONNX Runtime reads no longer one.
 MAX_MESSAGE_BYTES = 2**31 - 1
@@ -46,45 +53,91 @@ def node_bytes(fd: int, node: Node) -> bytes:
     return pread(fd, node.start, node.end - node.start)
 
 
-def rewrite(
-    fd: int, model: Model, node_edits: dict[int, list[Edit]], model_edits: Sequence[Edit]
-) -> None:
-    """Applies the edits and replaces the file atomically.
+class Rewrite:
+    """Edits of one file, which nothing forbids once they are made into this."""
 
-    The new file is written beside the old one, flushed to the disk, given the old one's
-    mode, and renamed over it: killed at any moment, one of the two is there, whole.
+    def __init__(
+        self, fd: int, model: Model, node_edits: dict[int, list[Edit]], model_edits: Sequence[Edit]
+    ) -> None:
+        """Orders the edits, and adds those of the lengths of all messages around them.
 
-    Args:
-        fd: The file that `model` was read from, open for reading.
-        model: Its skeleton.
-        node_edits: Edits inside nodes' own fields, by the node's start.
-        model_edits: Edits of the model's own fields, outside its graph.
+        Args:
+            fd: The file that `model` was read from, open for reading.
+            model: Its skeleton.
+            node_edits: Edits inside nodes' own fields, by the node's start.
+            model_edits: Edits of the model's own fields, outside its graph.
 
-    Raises:
-        ModelExportError: The file would pass protobuf's limit, or cannot be written. The old
-            file is as it was, and nothing else is left.
-    """
-    edits = [*_with_lengths(model.graph, node_edits), *model_edits]
-    edits.sort(key=lambda edit: (edit.start, edit.end))
-    size = model.size + sum(edit.growth for edit in edits)
-    if size > MAX_MESSAGE_BYTES:
-        raise ModelExportError(
-            f"{model.path} would grow from {model.size} to {size} bytes with its tags, past "
-            f"protobuf's limit of {MAX_MESSAGE_BYTES}: save its weights as external data "
-            "(FORCE_ONNX_EXTERNAL_DATA=1 makes Optimum do so) and tag that; "
-            "the file is as it was"
-        )
-    with replacing(model.path, like=fd) as target:
-        reader = FieldReader(fd, model.size)
+        Raises:
+            ModelExportError: The file would pass protobuf's limit, or a length of it is
+                padded in a way that cannot be kept.
+        """
+        self._fd = fd
+        self._model = model
+        # What is appended to an inner message comes before what is appended to an outer one
+        # that ends at the same place.
+        depth = {
+            node.start: len(nested.enclosing)
+            for _, nested in walk_graphs(model.graph)
+            for node in nested.nodes
+        }
+        ordered = [
+            (edit.start, edit.end, -depth[start], edit)
+            for start, own in node_edits.items()
+            for edit in own
+        ]
+        ordered += [(e.start, e.end, 0, e) for e in _length_edits(model, node_edits)]
+        ordered += [(e.start, e.end, 0, e) for e in model_edits]
+        ordered.sort(key=lambda placed: placed[:3])
+        self._edits = [edit for *_, edit in ordered]
+        self._size = model.size + sum(edit.growth for edit in self._edits)
+        if self._size > MAX_MESSAGE_BYTES:
+            raise ModelExportError(
+                f"{model.path} would grow from {model.size} to {self._size} bytes with its tags, "
+                f"past protobuf's limit of {MAX_MESSAGE_BYTES}: save its weights as external data "
+                "(FORCE_ONNX_EXTERNAL_DATA=1 makes Optimum do so) and tag that; "
+                "the file is as it was"
+            )
+
+    def write(self, check: Callable[[Model], str | None]) -> None:
+        """Writes the new file beside the old one, and renames it over the old one.
+
+        It is flushed to the disk, given the old one's mode, and read back before: killed at
+        any moment, one of the two is there, whole.
+
+        Args:
+            check: Says what is wrong with the skeleton that was read back, if anything is.
+
+        Raises:
+            ModelExportError: It cannot be written, or does not read back as it must. The old
+                file is as it was, and nothing else is left.
+        """
+        path = self._model.path
+        with replacing(path, like=self._fd) as target:
+            try:
+                self._write_to(target)
+                written = read_model(path, fd=target)
+                wrong = _difference(self._model, written) or check(written)
+            except (DecodeError, InvalidModelError) as error:
+                wrong = f"it ({error.__cause__ or error})"
+            if os.fstat(target).st_size != self._size:
+                wrong = "its length"
+            if wrong:
+                raise ModelExportError(
+                    f"{path} cannot be written anew: {wrong} does not read back as it must; "
+                    "the file is as it was (please report it with the file)"
+                )
+
+    def _write_to(self, target: int) -> None:
+        reader = FieldReader(self._fd, self._model.size)
         pending = bytearray()
         position = 0
-        for edit in [*edits, Edit(model.size, model.size, b"")]:
+        for edit in [*self._edits, Edit(self._model.size, self._model.size, b"")]:
             if edit.start - position <= WINDOW_BYTES:
                 pending += reader.read(position, edit.start)
             else:
                 _write(target, pending)
                 pending.clear()
-                _copy(fd, position, edit.start, target)
+                _copy(self._fd, position, edit.start, target)
             pending += edit.data
             if len(pending) > _COPY_BYTES:
                 _write(target, pending)
@@ -93,12 +146,11 @@ def rewrite(
         _write(target, pending)
 
 
-def _with_lengths(graph: Graph, node_edits: dict[int, list[Edit]]) -> list[Edit]:
-    """The edits of nodes, and of the lengths of all messages around them."""
-    edits = [edit for own in node_edits.values() for edit in own]
-    growth: dict[tuple[int, int, int], int] = {}
-    parent: dict[tuple[int, int, int], tuple[int, int, int] | None] = {}
-    for _, nested in walk_graphs(graph):
+def _length_edits(model: Model, node_edits: dict[int, list[Edit]]) -> list[Edit]:
+    """The edits of the lengths of edited nodes and of all messages around them."""
+    growth: dict[Span, int] = {}
+    parent: dict[Span, Span | None] = {}
+    for _, nested in walk_graphs(model.graph):
         changed = [node for node in nested.nodes if node_edits.get(node.start)]
         if not changed:
             continue
@@ -110,13 +162,11 @@ def _with_lengths(graph: Graph, node_edits: dict[int, list[Edit]]) -> list[Edit]
             span = (node.key, node.start, node.end)
             parent[span] = outer
             growth[span] = sum(edit.growth for edit in node_edits[node.start])
+    edits = []
     # A message begins before what it holds: from the last to the first is inside out.
     for span in sorted(parent, reverse=True):
         key, start, end = span
-        old, new = varint(end - start), varint(end - start + growth.get(span, 0))
-        width = start - key - 1
-        if width > len(old):  # padded by whoever wrote it, and so it stays
-            new = _padded(new, width)
+        new = _length(model, span, end - start + growth.get(span, 0))
         edit = Edit(key + 1, start, new)
         edits.append(edit)
         outer = parent[span]
@@ -125,10 +175,50 @@ def _with_lengths(graph: Graph, node_edits: dict[int, list[Edit]]) -> list[Edit]
     return edits
 
 
-def _padded(number: bytes, width: int) -> bytes:
-    if len(number) >= width:
+def _length(model: Model, span: Span, length: int) -> bytes:
+    """A message's new length, padded to the old one's width if that was padded.
+
+    The padding is what tells, when the edits are undone, how wide the old one was.
+    """
+    key, start, end = span
+    number, width = varint(length), start - key - 1
+    if width == len(varint(end - start)):
         return number
-    return number[:-1] + bytes([number[-1] | 0x80]) + b"\x80" * (width - len(number) - 1) + b"\0"
+    if width <= len(number):
+        raise ModelExportError(
+            f"{model.path}: a length at byte {key + 1} is padded to {width} bytes, which could "
+            "not be restored: save the model anew with onnx.save; the file is as it was"
+        )
+    padding = b"\x80" * (width - len(number) - 1) + b"\0"
+    return number[:-1] + bytes([number[-1] | 0x80]) + padding
+
+
+def _difference(old: Model, new: Model) -> str | None:
+    """What of a model's skeleton is another one, where tags change nothing."""
+    for what in ("ir_version", "producer", "opsets", "functions"):
+        if getattr(old, what) != getattr(new, what):
+            return what
+    graphs = list(walk_graphs(old.graph)), list(walk_graphs(new.graph))
+    if [path for path, _ in graphs[0]] != [path for path, _ in graphs[1]]:
+        return "the nesting of its graphs"
+    for (path, before), (_, after) in zip(*graphs, strict=True):
+        found = _graph_difference(before, after)
+        if found:
+            return f"{found} of the graph {path or before.name}"
+    return None
+
+
+def _graph_difference(old: Graph, new: Graph) -> str | None:
+    for what in ("name", "initializers", "inputs", "outputs"):
+        if getattr(old, what) != getattr(new, what):
+            return what
+    if len(old.nodes) != len(new.nodes):
+        return "the number of nodes"
+    for before, after in zip(old.nodes, new.nodes, strict=True):
+        for what in ("name", "op_type", "domain", "inputs", "outputs"):
+            if getattr(before, what) != getattr(after, what):
+                return f"{what} of the node {before.name or before.op_type}"
+    return None
 
 
 def _write(fd: int, data: bytes | bytearray) -> None:

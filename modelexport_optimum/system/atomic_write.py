@@ -4,53 +4,104 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.locks import NoLocksError, lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
     """Opens a temporary file that becomes `path` when the block ends without an error.
 
+    The temporary file is locked while it is written: one that is not is what a killed run
+    left, and is removed by the next one.
+
     Args:
         path: The file to replace.
-        like: An open file whose mode and owner the new one gets.
+        like: An open file whose mode and owner the new one gets; without it the mode is
+            what the umask leaves.
 
     Yields:
-        The temporary file's descriptor, open for writing.
+        The temporary file's descriptor, open for reading and writing.
 
     Raises:
         ModelExportError: It cannot be written; `path` is as it was and nothing is left.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        remove_abandoned(path.parent, lambda name: name == path.name)
+        temporary, target = _temporary(path, 0o666 if like is None else 0o600)
     except OSError as error:
         raise ModelExportError(f"cannot write in {path.parent}: {error.strerror}") from error
     try:
-        try:
-            yield target
-            if like is not None:
-                status = os.fstat(like)
-                with contextlib.suppress(PermissionError):  # only root may give files away
-                    os.fchown(target, status.st_uid, status.st_gid)
-                os.fchmod(target, stat.S_IMODE(status.st_mode))
-            os.fsync(target)
-        finally:
-            os.close(target)
+        yield target
+        if like is not None:
+            status = os.fstat(like)
+            with contextlib.suppress(PermissionError):  # only root may give files away
+                os.fchown(target, status.st_uid, status.st_gid)
+            os.fchmod(target, stat.S_IMODE(status.st_mode))
+        os.fsync(target)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise ModelExportError(
             f"cannot write {path}: {error.strerror}; the file is as it was"
         ) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
+    finally:
+        with contextlib.suppress(OSError):  # it is on the disk since fsync
+            os.close(target)  # and with it the lock
+
+
+def remove_abandoned(directory: Path, matches: Callable[[str], bool]) -> None:
+    """Removes the temporary files that killed runs left; a live run holds the lock of its own.
+
+    Where there are no locks nothing is removed: it may be a live run's.
+
+    Args:
+        directory: Where to look.
+        matches: Whether a file of this name was to be replaced.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    for temporary in directory.iterdir():
+        found = _TEMPORARY.fullmatch(temporary.name)
+        if found is None or not matches(found["name"]):
+            continue
+        with contextlib.suppress(OSError):  # not ours
+            # Opening a link would open, or make, what it points to.
+            held = lock(temporary) if stat.S_ISREG(temporary.lstat().st_mode) else None
+            if held is not None:
+                temporary.unlink(missing_ok=True)
+                os.close(held)
+
+
+def _temporary(path: Path, mode: int) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            target = lock(temporary, mode=mode)
+        except NoLocksError:
+            target = os.open(temporary, os.O_RDWR)
+        except OSError:
+            _remove(temporary)
+            raise
+        if target is not None:
+            return temporary, target
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # the next run does it
+        temporary.unlink(missing_ok=True)

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def parse_json(data: str | bytes) -> Any:  # noqa: ANN401 (what the text says)
+def parse_json(data: str | bytes, *, doubles: bool = False) -> Any:  # noqa: ANN401 (what it says)
     """Reads a JSON text.
 
     Args:
         data: The text; bytes are UTF-8, with or without a byte order mark.
+        doubles: Whether a key may stand twice in an object, of which the last one counts.
 
     Raises:
         ValueError: It is none, is nested too deep, has a key twice in one object, or a
@@ -27,7 +28,7 @@ def parse_json(data: str | bytes) -> Any:  # noqa: ANN401 (what the text says)
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        found = json.loads(text, object_pairs_hook=_without_doubles)
+        found = json.loads(text, object_pairs_hook=None if doubles else _without_doubles)
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
@@ -48,18 +49,19 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
+def parse_json_object(data: bytes, path: Path, *, doubles: bool = False) -> dict[str, Any]:
     """Reads a JSON text that is to be one object, as that of a config.json is.
 
     Args:
         data: The text.
         path: The file that it is from, for the error.
+        doubles: As for `parse_json`.
 
     Raises:
         ModelExportError: It is no such text.
     """
     try:
-        found = parse_json(data)
+        found = parse_json(data, doubles=doubles)
     except ValueError as error:
         raise ModelExportError(f"cannot read {path}: {error}: mend it or take it away") from error
     if not isinstance(found, dict):

@@ -1,29 +1,60 @@
-"""A lock that the system gives back when its process dies."""
+"""Locks between processes, which the system gives back when one dies, and between threads."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import functools
+import logging
 import os
-from typing import TYPE_CHECKING
+import threading
+import time
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+ONE_THREAD = threading.RLock()
+"""Who exports, or builds a model without weights, changes globals of PyTorch and of Optimum: the
+tracing state (torch.onnx.utils), `Module.register_parameter` (accelerate's init_empty_weights).
+So the threads of a process do it one after another."""
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system says that has none, as Lustre mounted without `flock`."""
+
+_POLL_SECONDS = 0.05
+
+_logger = logging.getLogger(__name__)
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def in_one_thread(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a function that only one thread of the process may be in at a time."""
+
+    @functools.wraps(function)
+    def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with ONE_THREAD:
+            return function(*args, **kwargs)
+
+    return alone
 
 
 class NoLocksError(OSError):
     """The file system has no locks."""
 
 
-def lock(path: Path, *, shared: bool = False) -> int | None:
+def lock(path: Path, *, shared: bool = False, mode: int = 0o666) -> int | None:
     """Take the lock that a file stands for, which is made if it is not there.
 
     Args:
         path: the file. Who has the lock may remove it.
         shared: with others that take it so.
+        mode: of the file, if it is made; the umask is taken off.
 
     Returns:
         The descriptor that holds it; None if another process has it.
@@ -33,7 +64,7 @@ def lock(path: Path, *, shared: bool = False) -> int | None:
         OSError: the file cannot be made.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks no others
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)  # NFS locks no others
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if _is_at(descriptor, path):
@@ -47,6 +78,39 @@ def lock(path: Path, *, shared: bool = False) -> int | None:
                 raise NoLocksError(error.errno, error.strerror, str(path)) from error
             raise
         os.close(descriptor)  # it was removed by who had it before
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path, what: str) -> Iterator[bool]:
+    """Hold a lock for the block, after waiting for whoever has it; the file is removed then.
+
+    Args:
+        path: the file that stands for it.
+        what: what the lock is on, for the line that is logged when there is something to wait for.
+
+    Yields:
+        Whether it is held; False where the file system has no locks.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    try:
+        held = lock(path)
+        if held is None:
+            _logger.warning("waiting for another run that works on %s", what)
+        while held is None:
+            time.sleep(_POLL_SECONDS)
+            held = lock(path)
+    except NoLocksError:
+        path.unlink(missing_ok=True)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):  # an empty file, which the next run takes over
+            path.unlink(missing_ok=True)
+        os.close(held)
 
 
 def share(descriptor: int) -> None:

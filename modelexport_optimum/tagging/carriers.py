@@ -297,6 +297,14 @@ def _spells(modules: Modules, tag: str) -> bool:
     return _tag_of(modules) == tag
 
 
+def carries(node: Node, tag: str | None) -> bool:
+    """Whether a node carries a tag that was just written; of None, whether it carries nothing."""
+    ours = any(key == EVIDENCE for key, _ in node.metadata)
+    if tag is None:
+        return not ours and ATTRIBUTE not in node.attributes
+    return ours and node.doc_string.startswith(tag) and _attribute_text(node) in (None, tag)
+
+
 def _attribute_text(node: Node) -> str | None:
     """The attribute's text, "" if it has none or is damaged; None without an attribute."""
     data = node.attributes.get(ATTRIBUTE)

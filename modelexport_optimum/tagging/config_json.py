@@ -1,80 +1,216 @@
-"""The key `htp_metadata` of config.json: written and taken out as text."""
+"""The key `htp_metadata` of config.json: written and taken out as text.
+
+The key's members are changed and nothing else, to the byte, whatever the file's formatting.
+What the key says of a directory is counted here, too.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.json_files import parse_json_object
+from modelexport_optimum.system.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from modelexport_optimum.tagging.tag_report import FileReport
+NAME = "config.json"
 
-_CONFIG_KEY = "htp_metadata"
+_KEY = "htp_metadata"
+
 # What a model's config.json has one of, in transformers and diffusers.
 _MODEL_KEYS = {"model_type", "architectures", "_class_name"}
 
+_STRATEGY = "htp"
 
-def write_config(directory: Path, reports: Sequence[FileReport]) -> None:
-    """Says in config.json what was found in the directory's files."""
-    from modelexport_optimum.system.version import __version__
-
-    modules: dict[str, str] = {}
-    for report in reports:
-        if report.path.parent == directory:
-            modules.update(report.modules)
-    replace_metadata(
-        directory,
-        {
-            "hierarchy_modules": len(modules),
-            "module_types": sorted(set(modules.values())),
-            "export_strategy": "htp",
-            "version": __version__,
-        },
-    )
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_config(directory: Path) -> str:
-    """The text of config.json, "" if there is none."""
-    path = directory / "config.json"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
-    parse_json_object(data, path)
-    return data.decode()
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of the top object: its name, where its name begins, where its value is."""
+
+    name: str
+    start: int
+    value: int
+    end: int
 
 
-def replace_metadata(directory: Path, metadata: dict[str, Any] | None) -> bool:
-    """Puts `htp_metadata` into config.json as its last key, or takes it out, as text.
+@dataclass(frozen=True, slots=True)
+class ConfigJson:
+    """A config.json as it stands.
 
-    All else in the file stays as it is, to the byte.
+    Attributes:
+        path: The file.
+        text: Its text, with the byte order mark if there is one.
+        members: The members of its object, in order.
+        content: What it says.
     """
-    path = directory / "config.json"
-    before = read_config(directory)
-    if not _MODEL_KEYS & json.loads(before.removeprefix("\ufeff") or "{}").keys():
-        return False  # there is none, or it is not a model's
-    text = before
-    found = re.search(rf',?\n  "{_CONFIG_KEY}": ', text)
-    if found:
-        _, end = json.JSONDecoder().raw_decode(text, found.end())
-        text = text[: found.start()] + text[end:]
-    if metadata is not None:
-        end = len(text[: text.rindex("}")].rstrip())
-        comma = "" if text[:end].endswith("{") else ","
-        value = json.dumps(metadata, indent=2).replace("\n", "\n  ")
-        text = f'{text[:end]}{comma}\n  "{_CONFIG_KEY}": {value}{text[end:]}'
-    if text == before:
-        return False
-    with path.open("rb") as like, replacing(path, like=like.fileno()) as target:
-        os.write(target, text.encode())
-    return True
+
+    path: Path
+    text: str
+    members: tuple[_Member, ...]
+    content: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> ConfigJson | None:
+        """Reads a directory's config.json.
+
+        Returns:
+            The file, or None if there is none.
+
+        Raises:
+            ModelExportError: It is not an object in JSON, or could not be replaced.
+        """
+        path = directory / NAME
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise ModelExportError(f"{path} is a link or no file: put a copy in its place")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
+        content = parse_json_object(data, path, doubles=True)
+        text = data.decode()
+        if not os.access(path, os.W_OK):
+            raise ModelExportError(f"{path} is read-only: make it writable or copy it")
+        return cls(path, text, tuple(_members(text)), content)
+
+    @property
+    def is_of_model(self) -> bool:
+        """It describes a model, as transformers and diffusers do."""
+        return bool(_MODEL_KEYS & self.content.keys())
+
+    @property
+    def has_key(self) -> bool:
+        """It has the key."""
+        return _KEY in self.content
+
+    def check_key(self) -> None:
+        """Raises ModelExportError if the key is there and says what only another tool can."""
+        if any(member.name == _KEY and not self._is_ours(member) for member in self.members):
+            raise ModelExportError(
+                f"{self.path} has a key {_KEY} of another tool, which cannot be kept: rename it"
+            )
+
+    def write(self, metadata: Mapping[str, Any] | None) -> bool:
+        """Puts the key into the file once, or takes it out.
+
+        A key that is there stays where it is; a new one is the last.
+
+        Args:
+            metadata: The key's value; None takes the key out.
+
+        Returns:
+            Whether the file was changed.
+
+        Raises:
+            ModelExportError: The file cannot be written; it is as it was.
+        """
+        text = self._with(metadata)
+        if text == self.text:
+            return False
+        with self.path.open("rb") as like, replacing(self.path, like=like.fileno()) as target:
+            data = text.encode()
+            while data:
+                data = data[os.write(target, data) :]
+        return True
+
+    def _with(self, metadata: Mapping[str, Any] | None) -> str:
+        ours = [member for member in self.members if self._is_ours(member)]
+        text = self.text
+        if metadata is not None and not ours:
+            end = self.members[-1].end
+            key = f"{self._line}{json.dumps(_KEY)}{self._colon}"
+            return f"{text[:end]},{key}{self._spelled(metadata)}{text[end:]}"
+        if metadata is not None:
+            member = ours.pop()  # of a key that stands there twice the last one counts
+            if self.content[_KEY] != metadata:
+                text = text[: member.value] + self._spelled(metadata) + text[member.end :]
+        for member in reversed(ours):
+            index = self.members.index(member)
+            following = _after_space(text, member.end)
+            if index > 0:
+                text = text[: self.members[index - 1].end] + text[member.end :]
+            elif text[following] == ",":
+                text = text[: member.start] + text[_after_space(text, following + 1) :]
+            else:
+                text = text[: member.start] + text[member.end :]
+        return text
+
+    def _is_ours(self, member: _Member) -> bool:
+        if member.name != _KEY:
+            return False
+        value = json.loads(self.text[member.value : member.end])
+        return isinstance(value, dict) and value.get("export_strategy") == _STRATEGY
+
+    @property
+    def _line(self) -> str:
+        """What stands before a member: a line's end and the indentation, or a space, or nothing."""
+        first = self.text.index("{") + 1
+        before = self.text[first : self.members[0].start]
+        found = re.search(r"(\r\n|\n|\r)[ \t]*\Z", before)
+        if found:
+            return found[0]
+        return "" if self._colon == ":" else " "
+
+    @property
+    def _colon(self) -> str:
+        member = self.members[0]
+        _, end = json.JSONDecoder().raw_decode(self.text, member.start)
+        return ":" if self.text[end : member.value] == ":" else ": "
+
+    def _spelled(self, metadata: Mapping[str, Any]) -> str:
+        """The value as the file's own formatting would have it."""
+        line = self._line
+        indentation = line.lstrip("\r\n")
+        if line == indentation:
+            return json.dumps(
+                metadata, separators=("," if self._colon == ":" else ", ", self._colon)
+            )
+        value = json.dumps(metadata, indent=indentation, separators=(",", self._colon))
+        return value.replace("\n", line)
+
+
+def metadata_of(modules: Mapping[str, str]) -> dict[str, Any]:
+    """The key's value.
+
+    Args:
+        modules: Module path to class name, of the modules that stand in any tag of the
+            directory's files.
+    """
+    return {
+        "hierarchy_modules": len(modules),
+        "module_types": sorted(set(modules.values())),
+        "export_strategy": _STRATEGY,
+        "version": __version__,
+    }
+
+
+def _members(text: str) -> Iterator[_Member]:
+    """Yields the members of the object that a text in JSON is, repeated ones too."""
+    decoder = json.JSONDecoder()
+    position = _after_space(text, text.index("{") + 1)
+    while text[position] != "}":
+        start = position
+        name, position = decoder.raw_decode(text, start)
+        value = _after_space(text, _after_space(text, position) + 1)
+        _, end = decoder.raw_decode(text, value)
+        yield _Member(name, start, value, end)
+        position = _after_space(text, end)
+        if text[position] == ",":
+            position = _after_space(text, position + 1)
+
+
+def _after_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    return position if found is None else found.end()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.tagging import carriers
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
 from modelexport_optimum.tagging.htp import attribute_file
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import os
 
 
+@in_one_thread
 def explain(
     path: str | os.PathLike[str],
     node_name: str,

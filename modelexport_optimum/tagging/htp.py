@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.reader import read_model, whole
-from modelexport_optimum.onnx_file.rewriter import Edit, node_bytes, rewrite
+from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
-from modelexport_optimum.tagging import attribution, carriers
-from modelexport_optimum.tagging.config_json import read_config, replace_metadata, write_config
+from modelexport_optimum.system.locks import in_one_thread
+from modelexport_optimum.tagging import attribution, carriers, config_json
+from modelexport_optimum.tagging.config_json import ConfigJson
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
 from modelexport_optimum.tagging.model_record import PREFIX, is_marked, record_edits
 from modelexport_optimum.tagging.open_files import (
     by_directory,
     files_of,
-    open_file,
-    writable_files,
+    open_to_write,
+    tagged_beside,
 )
 from modelexport_optimum.tagging.tag_report import (
     FileReport,
@@ -34,9 +35,9 @@ from modelexport_optimum.tagging.tag_report import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from modelexport_optimum.onnx_file.skeleton import Node
+    from modelexport_optimum.onnx_file.skeleton import Model, Node
     from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.open_files import OpenFile
     from modelexport_optimum.tagging.recorded_calls import Calls
@@ -65,6 +66,7 @@ class NodeTag:
     graph: str
 
 
+@in_one_thread
 def tag(
     path: str | os.PathLike[str],
     *,
@@ -98,21 +100,28 @@ def tag(
     if source is None and isinstance(model, str | os.PathLike):
         source = os.fspath(model)
     with contextlib.ExitStack() as stack:
-        files = [open_file(file, stack) for file in writable_files(Path(path))]
+        files = open_to_write(Path(path), stack)
         groups = by_directory(files)
         for directory in groups:
-            read_config(directory)  # before anything is written
-        reports = []
+            config = ConfigJson.read(directory)
+            if config is not None:
+                config.check_key()
+        plans: list[_Plan] = []
         for directory, group in groups.items():
             if given is None and all(file.complete for file in group):
-                reports += [report_of_carried(file) for file in group]
+                plans += [_Plan(file, None, report_of_carried(file)) for file in group]
             else:
                 trees = trees_of_files(directory, group, given, trust_remote_code)
                 for file in group:
                     placed = attribute_file(file, *trees[file.path], given is not None, recorded)
-                    reports.append(_tag_file(file, placed, source))
-            write_config(directory, reports)
-    return TagReport(tuple(reports))
+                    plans.append(_planned_tags(file, placed, source))
+        for plan in plans:
+            plan.write()
+        reports = tuple(plan.report for plan in plans if plan.report is not None)
+        for directory, group in groups.items():
+            own = [report.modules for report in reports if report.path.parent == directory]
+            _write_config(directory, group, own)
+    return TagReport(reports)
 
 
 def strip(path: str | os.PathLike[str]) -> list[Path]:
@@ -129,26 +138,16 @@ def strip(path: str | os.PathLike[str]) -> list[Path]:
     """
     changed = []
     with contextlib.ExitStack() as stack:
-        files = [open_file(file, stack) for file in writable_files(Path(path))]
-        for directory in by_directory(files):
-            read_config(directory)  # before anything is written
-        for file in files:
-            edits = {
-                node.start: removed
-                for node in walk_nodes(file.model.graph)
-                if (removed := _removal(file, node))
-            }
-            metadata = [
-                Edit(start, end, b"")
-                for key, _, start, end in file.model.metadata
-                if key.startswith(PREFIX)
-            ]
-            if edits or metadata:
-                rewrite(file.fd, file.model, edits, metadata)
-                changed.append(file.path)
-        for directory in by_directory(files):
-            if replace_metadata(directory, None):
-                changed.append(directory / "config.json")
+        files = open_to_write(Path(path), stack)
+        groups = by_directory(files)
+        for directory in groups:
+            ConfigJson.read(directory)  # before anything is written
+        for plan in [_planned_removal(file) for file in files]:
+            if plan.write():
+                changed.append(plan.file.path)
+        for directory, group in groups.items():
+            if _write_config(directory, group, ()):
+                changed.append(directory / config_json.NAME)
     return changed
 
 
@@ -203,7 +202,37 @@ def attribute_file(
     return attribution.attribute(file.model, tree, base, prior=prior, recorded=recorded)
 
 
-def _tag_file(file: OpenFile, placed: attribution.Attribution, source: str | None) -> FileReport:
+@dataclass(slots=True)
+class _Plan:
+    """What is to be written of one file, when nothing forbids it of any.
+
+    Attributes:
+        file: The file.
+        rewrite: Its edits, or None if it stays as it is.
+        report: What was found in it; `strip` reports nothing.
+        tags: The tag of each node, in file order, that must be read back; None where none may.
+    """
+
+    file: OpenFile
+    rewrite: Rewrite | None
+    report: FileReport | None
+    tags: Sequence[str | None] = ()
+
+    def write(self) -> bool:
+        """Writes the file, and says whether there was anything to write."""
+        if self.rewrite is None:
+            return False
+        self.rewrite.write(self._wrong)
+        return True
+
+    def _wrong(self, written: Model) -> str | None:
+        for node, tag in zip(walk_nodes(written.graph), self.tags, strict=True):
+            if not carriers.carries(node, tag):
+                return f"the tag of the node {node.name or node.op_type}"
+        return None
+
+
+def _planned_tags(file: OpenFile, placed: attribution.Attribution, source: str | None) -> _Plan:
     nodes = list(walk_nodes(file.model.graph))
     spelled: dict[attribution.Paths, carriers.Spelled] = {}
     tags = {}
@@ -228,13 +257,11 @@ def _tag_file(file: OpenFile, placed: attribution.Attribution, source: str | Non
     chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
     metadata = record_edits(file, chains, source)
     changed = _would_change(file, nodes, edits) or bool(metadata)
-    if changed:
-        rewrite(file.fd, file.model, edits, metadata)
-    owners = {chain[-1].path: chain[-1].module_class for chain in chains}
-    return FileReport(
+    rewrite = Rewrite(file.fd, file.model, edits, metadata) if changed else None
+    report = FileReport(
         path=file.path,
         nodes=len(nodes),
-        modules=owners,
+        modules={segment.path: segment.module_class for chain in chains for segment in chain},
         evidence=counted(placement.evidence for placement in placed.placements.values()),
         attribute=len(free),
         on_root=sum(len(placed.chain(node)) == 1 for node in nodes),
@@ -242,6 +269,20 @@ def _tag_file(file: OpenFile, placed: attribution.Attribution, source: str | Non
         classes_known=placed.tree.classes_known,
         changed=changed,
     )
+    return _Plan(file, rewrite, report, [tags[node.start] for node in nodes])
+
+
+def _planned_removal(file: OpenFile) -> _Plan:
+    nodes = list(walk_nodes(file.model.graph))
+    edits = {node.start: removed for node in nodes if (removed := _removal(file, node))}
+    metadata = [
+        Edit(start, end, b"")
+        for key, _, start, end in file.model.metadata
+        if key.startswith(PREFIX)
+    ]
+    changed = bool(edits or metadata)
+    rewrite = Rewrite(file.fd, file.model, edits, metadata) if changed else None
+    return _Plan(file, rewrite, None, [None] * len(nodes))
 
 
 def _removal(file: OpenFile, node: Node) -> list[Edit]:
@@ -262,3 +303,25 @@ def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[E
         if removed != b"".join(edit.data for edit in edits[node.start]):
             return True
     return False
+
+
+def _write_config(
+    directory: Path, group: Sequence[OpenFile], modules: Iterable[Mapping[str, str]]
+) -> bool:
+    """Says in config.json what modules the tags of the directory's files have.
+
+    Args:
+        directory: The directory.
+        group: Its files that were tagged, or stripped.
+        modules: The modules of each that was tagged, module path to class name.
+
+    Returns:
+        Whether config.json was changed.
+    """
+    config = ConfigJson.read(directory)
+    if config is None or not (config.is_of_model or config.has_key):
+        return False
+    named = tagged_beside(directory, group)
+    for each in modules:
+        named.update(each)
+    return config.write(config_json.metadata_of(named) if named and config.is_of_model else None)

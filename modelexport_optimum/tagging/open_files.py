@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,16 +10,20 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
-from modelexport_optimum.tagging import carriers
+from modelexport_optimum.system.atomic_write import remove_abandoned
+from modelexport_optimum.system.locks import waiting_lock
+from modelexport_optimum.tagging import carriers, config_json
 from modelexport_optimum.tagging.model_record import is_marked
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Iterable
     from pathlib import Path
 
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging.carriers import Carried
+
+# Held by who writes in the directory.
+_LOCK = ".modelexport-optimum.lock"
 
 
 @dataclass(slots=True)
@@ -39,7 +44,11 @@ class OpenFile:
 
 def find_onnx_files(directory: Path) -> list[Path]:
     """Every `.onnx` file below a directory, sorted."""
-    return sorted(path for path in directory.rglob("*.onnx") if not path.name.startswith("."))
+    return sorted(path for path in directory.rglob("*.onnx") if _is_model(path))
+
+
+def _is_model(path: Path) -> bool:
+    return not path.name.startswith(".") and not path.is_dir()
 
 
 def files_of(path: Path) -> list[Path]:
@@ -68,6 +77,30 @@ def writable_files(path: Path) -> list[Path]:
     return files
 
 
+def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
+    """Opens the files that a path means, when no other run works in their directories.
+
+    What killed runs left there is removed.
+
+    Args:
+        path: A `.onnx` file, or a directory with any number of them.
+        stack: Closes the files and gives the directories back.
+
+    Raises:
+        UsageError: There is no such file, or no `.onnx` file in the directory.
+        ModelExportError: A file cannot be read or written, or is not a whole model.
+    """
+    files = writable_files(path)
+    names = {file.name for file in files} | {config_json.NAME}
+    for directory in sorted({file.parent for file in files}):
+        try:
+            stack.enter_context(waiting_lock(directory / _LOCK, str(directory)))
+            remove_abandoned(directory, lambda name: name in names or name.endswith(".onnx"))
+        except OSError as error:
+            raise ModelExportError(f"cannot write in {directory}: {error.strerror}") from error
+    return [open_file(file, stack) for file in files]
+
+
 def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
     """Opens and reads a file; the stack closes it."""
     try:
@@ -93,6 +126,29 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name that is too long for any file
         return False
+
+
+def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
+    """The modules that stand in the tags of the directory's other files.
+
+    Args:
+        directory: The directory; what is below it does not count.
+        files: The files that do not count.
+
+    Returns:
+        Module path to class name. A file that is no whole model has no tags.
+    """
+    modules: dict[str, str] = {}
+    known = {file.path for file in files}
+    for path in sorted(directory.glob("*.onnx")):
+        if path in known or path.is_symlink() or not _is_model(path):
+            continue
+        with contextlib.suppress(InvalidModelError):
+            model = read_model(path)
+            marked = is_marked(model)
+            for node in walk_nodes(model.graph):
+                modules.update(carriers.read(node, marked=marked).modules or ())
+    return modules
 
 
 def by_directory(files: Iterable[OpenFile]) -> dict[Path, list[OpenFile]]:

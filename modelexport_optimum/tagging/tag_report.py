@@ -23,7 +23,7 @@ class FileReport:
     Attributes:
         path: The file.
         nodes: Number of nodes, nested graphs included.
-        modules: Module path to class name, of the modules that own at least one node.
+        modules: Module path to class name, of the modules that stand in any tag.
         evidence: Number of nodes placed by each evidence.
         attribute: Number of nodes that carry the attribute.
         on_root: Number of nodes on the root.
@@ -56,9 +56,9 @@ class TagReport:
 
     @property
     def modules(self) -> int:
-        """Number of modules that own at least one node of any file."""
-        owners = {(file.path.parent, path) for file in self.files for path in file.modules}
-        return len(owners)
+        """Number of modules that stand in any tag of any file."""
+        named = {(file.path.parent, path) for file in self.files for path in file.modules}
+        return len(named)
 
     @property
     def evidence(self) -> dict[str, int]:
@@ -94,7 +94,7 @@ def report_of_carried(file: OpenFile) -> FileReport:
         carried = file.carried[node.start]
         chain = carried.modules or [("", "")]
         root_class = chain[0][1]
-        modules[chain[-1][0]] = chain[-1][1]
+        modules.update(chain)
         evidence.append(carried.evidence)
         attribute += carried.attribute
         on_root += len(chain) == 1
@@ -115,6 +115,3 @@ def counted(evidence: Iterable[str]) -> dict[str, int]:
     """How often each kind of evidence stands there, strongest first."""
     counts = Counter(evidence)
     return {kind: counts[kind] for kind in attribution.EVIDENCE_KINDS if counts[kind]}
-
-
-# config.json
