@@ -13,6 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+# `[ONNXRuntimeError] : 1 : FAIL : `, the status code.
+_STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+# A place in C++ sources, with the words that lead to it: `Exception from src/core.cpp:114: `,
+# `failed at src/node.cpp:106: `, `/onnxruntime_src/core/graph.cc:1 void f(const T&) `.
+_PLACE = re.compile(
+    r"(?:\bException from |\bat )?[\w./+-]*\.(?:cc|cpp|cxx|cu|cuh|h|hpp|inl):\d+(?P<end>:?)"
+)
+
 
 class ModelExportError(Exception):
     """The export or the pass failed. The message is one line for the user."""
@@ -74,9 +83,64 @@ def in_one_line(error: BaseException) -> str:
 
 
 def onnxruntime_line(text: object) -> str:
-    """What ONNX Runtime says, on one line, without the status and the place in its sources."""
-    said = one_line(re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", str(text))[-1])
-    return said[:_MAX_LINE]
+    """What ONNX Runtime says, on one line, without the status and the places in its sources.
+
+    What went wrong stands at the end of its messages, so of a long one the middle is left out.
+    """
+    said = _without_places(_STATUS.split(str(text))[-1])
+    said = re.sub(r"(Exception[\w ]*: )\1+", r"\1", one_line(said))
+    if len(said) > _MAX_LINE:
+        half = _MAX_LINE // 2
+        said = f"{said[:half].rstrip()} ... {said[-half:].lstrip()}"
+    return said
+
+
+def _without_places(text: str) -> str:
+    kept = []
+    position = 0
+    while match := _PLACE.search(text, position):
+        before = text[position : match.start()]
+        # `failed at node.cpp:106: why`: the colon stays.
+        kept.append(
+            before.rstrip() + ":" if match[0].startswith("at ") and match["end"] else before
+        )
+        position = match.end()
+        if not match["end"]:  # without a colon, the function's signature follows
+            position = _after_signature(text, position)
+    return "".join([*kept, text[position:]])
+
+
+def _after_signature(text: str, start: int) -> int:
+    """The end of the C++ function signature that begins here; the start if none does."""
+    depth = 0
+    for position in range(start, len(text)):
+        character = text[position]
+        if character == "(" and depth == 0:
+            name = text[start:position]
+            if name.endswith("operator") or not re.search(r"[\w>]$", name):
+                return start if not name.endswith("operator") else position + 2
+            end = _after_bracket(text, position)
+            qualifier = re.compile(r"(?: (?:const|noexcept|&&?))*").match(text, end)
+            end = qualifier.end() if qualifier else end
+            if text.startswith(" [with ", end):
+                end = _after_bracket(text, end + 1)
+            return end
+        depth += (character == "<") - (character == ">")
+        if character in ".;'\"\n" and depth == 0:  # it is prose
+            return start
+    return start
+
+
+def _after_bracket(text: str, start: int) -> int:
+    """The position after the bracket that closes the one here."""
+    pairs = {"(": ")", "[": "]"}
+    opening, closing = text[start], pairs[text[start]]
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] == opening) - (text[position] == closing)
+        if depth == 0:
+            return position + 1
+    return len(text)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

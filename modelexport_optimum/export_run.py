@@ -121,7 +121,8 @@ def export(
 
     with staging_directory(path) as staging, optimum_export.optimum_imported(stages.begin):
         from modelexport_optimum.tagging import htp
-        from modelexport_optimum.verifying.verify import DEFAULT_PROVIDERS, provider_names, verify
+        from modelexport_optimum.verifying.providers import provider_names
+        from modelexport_optimum.verifying.verify import DEFAULT_PROVIDERS, verify
 
         provider_names(providers or DEFAULT_PROVIDERS)
         optimum_export.check_options(task, options, in_memory=in_memory)

@@ -20,6 +20,7 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches.jobs import Done, Lost, Stage
+from modelexport_optimum.system.processes import ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,7 +148,7 @@ class LocalPool:
         _kill_group(worker)
         worker.pipe.close()
         self._workers.remove(worker)
-        return [] if worker.job is None else [Lost(worker.job, _ending(worker.process.exitcode))]
+        return [] if worker.job is None else [Lost(worker.job, ending(worker.process.exitcode))]
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.pipe.close()  # it ends when there is nothing more to read
@@ -183,15 +184,6 @@ def _kill_group(worker: _Worker) -> None:
         while time.monotonic() < deadline:
             os.killpg(worker.process.pid, 0)
             time.sleep(0.01)
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"its process ended with exit status {status}"
-    name = signal.Signals(-status).name
-    if -status == signal.SIGKILL:
-        return f"its process was killed ({name}), as the system does when memory runs out"
-    return f"its process was ended by {name}"
 
 
 @contextlib.contextmanager

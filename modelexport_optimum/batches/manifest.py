@@ -331,7 +331,7 @@ def _check_characters(words: Iterable[str]) -> None:
 
 
 def _check_providers(names: list[str]) -> None:
-    from modelexport_optimum.verifying.verify import provider_names
+    from modelexport_optimum.verifying.providers import provider_names
 
     provider_names(names)
 

@@ -15,14 +15,15 @@ import onnx
 
 from modelexport_optimum.errors import InvalidModelError, UsageError
 from modelexport_optimum.hierarchy.tagged_model import type_text
+from modelexport_optimum.onnx_file.input_use import conv_channels, table_rows
 from modelexport_optimum.system.json_files import parse_json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedNode
-    from modelexport_optimum.onnx_file.skeleton import Tensor, Value
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.onnx_file.skeleton import Value
 
     Arrays = dict[str, np.ndarray]
 
@@ -33,11 +34,6 @@ SAMPLES = 16000
 
 # More are no example: 2 GiB of numbers of 64 bits.
 _MAX_ELEMENTS = 2**28
-
-# What passes token numbers on as they are, from the graph's input to the embedding.
-_PASSES_ON = frozenset(
-    {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-)
 
 
 def generate(
@@ -120,7 +116,7 @@ class _Sizes:
             )
         channels = None
         if any(isinstance(dim, str) for dim in value.shape[1:2]):
-            channels = _channels(self._file, value.name)
+            channels = conv_channels(self._file.model.graph, value.name)
         shape = tuple(
             channels if axis == 1 and channels else self._size(value, dim)
             for axis, dim in enumerate(value.shape)
@@ -165,46 +161,6 @@ def _image_size(config: Path) -> int | None:
     return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
-def _channels(file: TaggedFile, name: str) -> int | None:
-    """The channels that the convolution needs that reads the input."""
-    for node, weight in _tables(file, name, "Conv", 1):
-        group = 1
-        if "group" in node.node.attributes:
-            group = onnx.AttributeProto.FromString(node.node.attributes["group"]).i
-        return weight.dims[1] * group
-    return None
-
-
-def _rows(file: TaggedFile, name: str) -> int | None:
-    """The rows of the smallest table that the input's numbers select from."""
-    rows = [weight.dims[0] for _, weight in _tables(file, name, "Gather", 0) if weight.dims]
-    return min(rows, default=None)
-
-
-def _tables(
-    file: TaggedFile, name: str, op_type: str, position: int
-) -> Iterator[tuple[TaggedNode, Tensor]]:
-    """The nodes of an operator that read a value, with the weight at a position of each.
-
-    The value may go through nodes that pass it on, and the weight through an Identity.
-    """
-    names = {name}
-    same: dict[str, str] = {}
-    for node in file.nodes:
-        reads = names.intersection(node.node.inputs[:1] if node.op_type in _PASSES_ON else ())
-        if reads:
-            names.update(node.node.outputs)
-        if node.op_type == "Identity" and node.weights:
-            same[node.node.outputs[0]] = node.weights[0].name
-    weights = {tensor.name: tensor for tensor in file.initializers}
-    for node in file.nodes:
-        inputs = node.node.inputs
-        if node.op_type == op_type and len(inputs) > 1 and inputs[1 - position] in names:
-            weight = weights.get(same.get(inputs[position], inputs[position]))
-            if weight is not None:
-                yield node, weight
-
-
 def _array(
     file: TaggedFile, value: Value, shape: tuple[int, ...], random: np.random.Generator
 ) -> np.ndarray:
@@ -217,7 +173,7 @@ def _array(
         )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.elem_type)
     if np.issubdtype(dtype, np.integer):
-        rows = _rows(file, value.name)
+        rows = table_rows(file.model.graph, value.name)
         return random.integers(0, rows, shape, dtype) if rows else np.ones(shape, dtype)
     if dtype == np.bool_ or "mask" in value.name:
         return np.ones(shape, dtype)

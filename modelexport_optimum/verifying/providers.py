@@ -1,57 +1,48 @@
-"""One execution provider: load the export as its users do, run it once, see where it ran.
+"""Each execution provider: is it here, does the export run on it, and does it compute the same.
 
-The right `ORTModel` class is found here, and what came out is compared with the CPU's. Which
-providers, and what that means for the export, is decided in `verify.py`.
+The CPU comes first, in this process; every other provider runs in a process of its own and is
+compared with it. Every judgement is one line.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import inspect
-import io
-import json
-import os
 import re
 import sys
-import tempfile
-import time
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from modelexport_optimum.errors import onnxruntime_line
-from modelexport_optimum.verifying.example_inputs import as_array, make_inputs
-from modelexport_optimum.verifying.exported_files import has_common_outputs
+from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
+from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.verifying.example_inputs import make_inputs
+from modelexport_optimum.verifying.exported_files import precision
+from modelexport_optimum.verifying.ort_messages import (
+    LOG_ENTRY,
+    log_reason,
+    named_node,
+    tag_of,
+)
+from modelexport_optimum.verifying.provider_process import Outcome, run_in_child
+from modelexport_optimum.verifying.running import (
+    COMPARING,
+    CPU,
+    Run,
+    RunPlan,
+    run_reference,
+)
+from modelexport_optimum.verifying.tolerances import Comparison, compare, computed_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Sequence
 
-    import onnxruntime
-    import torch
-    from numpy.typing import NDArray
-
+    from modelexport_optimum.onnx_file.skeleton import Node
     from modelexport_optimum.verifying.exported_files import Exported
+    from modelexport_optimum.verifying.ort_classes import Loader
 
-    Outputs = dict[str, NDArray[Any]]
+LEAST_SECONDS = 900
+"""What any run may take: TensorRT builds engines for minutes before the first one."""
 
-CPU = "CPUExecutionProvider"
-
-NEW_TOKENS = 3
-"""Tokens to generate: the second is the first that comes from cached keys and values."""
-
-MESSAGE = 300
-"""Characters of an error's message to show: ONNX Runtime's are of several lines."""
-
-SIDE = 128
-"""Largest side, in pixels, of the picture that a diffusion pipeline is asked for."""
-
-# Relative to the largest CPU value. A provider may round each product to fewer bits than the
-# tensors have (CUDA's TF32 keeps 10, as float16 does), and errors add up over the layers.
-TOLERANCES = {"float32": 1e-2, "float16": 5e-2, "bfloat16": 1e-1}
+TIMES_THE_CPU = 100
+"""How many times as long as the CPU's a run may take besides."""
 
 INSTALL = {
     "CUDAExecutionProvider": (
@@ -71,6 +62,14 @@ _LACKING = re.compile(
     r"|not compiled with CUDA|NVIDIA driver"
 )
 
+_RANDOM_OPERATORS = frozenset(
+    {
+        *("Bernoulli", "Multinomial"),
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    }
+)
+"""The operators of ONNX that draw random numbers; Dropout does so in training only."""
+
 
 @dataclass(frozen=True)
 class ProviderResult:
@@ -83,11 +82,16 @@ class ProviderResult:
         message: one line.
         ort_class: the `ORTModel` class that loaded the export, None for plain sessions.
         ran: what was run: "forward", "generate", "pipeline" or "session".
-        nodes: how many nodes ran on this provider.
+        nodes: how many nodes ran on this provider; what it compiled is one.
         max_difference: the largest difference from the CPU's outputs, None for the CPU itself
             and where nothing was compared.
         seconds: time to load and run.
         asked: whether the provider was asked for by name.
+        precision: what it computed in, None for the CPU itself and where it did not run.
+        stage: "loading", "running" or "comparing" if it failed there, else None.
+        file: the graph that it failed with, None if that is not known.
+        node: the node that ONNX Runtime's message names, or that makes the wrong output.
+        tag: the tag of that node.
     """
 
     provider: str
@@ -99,183 +103,71 @@ class ProviderResult:
     max_difference: float | None = None
     seconds: float = 0.0
     asked: bool = False
+    precision: str | None = None
+    stage: str | None = None
+    file: str | None = None
+    node: str | None = None
+    tag: str | None = None
 
 
-@dataclass
-class Run:
-    """One provider's run.
+def provider_names(names: Sequence[str]) -> list[str]:
+    """ONNX Runtime's names of providers, each once.
 
-    Attributes:
-        status: "ok" if it ran, "failed", or "unavailable" if the machine lacks something.
-        message: why it did not run, "" if it did.
-        ran: what was run.
-        nodes: how many nodes ran, by provider.
-        outputs: what came out, by name.
-        files: the `.onnx` files that were loaded.
-        fell_back: the providers that sessions came up on instead.
-        seconds: time to load and run.
+    Args:
+        names: full names or without `ExecutionProvider`, in any case.
+
+    Raises:
+        UsageError: ONNX Runtime knows no such provider.
     """
-
-    status: str = "failed"
-    message: str = ""
-    ran: str | None = None
-    nodes: Counter[str] = field(default_factory=Counter)
-    outputs: Outputs = field(default_factory=dict)
-    files: set[str] = field(default_factory=set)
-    fell_back: set[str] = field(default_factory=set)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Loader:
-    """How the export is loaded.
-
-    Attributes:
-        ort_class: the class of Optimum that its users load it with, None for plain sessions.
-        reason: why it is not the class of the task, "" if it is.
-    """
-
-    ort_class: Any
-    reason: str = ""
-
-    @property
-    def name(self) -> str | None:
-        """The class's name."""
-        return None if self.ort_class is None else str(self.ort_class.__name__)
-
-
-# --- The class ----------------------------------------------------------------------------------
-
-
-def find_loader(exported: Exported) -> Loader:
-    """The `ORTModel` class that loads the export and can run it."""
-    task = exported.task
-    if exported.settings_error or task is None:
-        return Loader(None, "it is not known what the model is for")
-    if exported.library == "diffusers":
-        from optimum.onnxruntime import ORTDiffusionPipeline
-        from optimum.onnxruntime.modeling_diffusion import _get_ort_class
-
-        name = exported.settings["_class_name"]
-        if _get_ort_class(name, throw_error_if_not_exist=False) is None:
-            return Loader(None, f"Optimum has no ONNX Runtime pipeline for {name}")
-        return Loader(ORTDiffusionPipeline)
-    found = _class_of_task(exported, task)
-    if found is None:
-        return Loader(None, f"Optimum has no ORTModel class for {task}")
-    return _usable(exported, task, found)
-
-
-def _class_of_task(exported: Exported, task: str) -> Any:  # noqa: ANN401 (classes are untyped)
-    import transformers
-    from optimum.exporters.tasks import TasksManager
-
-    # Their modules hold all classes but the diffusion pipelines.
-    from optimum.onnxruntime import ORTModel, ORTModelForCausalLM, ORTModelForSeq2SeqLM
-
-    assert issubclass(ORTModelForCausalLM, ORTModel)
-    assert issubclass(ORTModelForSeq2SeqLM, ORTModel)
-    config = exported.config
-    model_type = None if config is None else config.model_type
-    try:
-        loaded = TasksManager.get_model_class_for_task(task, model_type=model_type)
-    except (KeyError, ValueError):  # no class of transformers does this task with such a model
-        return None
-    # Optimum also loads with AutoModel what has no auto class of its own.
-    if loaded is transformers.AutoModel and task != "feature-extraction":
-        return None
-    classes = list(_subclasses(ORTModel))
-    named = {found.model_class for found in exported.classes if found.task == task}
-    for ort_class in classes:
-        if ort_class.auto_model_class is loaded:
-            return ort_class
-    for ort_class in classes:  # some tasks are loaded with a model's own class
-        mapping = getattr(ort_class.auto_model_class, "_model_mapping", {})
-        if ort_class.auto_model_class is transformers.AutoModel or type(config) not in mapping:
-            continue
-        if mapping[type(config)] in named:
-            return ort_class
-    return None
-
-
-def _subclasses(base: Any) -> Iterator[Any]:  # noqa: ANN401
-    """Optimum's subclasses that stand for a class of transformers of their own."""
-    for subclass in base.__subclasses__():
-        if subclass.__module__.startswith("optimum.") and "auto_model_class" in vars(subclass):
-            yield subclass
-        yield from _subclasses(subclass)
-
-
-def _usable(exported: Exported, task: str, found: Any) -> Loader:  # noqa: ANN401
-    """The class, or another one if it cannot run these graphs."""
-    from optimum.onnxruntime import ORTModelForCustomTasks
-    from optimum.onnxruntime.modeling_seq2seq import ORTModelForConditionalGeneration
-    from transformers import GenerationMixin
-
-    name = found.__name__
-    files = [Path(file).name for file in exported.graphs]
-    single = len(files) == 1 or "model.onnx" in files
-    if issubclass(found, ORTModelForConditionalGeneration):
-        if any("encoder" in file for file in files):
-            return Loader(found)
-        reason = f"{name} needs the encoder and the decoder in a file each"
-        return Loader(ORTModelForCustomTasks if single else None, reason)
-    if not single and not issubclass(found, GenerationMixin):
-        return Loader(None, f"{name} loads one file of {len(files)}")
-    if issubclass(found, GenerationMixin):
-        return Loader(found)
-    if not has_common_outputs(exported, task):
-        return Loader(ORTModelForCustomTasks, f"{name} needs other outputs than these")
-    refused = exported.inputs - inspect.signature(found.forward).parameters.keys()
-    if refused:
-        return Loader(ORTModelForCustomTasks, f"{name} takes no {', '.join(sorted(refused))}")
-    return Loader(found)
-
-
-# --- The run ------------------------------------------------------------------------------------
-
-
-def run(exported: Exported, loader: Loader, provider: str) -> Run:
-    """Load the export on a provider, run it once, release it."""
     import onnxruntime
 
-    result = Run()
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, _captured_log(provider) as log:
-        options = onnxruntime.SessionOptions()
-        options.enable_profiling = True  # its events tell where each node ran
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        if provider == CPU:
-            options.log_severity_level = 4  # what it would log is in the error, too
-        model: Any = None
-        sessions: list[onnxruntime.InferenceSession] = []
-        try:
-            model = _load(exported, loader, provider, options)
-            sessions = _sessions(model)
-            result.files = {
-                Path(session._model_path).relative_to(exported.directory).as_posix()
-                for session in sessions
-            }
-            result.fell_back = {session.get_providers()[0] for session in sessions} - {provider}
-            if not result.fell_back:
-                result.ran, result.outputs = _infer(exported, model)
-                result.status = "ok"
-        except Exception as error:  # loading and running may raise whatever there is
-            result.message = f"{type(error).__name__}: {' '.join(str(error).split())[:MESSAGE]}"
-        for session in sessions:
-            result.nodes += _nodes_by_provider(Path(session.end_profiling()))
-        del model, sessions
-        if exported.library == "diffusers":  # its pipelines are in reference cycles
-            gc.collect()
-    result.seconds = time.perf_counter() - started
-    if result.fell_back:
-        reason = log_reason("".join(log)) or "it gave no reason"
-        others = ", ".join(sorted(result.fell_back))
-        result.message = f"ONNX Runtime fell back to {others}: {reason}"
-    if result.status == "failed" and provider != CPU and _LACKING.search(result.message):
-        result.status = "unavailable"
-        result.message += f"; to have it: {install_hint(provider)}"
-    return result
+    suffix = "executionprovider"
+    known = {name.lower().removesuffix(suffix): name for name in onnxruntime.get_all_providers()}
+    found = []
+    for name in names:
+        short = name.strip().lower().removesuffix(suffix)
+        if short not in known:
+            raise UsageError(
+                f"provider {name!r} is not known to ONNX Runtime {onnxruntime.__version__}: "
+                f"choose from {', '.join(sorted(known))}"
+            )
+        found.append(known[short])
+    return list(dict.fromkeys(found))
+
+
+def check_providers(
+    exported: Exported, loader: Loader, names: Sequence[str], *, asked: bool
+) -> tuple[list[ProviderResult], Run | None]:
+    """Run the providers that this build of ONNX Runtime has, one after the other.
+
+    Args:
+        exported: the export.
+        loader: how it is loaded.
+        names: ONNX Runtime's names of the providers.
+        asked: whether they were asked for by name.
+
+    Returns:
+        What each of them did, and the CPU's run if there was one.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    check = _Check(exported, loader)
+    if not exported.unreadable and any(name in available for name in names):
+        check.begin()
+    results = []
+    for name in names:
+        if name in available:
+            result = check.result(name)
+        else:
+            version = onnxruntime.__version__
+            message = (
+                f"this build of ONNX Runtime ({version}) does not have it; "
+                f"to have it: {install_hint(name)}"
+            )
+            result = ProviderResult(name, "unavailable", message)
+        results.append(replace(result, asked=asked))
+    return results, check.cpu
 
 
 def install_hint(provider: str) -> str:
@@ -287,225 +179,173 @@ def install_hint(provider: str) -> str:
     )
 
 
-def _load(
-    exported: Exported, loader: Loader, provider: str, options: onnxruntime.SessionOptions
-) -> Any:  # noqa: ANN401 (an ORTModel, a pipeline, or sessions by file)
-    import onnxruntime
-    from transformers import GenerationMixin
+def make_plan(exported: Exported, loader: Loader) -> RunPlan:
+    """What every provider runs, with the inputs of each graph.
 
-    directory = exported.directory
-    if loader.ort_class is None:
-        return {
-            file: onnxruntime.InferenceSession(directory / file, options, providers=[provider])
-            for file in exported.graphs
-        }
-    arguments: dict[str, Any] = {"export": False, "local_files_only": True}
-    if exported.library != "diffusers":
-        arguments["trust_remote_code"] = exported.trust_remote_code
-        if issubclass(loader.ort_class, GenerationMixin):
-            arguments["use_cache"] = exported.uses_cache
-    model = loader.ort_class.from_pretrained(
-        directory, provider=provider, session_options=options, **arguments
-    )
-    if exported.library == "diffusers":
-        model.set_progress_bar_config(disable=True)
-    return model
-
-
-def _sessions(model: Any) -> list[onnxruntime.InferenceSession]:  # noqa: ANN401
-    if isinstance(model, dict):
-        return list(model.values())
-    return [part.session for part in getattr(model, "parts", [model])]
-
-
-def _infer(
-    exported: Exported,
-    model: Any,  # noqa: ANN401
-) -> tuple[str, Outputs]:
-    import torch
-
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)
-        if isinstance(model, dict):
-            return "session", _run_sessions(exported, model)
-        if exported.library == "diffusers":
-            return "pipeline", _draw(model)
-        if model.can_generate():
-            return "generate", _generate(exported, model)
-        inputs = make_inputs(exported, model.session.get_inputs())
-        answer = model(**_tensors(inputs, model.device))
-        return "forward", {name: as_array(value) for name, value in answer.items()}
-
-
-def _run_sessions(exported: Exported, sessions: Mapping[str, Any]) -> Outputs:
-    outputs = {}
-    for file, session in sessions.items():
-        answer = session.run(None, make_inputs(exported, session.get_inputs()))
-        for value, array in zip(session.get_outputs(), answer, strict=True):
-            name = value.name if len(sessions) == 1 else f"{file}: {value.name}"
-            outputs[name] = np.asarray(array)
-    return outputs
-
-
-def _generate(exported: Exported, model: Any) -> Outputs:  # noqa: ANN401
-    encoder = getattr(model, "encoder", None)
-    if encoder is None:
-        wanted = [
-            v for v in model.session.get_inputs() if v.name in ("input_ids", "attention_mask")
-        ]
-    else:
-        wanted = encoder.session.get_inputs()
-    inputs = make_inputs(exported, wanted, encoder=encoder is not None)
-    if "attention_mask" in inputs:  # as a tokenizer makes it for one sentence
-        inputs["attention_mask"] = np.ones_like(inputs["attention_mask"])
-    answer = model.generate(
-        **_tensors(inputs, model.device),
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        num_beams=1,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    logits = {f"logits.{step}": as_array(value) for step, value in enumerate(answer["logits"])}
-    return {"tokens": as_array(answer["sequences"][:, -NEW_TOKENS:]), **logits}
-
-
-def _draw(pipeline: Any) -> Outputs:  # noqa: ANN401 (a class of diffusers)
-    import torch
-    from PIL import Image
-
-    parameters = inspect.signature(pipeline.__call__).parameters
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-    arguments: dict[str, Any] = {
-        "prompt": "a photo of a cat",
-        "num_inference_steps": 2,
-        "output_type": "np",
-        "generator": torch.Generator().manual_seed(0),
-    }
-    side = SIDE
-    size = denoiser.config.get("sample_size")
-    if isinstance(size, int):
-        side = min(side, size * pipeline.vae_scale_factor)
-    shape = denoiser.session.get_inputs()[0].shape
-    if not isinstance(shape[-1 if len(shape) == 4 else 1], int):
-        arguments |= {"height": side, "width": side}
-    for name in ("image", "mask_image"):
-        if name in parameters:
-            arguments[name] = Image.new("RGB", (side, side), "white")
-    given = {name: value for name, value in arguments.items() if name in parameters}
-    return {"images": np.asarray(pipeline(**given).images)}
-
-
-def _tensors(inputs: Outputs, device: torch.device) -> dict[str, torch.Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
-
-
-# --- Where it ran, and what ONNX Runtime said ---------------------------------------------------
-
-
-def _nodes_by_provider(profile: Path) -> Counter[str]:
-    """Count the nodes that ran, by provider, from a session's profile."""
-    events = json.loads(profile.read_text(encoding="utf-8"))
-    ran = {
-        (event["name"], event["args"].get("node_index"), event["args"]["provider"])
-        for event in events
-        if event.get("cat") == "Node" and event.get("args", {}).get("provider")
-    }
-    return Counter(provider for _, _, provider in ran)
-
-
-@contextlib.contextmanager
-def _captured_log(provider: str) -> Iterator[list[str]]:
-    """Catch what ONNX Runtime writes when a provider does not come up.
-
-    It raises no error then: it logs to the process's stderr, which Python does not see, and
-    its Python part prints. What others wrote to stderr meanwhile is passed on.
+    Raises:
+        ModelExportError: the inputs of a graph cannot be made.
     """
-    log: list[str] = []
-    if provider == CPU:
-        yield log
-        return
-    printed = io.StringIO()
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
+    inputs = {}
+    # A pipeline is given a text or a picture, and makes the inputs of its graphs itself.
+    for file in exported.graphs if exported.library != "diffusers" or not loader.name else ():
         try:
-            with contextlib.redirect_stdout(printed):
-                yield log
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            caught.seek(0)
-            text = caught.read().decode(errors="replace")
-            os.write(2, _LOG_ENTRY.sub("", text).encode())
-            log += [text, printed.getvalue()]
+            inputs[file] = make_inputs(exported, file, generates=loader.ort_class is not None)
+        except Exception as error:  # Optimum may raise anything about a configuration
+            what = f"no inputs can be made for {file}: {onnxruntime_line(str(error))}"
+            raise ModelExportError(what) from error
+    nodes = (node for graph in exported.graphs.values() for node in walk_nodes(graph))
+    return RunPlan(
+        directory=exported.directory.absolute(),
+        files=tuple(exported.graphs),
+        library=exported.library,
+        ort_class=loader.ort_class,
+        use_cache=exported.uses_cache,
+        trust_remote_code=exported.trust_remote_code,
+        inputs=inputs,
+        draws=any(node.op_type in _RANDOM_OPERATORS for node in nodes),
+    )
 
 
-# `2026-11-22 16:39:41.835302051 [E:onnxruntime:Default, file.cc:1 f()] message`, in colours.
-_LOG_ENTRY = re.compile(
-    r"(?:\x1b\[[\d;]*m)?\d{4}-\d\d-\d\d [\d:.]+ \[(?P<level>[A-Z]):onnxruntime:[^\]]*\] "
-    r"(?P<message>.*?)(?:\x1b\[m\n?|(?=\n\d{4}-\d\d)|\Z)",
-    re.DOTALL,
-)
+class _Check:
+    """The check of one export, provider by provider.
 
-
-def log_reason(log: str) -> str:
-    """The reason in ONNX Runtime's own words, on one line; "" if it gave none."""
-    entries = list(_LOG_ENTRY.finditer(log))
-    errors = [entry["message"] for entry in entries if entry["level"] in "EF"]
-    printed = re.findall(r"^EP Error (.+)", log, re.MULTILINE)
-    warnings = [entry["message"] for entry in entries if entry["level"] == "W"]
-    message = next(iter([*errors, *printed, *warnings]), "")
-    return onnxruntime_line(message) if message else ""
-
-
-# --- The comparison -----------------------------------------------------------------------------
-
-
-def compare(outputs: Outputs, reference: Outputs, precision: str) -> tuple[float, str]:
-    """Compare a provider's outputs with the CPU's.
-
-    Args:
-        outputs: what the provider gave.
-        reference: what the CPU gave for the same inputs.
-        precision: the floating point type that the export computes in.
-
-    Returns:
-        The largest difference, and what is wrong, "" if nothing is.
+    Attributes:
+        cpu: the CPU's run, None as long as there is none.
     """
-    largest = 0.0
-    tolerance = TOLERANCES[precision]
-    for name in _comparable(outputs, reference):
-        ours, theirs = outputs[name].astype(np.float64), reference[name].astype(np.float64)
-        if ours.shape != theirs.shape:
-            return largest, f"{name} has the shape {ours.shape}, the CPU's {theirs.shape}"
-        finite = np.isfinite(theirs)
-        same = np.array_equal(ours[~finite], theirs[~finite], equal_nan=True)
-        if not same or not np.isfinite(ours[finite]).all():
-            return largest, f"{name} has NaN or infinity where the CPU's has not, or the reverse"
-        if not finite.any():
-            continue
-        difference = float(np.abs(ours[finite] - theirs[finite]).max())
-        largest = max(largest, difference)
-        allowed = tolerance * max(1.0, float(np.abs(theirs[finite]).max()))
-        if difference > allowed:
-            return largest, f"{name} differs from the CPU's by {difference:.2g} > {allowed:.2g}"
-    return largest, ""
+
+    def __init__(self, exported: Exported, loader: Loader) -> None:
+        self.cpu: Run | None = None
+        self._exported = exported
+        self._loader = loader
+        self._plan: RunPlan | None = None
+        self._problem = "not run: a file cannot be read (see the checks)"
+
+    def begin(self) -> None:
+        """Make the inputs, and run on the CPU."""
+        try:
+            self._plan = make_plan(self._exported, self._loader)
+        except ModelExportError as error:
+            self._problem = f"not run: {error}"
+        else:
+            self.cpu = run_reference(self._plan)
+
+    def result(self, provider: str) -> ProviderResult:
+        """Run on a provider, and judge."""
+        if self._plan is None or self.cpu is None:
+            return ProviderResult(provider, "failed", self._problem)
+        log = ""
+        found = self.cpu
+        if provider != CPU:
+            seconds = LEAST_SECONDS + TIMES_THE_CPU * self.cpu.seconds
+            outcome = run_in_child(self._plan, provider, seconds)
+            found, log = outcome.run, outcome.log
+            _pass_on(outcome)
+        result = ProviderResult(
+            provider=provider,
+            status="ok",
+            message=self._what_ran(found, provider),
+            ort_class=self._loader.name,
+            ran=found.ran,
+            nodes=found.nodes[provider],
+            seconds=round(found.seconds, 3),
+        )
+        if not found.complete:
+            return self._incomplete(result, found, log)
+        if not result.nodes:
+            elsewhere = ", ".join(f"{count} on {name}" for name, count in found.nodes.items())
+            return replace(result, status="failed", message=f"no node ran on it ({elsewhere})")
+        return result if provider == CPU else self._compared(result, found, self.cpu)
+
+    def _incomplete(self, result: ProviderResult, found: Run, log: str) -> ProviderResult:
+        if found.error:
+            node = None
+            if found.file is not None:
+                node = named_node(found.error, self._exported.graphs[found.file])
+            what = onnxruntime_line(found.error)
+            words = f"{found.stage} {found.file or 'the export'} failed: {what}{_named(node)}"
+        else:
+            others = ", ".join(sorted(found.fell_back))
+            words = f"ONNX Runtime fell back to {others}: {log_reason(log) or 'it gave no reason'}"
+            node = None
+        status = "failed"
+        if result.provider != CPU and _LACKING.search(words):
+            status = "unavailable"
+            words += f"; to have it: {install_hint(result.provider)}"
+        return replace(
+            result,
+            status=status,
+            message=words,
+            stage=found.stage,
+            file=found.file,
+            node=node.name if node else None,
+            tag=tag_of(node) if node else None,
+        )
+
+    def _compared(self, result: ProviderResult, found: Run, cpu: Run) -> ProviderResult:
+        computed = computed_in(result.provider, found.options, precision(self._exported))
+        result = replace(result, precision=computed)
+        if not cpu.complete:
+            message = "it ran, but the CPU gave nothing to compare it with"
+            return replace(result, status="failed", message=message, stage=COMPARING)
+        compared = compare(found.outputs, cpu.outputs, computed, cpu.drawn)
+        result = replace(result, max_difference=compared.difference)
+        if not compared.problem:
+            return replace(result, message=result.message + _agreement(compared, computed, cpu))
+        file, node = self._maker(found, compared.output or "")
+        words = f"comparing {file or 'the export'} failed: {compared.problem} ({computed})"
+        return replace(
+            result,
+            status="failed",
+            message=words + _named(node),
+            stage=COMPARING,
+            file=file,
+            node=node.name if node else None,
+            tag=tag_of(node) if node else None,
+        )
+
+    def _maker(self, found: Run, output: str) -> tuple[str | None, Node | None]:
+        """The file that gives an output, and the node in it that makes it."""
+        file, _, name = output.rpartition(": ")
+        name = re.sub(r"^(logits)\.\d+$", r"\1", name)  # of a step of generation
+        for each in [file] if file else sorted(found.files):
+            graph = self._exported.graphs[each]
+            if any(value.name == name for value in graph.outputs):
+                return each, next((node for node in graph.nodes if name in node.outputs), None)
+        return file or None, None
+
+    def _what_ran(self, found: Run, provider: str) -> str:
+        loader = self._loader
+        what = f"{loader.name}: {found.ran}" if loader.name else "plain sessions"
+        text = f"{what}, {found.nodes[provider]} nodes"
+        elsewhere = found.nodes.total() - found.nodes[provider]
+        if elsewhere:
+            text += f", {elsewhere} more on the CPU"
+        if loader.reason:
+            text += f" ({loader.reason})"
+        unused = sorted(self._exported.graphs.keys() - found.files)
+        if unused:
+            text += f"; not loaded: {', '.join(unused)}"
+        return text
 
 
-def _comparable(outputs: Outputs, reference: Outputs) -> list[str]:
-    """The outputs to compare: of what was generated, up to the first token that differs.
+def _named(node: Node | None) -> str:
+    if node is None:
+        return ""
+    tag = tag_of(node)
+    return f" [node {node.name or node.op_type}{f' of {tag}' if tag else ''}]"
 
-    Two tokens may be as good as equal, and after one that differs all is different.
-    """
-    if "tokens" not in reference:
-        return list(reference)
-    tokens, expected = outputs["tokens"], reference["tokens"]
-    steps = [name for name in reference if name != "tokens"]
-    same = [np.array_equal(tokens[:, :step], expected[:, :step]) for step in range(len(steps))]
-    return [name for name, equal in zip(steps, same, strict=True) if equal]
+
+def _agreement(compared: Comparison, computed: str, cpu: Run) -> str:
+    words = ""
+    if compared.difference is not None:
+        words = f"; at most {compared.difference:.1e} from the CPU's ({computed})"
+    if cpu.drawn:
+        words += f"; random, so not compared: {', '.join(sorted(cpu.drawn))}"
+    return words
+
+
+def _pass_on(outcome: Outcome) -> None:
+    """Print what a run printed besides ONNX Runtime's log, where this process prints."""
+    text = LOG_ENTRY.sub("", outcome.log).strip()
+    if text:
+        print(text, file=sys.stderr)

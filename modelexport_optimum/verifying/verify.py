@@ -1,7 +1,7 @@
 """The checks of an exported directory: its config against its graphs, and ONNX Runtime.
 
-What the directory is, is read in `exported.py`; a provider's run is made in `running.py`.
-Here it is judged, and every judgement is one line.
+What the directory is, is read in `exported_files.py`; the providers are checked in
+`providers.py`. Every judgement is one line.
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import UsageError, first_line
+from modelexport_optimum.errors import first_line
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.verifying.exported_files import (
     compared_shapes,
     configured,
     described_tensors,
-    precision,
     read_exported,
 )
+from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.providers import (
-    CPU,
-    Loader,
     ProviderResult,
-    Run,
-    compare,
-    find_loader,
-    install_hint,
-    run,
+    check_providers,
+    provider_names,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from modelexport_optimum.verifying.exported_files import Exported
+    from modelexport_optimum.verifying.running import Run
 
 DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt")
 
@@ -101,8 +97,7 @@ def verify(
 ) -> VerifyReport:
     """Check an exported directory, and run it on execution providers.
 
-    While a provider other than the CPU's is tried, the process's stderr is caught, so that
-    ONNX Runtime's reasons can be told.
+    Every provider but the CPU's runs in a process of its own, which may crash or hang.
 
     Args:
         directory: what an export wrote.
@@ -120,17 +115,15 @@ def verify(
         Path(directory), task=task, library=library, trust_remote_code=trust_remote_code
     )
     loader = Loader(None, "its files cannot be read")
-    runs: dict[str, Run] = {}
     if not exported.unreadable:
         loader = find_loader(exported)
-        runs = _run_all(exported, loader, names)
-    results = [_result(exported, loader, name, runs, asked=bool(providers)) for name in names]
+    results, cpu = check_providers(exported, loader, names, asked=bool(providers))
     return VerifyReport(
         directory=exported.directory,
         task=_full_task(exported),
         library=exported.library,
         ort_class=loader.name,
-        checks=tuple(_checks(exported, runs.get(CPU))),
+        checks=tuple(_checks(exported, cpu)),
         providers=tuple(results),
     )
 
@@ -139,100 +132,6 @@ def _full_task(exported: Exported) -> str | None:
     if exported.task is None or not exported.uses_cache:
         return exported.task
     return f"{exported.task}-with-past"
-
-
-# --- Providers ----------------------------------------------------------------------------------
-
-
-def provider_names(names: Sequence[str]) -> list[str]:
-    """ONNX Runtime's names of providers, each once.
-
-    Args:
-        names: full names or without `ExecutionProvider`, in any case.
-
-    Raises:
-        UsageError: ONNX Runtime knows no such provider.
-    """
-    import onnxruntime
-
-    suffix = "executionprovider"
-    known = {name.lower().removesuffix(suffix): name for name in onnxruntime.get_all_providers()}
-    found = []
-    for name in names:
-        short = name.strip().lower().removesuffix(suffix)
-        if short not in known:
-            raise UsageError(
-                f"provider {name!r} is not known to ONNX Runtime {onnxruntime.__version__}: "
-                f"choose from {', '.join(sorted(known))}"
-            )
-        found.append(known[short])
-    return list(dict.fromkeys(found))
-
-
-def _run_all(exported: Exported, loader: Loader, names: Sequence[str]) -> dict[str, Run]:
-    """Run the providers that this build of ONNX Runtime has, one after the other.
-
-    The CPU comes first, because the others are compared with it.
-    """
-    import onnxruntime
-
-    available = [name for name in names if name in onnxruntime.get_available_providers()]
-    if not available:
-        return {}
-    return {name: run(exported, loader, name) for name in dict.fromkeys([CPU, *available])}
-
-
-def _result(
-    exported: Exported, loader: Loader, provider: str, runs: dict[str, Run], *, asked: bool
-) -> ProviderResult:
-    import onnxruntime
-
-    if provider not in onnxruntime.get_available_providers():
-        message = (
-            f"this build of ONNX Runtime ({onnxruntime.__version__}) does not have it; "
-            f"to have it: {install_hint(provider)}"
-        )
-        return ProviderResult(provider, "unavailable", message, asked=asked)
-    if provider not in runs:
-        message = "not run: a file cannot be read (see the checks)"
-        return ProviderResult(provider, "failed", message, asked=asked)
-    found = runs[provider]
-    status, message, difference = found.status, found.message, None
-    nodes = found.nodes[provider]
-    if status == "ok" and not nodes:
-        elsewhere = ", ".join(f"{count} on {name}" for name, count in found.nodes.items())
-        status, message = "failed", f"no node ran on it ({elsewhere})"
-    elif status == "ok" and provider != CPU:
-        if runs[CPU].status != "ok":
-            status, message = "failed", "it ran, but the CPU gave nothing to compare it with"
-        else:
-            difference, message = compare(found.outputs, runs[CPU].outputs, precision(exported))
-            status = "failed" if message else "ok"
-    return ProviderResult(
-        provider=provider,
-        status=status,
-        message=message or _what_ran(exported, loader, found, provider),
-        ort_class=loader.name,
-        ran=found.ran,
-        nodes=nodes,
-        max_difference=difference,
-        seconds=round(found.seconds, 3),
-        asked=asked,
-    )
-
-
-def _what_ran(exported: Exported, loader: Loader, found: Run, provider: str) -> str:
-    what = f"{loader.name}: {found.ran}" if loader.name else "plain sessions"
-    text = f"{what}, {found.nodes[provider]} nodes"
-    elsewhere = found.nodes.total() - found.nodes[provider]
-    if elsewhere:
-        text += f", {elsewhere} more on the CPU"
-    if loader.reason:
-        text += f" ({loader.reason})"
-    unused = sorted(exported.graphs.keys() - found.files)
-    if unused:
-        text += f"; not loaded: {', '.join(unused)}"
-    return text
 
 
 # --- Checks -------------------------------------------------------------------------------------

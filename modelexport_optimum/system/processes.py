@@ -1,0 +1,19 @@
+"""How a process ended, in the user's words."""
+
+from __future__ import annotations
+
+import signal
+
+
+def ending(status: int) -> str:
+    """How a process ended, by its exit code as `subprocess` gives it.
+
+    Args:
+        status: its exit status, or the negative number of the signal that ended it.
+    """
+    if status >= 0:
+        return f"its process ended with exit status {status}"
+    name = signal.Signals(-status).name
+    if -status == signal.SIGKILL:
+        return f"its process was killed ({name}), as the system does when memory runs out"
+    return f"its process was ended by {name}"

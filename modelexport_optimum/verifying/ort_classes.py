@@ -1,0 +1,121 @@
+"""The `ORTModel` class that the users of an export load it with.
+
+Optimum is asked for it: there is no table of architectures. Nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.verifying.exported_files import has_common_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from modelexport_optimum.verifying.exported_files import Exported
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How the export is loaded.
+
+    Attributes:
+        ort_class: the class of Optimum that its users load it with, None for plain sessions.
+        reason: why it is not the class of the task, "" if it is.
+    """
+
+    ort_class: Any
+    reason: str = ""
+
+    @property
+    def name(self) -> str | None:
+        """The class's name."""
+        return None if self.ort_class is None else str(self.ort_class.__name__)
+
+
+def find_loader(exported: Exported) -> Loader:
+    """The `ORTModel` class that loads the export and can run it."""
+    task = exported.task
+    if exported.settings_error or task is None:
+        return Loader(None, "it is not known what the model is for")
+    if exported.library == "diffusers":
+        from optimum.onnxruntime import ORTDiffusionPipeline
+        from optimum.onnxruntime.modeling_diffusion import _get_ort_class
+
+        name = exported.settings["_class_name"]
+        if _get_ort_class(name, throw_error_if_not_exist=False) is None:
+            return Loader(None, f"Optimum has no ONNX Runtime pipeline for {name}")
+        return Loader(ORTDiffusionPipeline)
+    found = _class_of_task(exported, task)
+    if found is None:
+        return Loader(None, f"Optimum has no ORTModel class for {task}")
+    return _usable(exported, task, found)
+
+
+def _class_of_task(exported: Exported, task: str) -> Any:  # noqa: ANN401 (classes are untyped)
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    # Their modules hold all classes but the diffusion pipelines.
+    from optimum.onnxruntime import ORTModel, ORTModelForCausalLM, ORTModelForSeq2SeqLM
+
+    assert issubclass(ORTModelForCausalLM, ORTModel)
+    assert issubclass(ORTModelForSeq2SeqLM, ORTModel)
+    config = exported.config
+    model_type = None if config is None else config.model_type
+    try:
+        loaded = TasksManager.get_model_class_for_task(task, model_type=model_type)
+    except (KeyError, ValueError):  # no class of transformers does this task with such a model
+        return None
+    # Optimum also loads with AutoModel what has no auto class of its own.
+    if loaded is transformers.AutoModel and task != "feature-extraction":
+        return None
+    classes = list(_subclasses(ORTModel))
+    named = {found.model_class for found in exported.classes if found.task == task}
+    for ort_class in classes:
+        if ort_class.auto_model_class is loaded:
+            return ort_class
+    for ort_class in classes:  # some tasks are loaded with a model's own class
+        mapping = getattr(ort_class.auto_model_class, "_model_mapping", {})
+        if ort_class.auto_model_class is transformers.AutoModel or type(config) not in mapping:
+            continue
+        if mapping[type(config)] in named:
+            return ort_class
+    return None
+
+
+def _subclasses(base: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Optimum's subclasses that stand for a class of transformers of their own."""
+    for subclass in base.__subclasses__():
+        if subclass.__module__.startswith("optimum.") and "auto_model_class" in vars(subclass):
+            yield subclass
+        yield from _subclasses(subclass)
+
+
+def _usable(exported: Exported, task: str, found: Any) -> Loader:  # noqa: ANN401
+    """The class, or another one if it cannot run these graphs."""
+    from optimum.onnxruntime import ORTModelForCustomTasks
+    from optimum.onnxruntime.modeling_seq2seq import ORTModelForConditionalGeneration
+    from transformers import GenerationMixin
+
+    name = found.__name__
+    files = [Path(file).name for file in exported.graphs]
+    single = len(files) == 1 or "model.onnx" in files
+    if issubclass(found, ORTModelForConditionalGeneration):
+        if any("encoder" in file for file in files):
+            return Loader(found)
+        reason = f"{name} needs the encoder and the decoder in a file each"
+        return Loader(ORTModelForCustomTasks if single else None, reason)
+    if not single and not issubclass(found, GenerationMixin):
+        return Loader(None, f"{name} loads one file of {len(files)}")
+    if issubclass(found, GenerationMixin):
+        return Loader(found)
+    if not has_common_outputs(exported, task):
+        return Loader(ORTModelForCustomTasks, f"{name} needs other outputs than these")
+    refused = exported.inputs - inspect.signature(found.forward).parameters.keys()
+    if refused:
+        return Loader(ORTModelForCustomTasks, f"{name} takes no {', '.join(sorted(refused))}")
+    return Loader(found)

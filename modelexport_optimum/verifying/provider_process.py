@@ -1,0 +1,265 @@
+"""Runs on a provider in a process of their own: what ends it does not end ours.
+
+A server process imports PyTorch and Optimum once, and forks for each run, so that no run
+meets what another left on a device. It ends when it has had nothing to do for a while, and
+when we do. A request is a folder: `plan.pickle` lies there, the others below come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import pickle
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from modelexport_optimum.system.processes import ending
+from modelexport_optimum.verifying.ort_messages import log_reason
+from modelexport_optimum.verifying.running import Run, run
+
+if TYPE_CHECKING:
+    from modelexport_optimum.verifying.running import RunPlan
+
+_PLAN, _RUN, _LOG, _AT = "plan.pickle", "run.pickle", "log", "at"
+"""The files of a request: what to run, what came of it, what was printed, where it is at."""
+
+_IDLE_SECONDS = 60
+"""How long a server waits for another run before it ends."""
+
+_START_SECONDS = 300
+"""What a server may take to import PyTorch and Optimum: seconds, or minutes on a cold disk."""
+
+_FORKS = sys.platform != "darwin"
+"""Apple's libraries do not survive a fork: a server does one run there, itself."""
+
+_BEGUN = b"begun"
+
+_waiting: list[_Server] = []
+"""The servers of this process that have nothing to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run in another process.
+
+    Attributes:
+        run: how it went; its error says how the process ended if nothing came back.
+        log: what the process printed, its C++ libraries included.
+    """
+
+    run: Run
+    log: str
+
+
+def run_in_child(plan: RunPlan, provider: str, seconds: float) -> Outcome:
+    """Run on a provider in another process.
+
+    Args:
+        plan: what to run.
+        provider: ONNX Runtime's name of the provider.
+        seconds: how long it may take.
+    """
+    with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as name:
+        folder = Path(name)
+        (folder / _PLAN).write_bytes(pickle.dumps((plan, provider)))
+        started = time.perf_counter()
+        ended = _serve(folder, seconds)
+        if ended:
+            stage, file = _read(folder / _AT).partition("\n")[::2]
+            result = Run(file=file or None, seconds=time.perf_counter() - started)
+            result.stage = stage or result.stage
+            result.error = ": ".join(filter(None, (ended, _last_words(_read(folder / _LOG)))))
+        else:
+            result = pickle.loads((folder / _RUN).read_bytes())
+        return Outcome(result, _read(folder / _LOG))
+
+
+def _last_words(log: str) -> str:
+    """What a process printed of its own end: what C++ throws uncaught, or ONNX Runtime's log."""
+    thrown = re.findall(r"^ *what\(\): *(.+)", log, re.MULTILINE)
+    return thrown[-1] if thrown else log_reason(log)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _serve(folder: Path, seconds: float) -> str:
+    """Have a server do what a folder asks for: how the process ended, "" if it did it."""
+    server = _waiting_server() or _Server()
+    try:
+        if not server.begin(folder):  # it had ended, of idleness
+            server.kill()
+            server = _Server()
+            if not server.begin(folder):
+                server.kill()
+                return f"its process did not start: {server.last_words()}"
+        status = server.finish(seconds)
+        if status is None:
+            server.kill()
+            return f"it was ended, after {seconds:.0f} s without a result"
+    except BaseException:  # an interrupt
+        server.kill()
+        raise
+    if _FORKS:
+        _waiting.append(server)
+    return ending(status) if status else ""
+
+
+def _waiting_server() -> _Server | None:
+    while _waiting:
+        server = _waiting.pop()
+        if server.owner == os.getpid():  # a fork of this process has what was not its own
+            return server
+    return None
+
+
+class _Server:
+    """Our end of a server.
+
+    Attributes:
+        owner: the process that started it.
+    """
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it is there as long as the server)
+        with theirs:
+            # In a session of its own no terminal's interrupt reaches it; it goes when we do.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _program(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
+                stderr=self._errors,
+                start_new_session=True,
+                # What is forked has neither a driver of CUDA nor a tokenizer's threads.
+                env={
+                    **os.environ,
+                    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+                    "TOKENIZERS_PARALLELISM": "false",
+                },
+            )
+
+    def begin(self, folder: Path) -> bool:
+        """Hand it a request; False if it is gone, or does not come up."""
+        try:
+            self._pipe.send_bytes(os.fsencode(folder))
+            return self._pipe.poll(_START_SECONDS) and self._pipe.recv_bytes() == _BEGUN
+        except (EOFError, ConnectionError):
+            return False
+
+    def finish(self, seconds: float) -> int | None:
+        """The exit code of the process of a run, None if it has not ended in time."""
+        if not self._pipe.poll(seconds):
+            return None
+        try:
+            return int(self._pipe.recv_bytes())
+        except (EOFError, ConnectionError):  # it ended itself, as where it does not fork
+            return self._process.wait()
+
+    def kill(self) -> None:
+        """End it and what it has forked."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def last_words(self) -> str:
+        """The last line that it printed."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "it gave no reason")
+
+
+# --- In the server ------------------------------------------------------------------------------
+
+
+def _program(descriptor: int) -> str:
+    """What a server runs: modules are found where this process finds them."""
+    return (
+        f"import sys; sys.path[:] = {sys.path!r}; "
+        f"from {__name__} import serve; serve({descriptor}, forks={_FORKS})"
+    )
+
+
+def serve(descriptor: int, *, forks: bool) -> None:
+    """Do what is asked for, until nothing is, or who asks is gone.
+
+    Args:
+        descriptor: the server's end of the pipe.
+        forks: whether each run gets a process of its own; else the first run is the last.
+    """
+    import optimum.onnxruntime.modeling_decoder
+    import optimum.onnxruntime.modeling_seq2seq  # noqa: F401 (with it, all but diffusion)
+
+    gc.freeze()  # the collector would touch, and so copy, what the processes share
+    with Connection(descriptor) as pipe:
+        while pipe.poll(_IDLE_SECONDS):
+            try:
+                folder = Path(os.fsdecode(pipe.recv_bytes()))
+            except EOFError:
+                return
+            pipe.send_bytes(_BEGUN)
+            if not forks:
+                _answer(folder)
+            pipe.send_bytes(str(_fork(folder, pipe)).encode())
+
+
+def _fork(folder: Path, pipe: Connection) -> int:
+    """Run in a fork: its exit code. It is killed when who asked for it is gone."""
+    done, open_while_it_runs = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.close(done)
+        _answer(folder)
+    os.close(open_while_it_runs)
+    ended, status = 0, 0
+    while not ended:
+        # What it started may hold its end open when it is gone itself.
+        ready, _, _ = select.select([done, pipe.fileno()], [], [], 1)
+        if pipe.fileno() in ready:
+            os.kill(process, signal.SIGKILL)
+        ended, status = os.waitpid(process, 0 if ready else os.WNOHANG)
+    os.close(done)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _answer(folder: Path) -> NoReturn:
+    """Run what a folder asks for, leave the answer there, and end the process.
+
+    It ends at once: what providers do when they are unloaded is not checked.
+    """
+    status = 1
+    try:
+        log = os.open(folder / _LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        plan, provider = pickle.loads((folder / _PLAN).read_bytes())
+        result = run(plan, provider, at=lambda *at: _note(folder, *at))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        (folder / _RUN).write_bytes(pickle.dumps(result))
+        status = 0
+    except BaseException:  # such as an exit, or a disk that is full
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _note(folder: Path, stage: str, file: str | None) -> None:
+    """Leave what is being done, for when the process does not come back."""
+    (folder / _AT).write_text(f"{stage}\n{file or ''}", encoding="utf-8")

@@ -1,0 +1,364 @@
+"""One run of an export on one execution provider, in this process.
+
+What is run is the same for every provider, a `RunPlan` with its inputs. How the run went is
+told as it was, a `Run`: it is judged in `providers.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import json
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelexport_optimum.verifying.example_inputs import as_array
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import onnxruntime
+    import torch
+    from numpy.typing import NDArray
+
+    Outputs = dict[str, NDArray[Any]]
+    At = Callable[[str, str | None], None]
+
+CPU = "CPUExecutionProvider"
+
+NEW_TOKENS = 3
+"""Tokens to generate: the second is the first that comes from cached keys and values."""
+
+SIDE = 128
+"""Largest side, in pixels, of the picture that a diffusion pipeline is asked for."""
+
+LOADING, RUNNING, COMPARING = "loading", "running", "comparing"
+"""The stages of a check, in their order."""
+
+_FATAL = 4
+"""ONNX Runtime's log level that says nothing more: what it logs of an error, the error says."""
+
+_LONGEST_MESSAGE = 20_000
+"""Characters of an error to keep: OpenVINO's repeat what they say for each layer of its code."""
+
+_OTHER_SEED = 1000
+"""Not 0 or 1, nor near: to each the index of its node is added, and 0 is 1 to the generator."""
+
+_SESSION_CREATION = threading.Lock()
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is run on every provider.
+
+    Attributes:
+        directory: the export.
+        files: its graphs, by path below the directory.
+        library: Optimum's name of the library that the model is of.
+        ort_class: the class to load it with; None for plain sessions.
+        use_cache: whether a decoder takes cached keys and values.
+        trust_remote_code: whether code in the directory may run.
+        inputs: the inputs of each graph, made once.
+        draws: whether a graph draws random numbers.
+    """
+
+    directory: Path
+    files: tuple[str, ...]
+    library: str
+    ort_class: Any
+    use_cache: bool
+    trust_remote_code: bool
+    inputs: Mapping[str, Outputs]
+    draws: bool
+
+
+@dataclass
+class Run:
+    """How one provider's run went.
+
+    Attributes:
+        stage: what it was at when it ended.
+        error: the whole of the error that ended it, "" if it ran to its end.
+        file: the graph that was being loaded or run when an error was raised, if one was.
+        ran: what was run: "forward", "generate", "pipeline" or "session".
+        nodes: how many nodes ran, by provider.
+        outputs: what came out, by name.
+        drawn: the outputs that depend on the seed of ONNX Runtime's random numbers.
+        files: the graphs that were loaded.
+        fell_back: the providers that sessions came up on instead.
+        options: the options that the provider's sessions came up with.
+        seconds: time to load and run.
+    """
+
+    stage: str = LOADING
+    error: str = ""
+    file: str | None = None
+    ran: str | None = None
+    nodes: Counter[str] = field(default_factory=Counter)
+    outputs: Outputs = field(default_factory=dict)
+    drawn: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+    fell_back: set[str] = field(default_factory=set)
+    options: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ran to its end, on the provider that was asked for."""
+        return not self.error and not self.fell_back
+
+
+def run_reference(plan: RunPlan) -> Run:
+    """Run on the CPU, whose outputs the other providers' are compared with.
+
+    If a graph draws random numbers it is run with two seeds, which tells the outputs that are
+    random: no two providers agree on these.
+    """
+    result = run(plan, CPU)
+    if plan.draws and result.complete:
+        other = run(plan, CPU, seed=_OTHER_SEED)
+        result.drawn = {
+            name
+            for name, value in result.outputs.items()
+            if name in other.outputs
+            and not np.array_equal(value, other.outputs[name], equal_nan=value.dtype.kind == "f")
+        }
+    return result
+
+
+def run(plan: RunPlan, provider: str, *, seed: int = 0, at: At | None = None) -> Run:
+    """Load the export on a provider, run it once, release it. What is raised is told.
+
+    Args:
+        plan: what to run.
+        provider: ONNX Runtime's name of the provider.
+        seed: of ONNX Runtime's random numbers.
+        at: called with each stage and the file that it is at, None if it is at several.
+    """
+    import onnxruntime
+
+    result = Run()
+    started = time.perf_counter()
+    note = at or (lambda stage, file: None)
+    onnxruntime.set_seed(seed)
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True  # its events tell where each node ran
+    if provider == CPU:
+        options.log_severity_level = _FATAL
+    model: Any = None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with _watched(plan, options, Path(folder), note):
+                model = _load(plan, provider, options)
+            sessions = _sessions(model)
+            result.files = {_file(plan, session) for session in sessions}
+            result.fell_back = {session.get_providers()[0] for session in sessions} - {provider}
+            result.options = sessions[0].get_provider_options().get(provider, {})
+            if not result.fell_back:
+                result.stage = RUNNING
+                note(RUNNING, next(iter(result.files)) if len(result.files) == 1 else None)
+                result.ran, result.outputs = _infer(plan, model)
+                for session in sessions:
+                    result.nodes += _nodes_by_provider(Path(session.end_profiling()))
+        except Exception as error:  # loading and running may raise whatever there is
+            result.error = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
+            failed = _session_of(error)
+            result.file = None if failed is None else _file(plan, failed)
+            traceback.clear_frames(error.__traceback__)  # they hold sessions
+        sessions = []
+        model = None
+        if plan.library == "diffusers":  # its pipelines are in reference cycles
+            gc.collect()
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+# --- Sessions -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _watched(
+    plan: RunPlan, options: onnxruntime.SessionOptions, folder: Path, note: At
+) -> Iterator[None]:
+    """Give each session that is made with these options a profile of its own, and note it.
+
+    Optimum makes all sessions of a model with one object of options, and ONNX Runtime names a
+    profile by its prefix and the second (`InferenceSession::StartProfiling`; 1.20 and 1.24 as
+    seen): two sessions of one second write to one file.
+    """
+    from onnxruntime import InferenceSession
+
+    with _SESSION_CREATION:
+        create = InferenceSession.__init__
+        count = 0
+
+        def initialize(
+            session: onnxruntime.InferenceSession,
+            path_or_bytes: Any,  # noqa: ANN401
+            sess_options: Any = None,  # noqa: ANN401
+            *args: Any,  # noqa: ANN401
+            **kwargs: Any,  # noqa: ANN401
+        ) -> None:
+            nonlocal count
+            if sess_options is options:
+                count += 1
+                options.profile_file_prefix = str(folder / f"session-{count}")
+                note(LOADING, _below(plan, path_or_bytes))
+            create(session, path_or_bytes, sess_options, *args, **kwargs)
+
+        InferenceSession.__init__ = initialize
+        try:
+            yield
+        finally:
+            InferenceSession.__init__ = create
+
+
+def _load(plan: RunPlan, provider: str, options: onnxruntime.SessionOptions) -> Any:  # noqa: ANN401
+    """An ORTModel, a pipeline, or sessions by file."""
+    import onnxruntime
+    from transformers import GenerationMixin
+
+    directory = plan.directory
+    if plan.ort_class is None:
+        return {
+            file: onnxruntime.InferenceSession(directory / file, options, providers=[provider])
+            for file in plan.files
+        }
+    arguments: dict[str, Any] = {"export": False, "local_files_only": True}
+    if plan.library != "diffusers":
+        arguments["trust_remote_code"] = plan.trust_remote_code
+        if issubclass(plan.ort_class, GenerationMixin):
+            arguments["use_cache"] = plan.use_cache
+    model = plan.ort_class.from_pretrained(
+        directory, provider=provider, session_options=options, **arguments
+    )
+    if plan.library == "diffusers":
+        model.set_progress_bar_config(disable=True)
+    return model
+
+
+def _sessions(model: Any) -> list[onnxruntime.InferenceSession]:  # noqa: ANN401
+    if isinstance(model, dict):
+        return list(model.values())
+    return [part.session for part in getattr(model, "parts", [model])]
+
+
+def _file(plan: RunPlan, session: onnxruntime.InferenceSession) -> str:
+    return _below(plan, session._model_path)
+
+
+def _below(plan: RunPlan, path: str | Path) -> str:
+    return Path(path).relative_to(plan.directory).as_posix()
+
+
+def _session_of(error: BaseException) -> onnxruntime.InferenceSession | None:
+    """The session in whose method an error was raised: ONNX Runtime's errors do not name it."""
+    from onnxruntime import InferenceSession
+
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, InferenceSession):
+            found = owner
+    return found
+
+
+def _nodes_by_provider(profile: Path) -> Counter[str]:
+    """Count the nodes that ran, by provider, from a session's profile."""
+    events = json.loads(profile.read_text(encoding="utf-8"))
+    ran = {
+        (event["name"], event["args"].get("node_index"), event["args"]["provider"])
+        for event in events
+        if event.get("cat") == "Node" and event.get("args", {}).get("provider")
+    }
+    return Counter(provider for _, _, provider in ran)
+
+
+# --- The run ------------------------------------------------------------------------------------
+
+
+def _infer(plan: RunPlan, model: Any) -> tuple[str, Outputs]:  # noqa: ANN401
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        if isinstance(model, dict):
+            return "session", _run_sessions(plan, model)
+        if plan.library == "diffusers":
+            return "pipeline", _draw(model)
+        if model.can_generate():
+            return "generate", _generate(plan, model)
+        inputs = plan.inputs[_file(plan, model.session)]
+        answer = model(**_tensors(inputs, model.device))
+        return "forward", {name: as_array(value) for name, value in answer.items()}
+
+
+def _run_sessions(plan: RunPlan, sessions: Mapping[str, Any]) -> Outputs:
+    outputs = {}
+    for file, session in sessions.items():
+        answer = session.run(None, plan.inputs[file])
+        for value, array in zip(session.get_outputs(), answer, strict=True):
+            name = value.name if len(sessions) == 1 else f"{file}: {value.name}"
+            outputs[name] = np.asarray(array)
+    return outputs
+
+
+def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
+    encoder = getattr(model, "encoder", None)
+    if encoder is None:
+        made = plan.inputs[_file(plan, model.session)]
+        inputs = {n: made[n] for n in made if n in ("input_ids", "attention_mask")}
+    else:
+        inputs = dict(plan.inputs[_file(plan, encoder.session)])
+    answer = model.generate(
+        **_tensors(inputs, model.device),
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logits = {f"logits.{step}": as_array(value) for step, value in enumerate(answer["logits"])}
+    return {"tokens": as_array(answer["sequences"][:, -NEW_TOKENS:]), **logits}
+
+
+def _draw(pipeline: Any) -> Outputs:  # noqa: ANN401 (a class of diffusers)
+    import torch
+    from PIL import Image
+
+    parameters = inspect.signature(pipeline.__call__).parameters
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    arguments: dict[str, Any] = {
+        "prompt": "a photo of a cat",
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "generator": torch.Generator().manual_seed(0),
+    }
+    side = SIDE
+    size = denoiser.config.get("sample_size")
+    if isinstance(size, int):
+        side = min(side, size * pipeline.vae_scale_factor)
+    shape = denoiser.session.get_inputs()[0].shape
+    if not isinstance(shape[-1 if len(shape) == 4 else 1], int):
+        arguments |= {"height": side, "width": side}
+    for name in ("image", "mask_image"):
+        if name in parameters:
+            arguments[name] = Image.new("RGB", (side, side), "white")
+    given = {name: value for name, value in arguments.items() if name in parameters}
+    return {"images": np.asarray(pipeline(**given).images)}
+
+
+def _tensors(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}

@@ -1,0 +1,158 @@
+"""How far a provider's outputs may be from the CPU's, and whether they are.
+
+What may differ is rounding: that of the precision which the provider computes in, added up
+over the layers. docs/verify.md has the tolerances in a table, with reasons and sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from numpy.typing import NDArray
+
+    Outputs = Mapping[str, NDArray[Any]]
+
+TOLERANCES = {"float32": 5e-3, "tf32": 3e-2, "float16": 5e-2, "bfloat16": 3e-1}
+"""How far an output may be off, relative to its scale, by the precision of the products."""
+
+SMALLEST_SCALE = 1e-2
+"""The scale of an output of smaller values: these may be what is left of terms that cancel."""
+
+_DEFAULTS = {
+    "CPUExecutionProvider": "float32",
+    "AzureExecutionProvider": "float32",
+    "CUDAExecutionProvider": "tf32",
+    "TensorrtExecutionProvider": "tf32",
+    "NvTensorRTRTXExecutionProvider": "tf32",
+    "OpenVINOExecutionProvider": "float32",
+    "CoreMLExecutionProvider": "float16",
+    "QNNExecutionProvider": "float16",
+}
+"""What providers compute float32 models in, unless an option of a session says otherwise."""
+
+_UNKNOWN = "float16"
+"""What a provider of which it is not known is taken to compute in."""
+
+_SWITCHES = {
+    "trt_bf16_enable": "bfloat16",
+    "migraphx_bf16_enable": "bfloat16",
+    "trt_fp16_enable": "float16",
+    "migraphx_fp16_enable": "float16",
+    "enable_htp_fp16_precision": "float16",
+    "use_tf32": "tf32",
+}
+"""Options of sessions that turn on a precision, the coarser ones first."""
+
+_ON, _OFF = ("1", "true"), ("0", "false")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a provider's outputs are from the CPU's.
+
+    Attributes:
+        difference: the largest difference, None if nothing could be compared.
+        problem: what is wrong, "" if nothing is.
+        output: the output that it is wrong with.
+    """
+
+    difference: float | None
+    problem: str = ""
+    output: str | None = None
+
+
+def computed_in(provider: str, options: Mapping[str, str], stored: str) -> str:
+    """The precision that a provider's products have.
+
+    Args:
+        provider: ONNX Runtime's name of it.
+        options: the options that its sessions came up with.
+        stored: the floating point type of the weights.
+    """
+    computed = _DEFAULTS.get(provider, _UNKNOWN)
+    settings = {name: str(value).lower() for name, value in options.items()}
+    if settings.get("use_tf32") in _OFF or settings.get("enable_htp_fp16_precision") in _OFF:
+        computed = "float32"
+    if provider == "OpenVINOExecutionProvider" and "cpu" not in settings.get("device_type", "cpu"):
+        computed = "float16"  # the default of its GPU and NPU
+    for name, precision in _SWITCHES.items():
+        if settings.get(name) in _ON:
+            computed = precision
+            break
+    return max(computed, stored, key=lambda precision: TOLERANCES[precision])
+
+
+def compare(
+    outputs: Outputs, reference: Outputs, precision: str, drawn: Collection[str] = ()
+) -> Comparison:
+    """Compare a provider's outputs with the CPU's.
+
+    Each value may be off by the tolerance, relative to its own size or to its output's scale.
+    The scale is the median of an output's sizes: a few values that stand for infinity, as what
+    masks write, do not change it.
+
+    Args:
+        outputs: what the provider gave.
+        reference: what the CPU gave for the same inputs.
+        precision: what the provider computed in.
+        drawn: the outputs that are random numbers, which are not compared.
+    """
+    largest = None
+    for name in _comparable(outputs, reference):
+        if name in drawn:
+            continue
+        if name not in outputs:
+            return Comparison(largest, f"there is no {name}, which the CPU gives", name)
+        difference, problem = _compare_one(outputs[name], reference[name], TOLERANCES[precision])
+        if difference is not None:
+            largest = max(largest or 0.0, difference)
+        if problem:
+            return Comparison(largest, f"{name} {problem}", name)
+    return Comparison(largest)
+
+
+def _compare_one(
+    ours: NDArray[Any], theirs: NDArray[Any], tolerance: float
+) -> tuple[float | None, str]:
+    if ours.shape != theirs.shape:
+        return None, f"has the shape {ours.shape}, the CPU's {theirs.shape}"
+    if theirs.dtype.kind not in "fiub":  # strings
+        return None, "" if np.array_equal(ours, theirs) else "is other text than the CPU's"
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    finite = np.isfinite(theirs)
+    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
+        return None, "has NaN or infinity where the CPU's has not, or the reverse"
+    ours, theirs = ours[finite], theirs[finite]
+    if not np.isfinite(ours).all():
+        return None, "has NaN or infinity where the CPU's has not, or the reverse"
+    if not ours.size:
+        return 0.0, ""
+    sizes = np.abs(theirs)
+    scale = max(float(np.median(sizes[sizes > 0])) if sizes.any() else 0.0, SMALLEST_SCALE)
+    difference = np.abs(ours - theirs)
+    excess = difference / np.maximum(sizes, scale) / tolerance
+    worst = int(excess.argmax())
+    largest = float(difference.max())
+    if excess[worst] <= 1:
+        return largest, ""
+    allowed = tolerance * max(float(sizes[worst]), scale)
+    return largest, f"differs from the CPU's by {difference[worst]:.2g} > {allowed:.2g}"
+
+
+def _comparable(outputs: Outputs, reference: Outputs) -> list[str]:
+    """The outputs to compare: of what was generated, up to the first token that differs.
+
+    Two tokens may be as good as equal, and after one that differs all is different.
+    """
+    if "tokens" not in reference or "tokens" not in outputs:
+        return list(reference)
+    tokens, expected = outputs["tokens"], reference["tokens"]
+    steps = [name for name in reference if name != "tokens"]
+    same = [np.array_equal(tokens[:, :step], expected[:, :step]) for step in range(len(steps))]
+    return [name for name, equal in zip(steps, same, strict=True) if equal]
