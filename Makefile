@@ -63,8 +63,9 @@ format: $(STAMP) ## let ruff format the code
 bench: $(STAMP) ## measure time and memory against Optimum alone (some minutes)
 	@$(BIN)/python scripts/bench.py $(ARGS)
 
-docs: $(STAMP) ## write the command line reference anew from --help
+docs: $(STAMP) ## write anew what is written from the code: the reference and the design
 	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python scripts/rooms.py
 
 picture: $(STAMP) ## take the README's picture of `make demo` anew
 	@$(BIN)/python scripts/picture.py

@@ -17,6 +17,20 @@ from modelexport_optimum.cli.main import app
 FILE = Path(__file__).parent.parent / "docs" / "reference.md"
 PROGRAM = "modelexport-optimum"
 
+EXIT_STATUS = (
+    "| status | of all commands | of `batch` | of `diff` |",
+    "|---|---|---|---|",
+    "| 0 | all is well | every line is done | the two are the same |",
+    "| 1 | it failed; nothing was changed | something failed, or was left out | they differ |",
+    "| 2 | the command line is wrong; nothing was changed | that, or the manifest is wrong | "
+    "that, or they cannot be compared |",
+    "| 3 | the files are written, but a check failed | all files are written, but some check "
+    "failed | |",
+    "| 129, 130, 143 | stopped by SIGHUP, by Ctrl-C, by SIGTERM; a line says what was kept | | |",
+    "| 141 | the reader of stdout has gone, as `head` does | | |",
+)
+"""One table for all commands; the README and docs/batch.md refer to it."""
+
 
 def reference() -> str:
     """The whole page."""
@@ -27,8 +41,9 @@ def reference() -> str:
         "Written by `make docs` from what `--help` says. "
         "Names may be spelled with `-` or `_` alike.",
         "",
-        "Exit status: 0 all is well; 1 the export or the pass failed, and nothing was changed; "
-        "2 the command line is wrong; 3 the files are written but a check failed.",
+        "## Exit status",
+        "",
+        *EXIT_STATUS,
     ]
     for name, command in group.commands.items():
         arguments = [one for one in command.params if one.param_type_name == "argument"]

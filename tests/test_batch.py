@@ -25,17 +25,20 @@ import pytest
 from disks import mounted
 from typer.testing import CliRunner
 
-from modelexport_optimum import read_hierarchy
+from modelexport_optimum import batch, read_hierarchy
 from modelexport_optimum.batches import run as batch_module
 from modelexport_optimum.batches.jobs import Done, Job, Stage
 from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.batches.results import Results, only_batch
 from modelexport_optimum.cli.main import app
+from modelexport_optimum.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     ModelDirectory = Callable[[str], Path]
+
+pytestmark = pytest.mark.slow  # each test runs a batch, in processes that import PyTorch
 
 CUSTOM = "--task text-classification --trust-remote-code --provider cpu"
 
@@ -654,10 +657,13 @@ def test_signals(place: Path, model: Callable[..., Path], model_directory: Model
     assert once.end() == 128 + signal.SIGINT
     assert "stopped: ending what runs" in once.said("err")
     assert "1 ok, 2 not run" in once.said("out")
+    assert "stopped: the exports that are done were kept" in once.said("out")
+    assert "results.jsonl" in once.said("out")
     assert records(once.exports).keys() == {"bert-onnx"}
     assert once.left() == {"bert-onnx", "results.jsonl"}
     assert twice.end() == 128 + signal.SIGINT
     assert twice.left() == set()
+    assert "results.jsonl" not in twice.said("out")
     assert to_all.end() == 128 + signal.SIGTERM
     assert to_all.left() == set()
     assert ignored.end() == 0
@@ -741,6 +747,44 @@ def test_models_are_fetched_once_and_redone_when_they_change(
     assert len(fetched) == 2
     sources = {record["made"]["source"] for record in records(place / "exports").values()}
     assert sources == {hub.OTHER_COMMIT}
+
+
+# --- In Python ------------------------------------------------------------------------------------
+
+
+def test_batch_in_python_is_what_the_docs_show(
+    place: Path, model_directory: ModelDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "batch.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    bert = model_directory("bert")
+    (place / "models.txt").write_text(f"{bert} --provider cpu\n./missing\n", encoding="utf-8")
+    exec(compile(block, "batch.md", "exec"), {})
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first == f"ok {bert} {place / 'exports' / 'bert-onnx'}"
+    assert second == f"failed ./missing {place / 'exports' / 'missing-onnx'}"
+    assert last == "1 0"
+    assert {node.module_class for node in read_hierarchy(place / "exports" / "bert-onnx")}
+    again = batch("models.txt", "exports", task="feature-extraction", workers=2)
+    assert (again.exit_status, again.skipped) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtpye": "fp16"}, "No such option: dtpye: did you mean dtype?"),
+        ({"slim": 1}, "slim must be true or false, not 1"),
+        ({"model": "a"}, "No such option: model"),
+        ({"timeout": -1}, "-1 is not a number of seconds above 0"),
+        ({"workers": 0}, "--workers must be above 0, not 0"),
+        ({"force": True, "retry_failed": True}, "give one of --force and --retry-failed"),
+    ],
+)
+def test_batch_is_called_wrongly(place: Path, options: dict[str, Any], message: str) -> None:
+    (place / "models.txt").write_text("a\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=re.escape(message)):
+        batch("models.txt", "exports", **options)
+    assert not (place / "exports").exists()
 
 
 # --- A runner that runs jobs again ----------------------------------------------------------------

@@ -16,6 +16,7 @@ from huggingface_hub.constants import HUGGINGFACE_HUB_CACHE
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import modelexport_optimum
 from modelexport_optimum import __version__, export, read_hierarchy
 from modelexport_optimum.batches import run as run_module
 from modelexport_optimum.cli.main import app
@@ -445,9 +446,31 @@ def test_functions_keep_their_names() -> None:
     assert done.stdout.split() == ["True"] * 3
 
 
-def test_reference_is_up_to_date() -> None:
-    script = REPOSITORY / "scripts" / "reference.py"
-    done = subprocess.run(
-        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("script", ["reference.py", "rooms.py"])
+def test_what_is_written_from_the_code_is_up_to_date(script: str) -> None:
+    command = [sys.executable, REPOSITORY / "scripts" / script, "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_the_commands() -> None:
+    commands = set(get_command(app).commands)
+    assert commands <= set(modelexport_optimum.__all__)
+    functions = {name for name in modelexport_optimum.__all__ if name[0].islower()}
+    assert functions - commands == {"read_hierarchy"}
+    for name in modelexport_optimum.__all__:
+        assert getattr(modelexport_optimum, name).__name__ == name
+
+
+def test_imports_point_down_the_rooms() -> None:
+    lint = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [lint, "--no-cache"],
+        cwd=REPOSITORY,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 broken" in done.stdout

@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow  # the demo exports the real model
+
 REPOSITORY = Path(__file__).parent.parent
 LEFT_BY_THE_DEMO = "demo/all-MiniLM-L6-v2"
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     ModelDirectory = Callable[[str], Path]
 
+pytestmark = pytest.mark.slow  # each script runs a batch
+
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = REPOSITORY / "scripts" / "batch"
 WORKFLOW = SCRIPTS / "github-actions.yml"
