@@ -1,16 +1,20 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test zoo lint format bench docs picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers zoo lint format bench docs picture clean
 
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 RUN := $(BIN)/modelexport-optimum
+# Other builds of ONNX Runtime, which take the place of the installed one in `make test-providers`.
+OTHER := $(VENV)/onnxruntimes
+OPENVINO := onnxruntime-openvino==1.24.1
+LOWEST := $(shell sed -n 's/.*"onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt scripts/sample.txt
 	@echo "Installing into $(VENV), which takes some minutes the first time ..."
@@ -46,6 +50,20 @@ verify: $(STAMP) ## check an export, DIR=...
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+$(OTHER)/%/.installed: $(STAMP) Makefile pyproject.toml
+	@rm -rf $(@D)
+	@$(BIN)/pip install --quiet --no-deps --target $(@D) \
+		$(if $(filter openvino,$*),$(OPENVINO),onnxruntime==$(LOWEST))
+	@touch $@
+
+test-providers: $(STAMP) $(OTHER)/openvino/.installed $(OTHER)/lowest/.installed ## run the checks on other providers: OpenVINO, the lowest onnxruntime, CUDA and TensorRT where they are
+	@exports=$$(mktemp -d) && trap 'rm -rf "$$exports"' EXIT && \
+	for runtime in openvino lowest installed; do \
+		TEST_RUNTIME=$$runtime TEST_EXPORTS=$$exports LOWEST_ONNXRUNTIME=$(LOWEST) \
+		PYTHONPATH=$$PWD/$(OTHER)/$$runtime $(BIN)/python -m pytest -rs tests/test_other_providers.py $(ARGS); \
+		status=$$?; case $$status in 0|5) ;; *) exit $$status ;; esac; \
+	done
 
 zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes were placed
 	@$(BIN)/python scripts/zoo.py $(ARGS)

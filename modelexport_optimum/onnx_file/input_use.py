@@ -26,6 +26,8 @@ _PASSES_ON = frozenset(
 def conv_channels(graph: Graph, name: str) -> int | None:
     """The channels that the convolution needs that reads the input, None if none does."""
     for node, weight in _weights_met(graph, name, "Conv", 1):
+        if len(weight.dims) < 2:  # of no convolution
+            continue
         group = 1
         if "group" in node.attributes:
             group = onnx.AttributeProto.FromString(node.attributes["group"]).i
@@ -54,8 +56,8 @@ def _weights_met(
     for node in nodes:
         if node.op_type in _PASSES_ON and names.intersection(node.inputs[:1]):
             names.update(node.outputs)
-        if node.op_type == "Identity" and node.inputs[0] in weights:
-            same[node.outputs[0]] = node.inputs[0]
+        if node.op_type == "Identity" and weights.keys() & set(node.inputs[:1]):
+            same.update((output, node.inputs[0]) for output in node.outputs)
     for node in nodes:
         inputs = node.inputs
         if node.op_type == op_type and len(inputs) > 1 and inputs[1 - position] in names:

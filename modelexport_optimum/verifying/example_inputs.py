@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _SEED = 0
 
+_MAX_ELEMENTS = 2**28
+"""More are no example: 2 GiB of numbers of 64 bits."""
+
 
 def make_inputs(exported: Exported, file: str, *, generates: bool) -> Arrays:
     """Make the inputs of one graph of an export.
@@ -55,7 +58,7 @@ def make_inputs(exported: Exported, file: str, *, generates: bool) -> Arrays:
     draw = np.random.default_rng(_SEED)
     inputs = {}
     for value in wanted:
-        dtype, shape = _dtype(file, value), value.shape or ()
+        dtype, shape = _dtype(value), value.shape or ()
         array = dummies.get(value.name)
         if array is None or array.ndim != len(shape):
             array = _invented(exported, graph, value, dtype, draw)
@@ -135,13 +138,13 @@ def _is_whole(exported: Exported, encoder: bool) -> bool:
     return encoder or len(exported.graphs) == 1 or "model.onnx" in exported.graphs
 
 
-def _dtype(file: str, value: Value) -> np.dtype[Any]:
+def _dtype(value: Value) -> np.dtype[Any]:
     from onnx import TensorProto
 
     if not value.elem_type:
-        raise ModelExportError(f"{file}: its input {value.name} is no tensor")
+        raise ModelExportError(f"its input {value.name} is no tensor")
     if value.elem_type == TensorProto.BFLOAT16:
-        raise ModelExportError(f"{file}: its input {value.name} is bfloat16, which numpy lacks")
+        raise ModelExportError(f"its input {value.name} is bfloat16, which numpy lacks")
     return tensor_dtype_to_np_dtype(value.elem_type)
 
 
@@ -156,6 +159,8 @@ def _invented(
     sizes = [_size(exported, dim) for dim in value.shape or ()]
     if len(sizes) > 2 and not isinstance((value.shape or ())[1], int):
         sizes[1] = conv_channels(graph, value.name) or sizes[1]
+    if math.prod(sizes) > _MAX_ELEMENTS:
+        raise ModelExportError(f"its input {value.name} has {math.prod(sizes)} elements")
     if dtype.kind == "f":
         return draw.uniform(-1, 1, sizes)
     if dtype.kind == "b":
