@@ -340,7 +340,9 @@ def _agreement(compared: Comparison, computed: str, cpu: Run) -> str:
     if compared.difference is not None:
         words = f"; at most {compared.difference:.1e} from the CPU's ({computed})"
     if cpu.drawn:
-        words += f"; random, so not compared: {', '.join(sorted(cpu.drawn))}"
+        first, *others = sorted(cpu.drawn)
+        more = f" and {len(others)} more" if others else ""
+        words += f"; random, so not compared: {first}{more}"
     return words
 
 
