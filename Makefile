@@ -57,7 +57,7 @@ $(OTHER)/%/.installed: $(STAMP) Makefile pyproject.toml
 		$(if $(filter openvino,$*),$(OPENVINO),onnxruntime==$(LOWEST))
 	@touch $@
 
-test-providers: $(STAMP) $(OTHER)/openvino/.installed $(OTHER)/lowest/.installed ## run the checks on other providers: OpenVINO, the lowest onnxruntime, CUDA and TensorRT where they are
+test-providers: $(STAMP) $(OTHER)/openvino/.installed $(OTHER)/lowest/.installed ## run verify's tests on OpenVINO, on the lowest onnxruntime, and on a GPU where there is one
 	@exports=$$(mktemp -d) && trap 'rm -rf "$$exports"' EXIT && \
 	for runtime in openvino lowest installed; do \
 		TEST_RUNTIME=$$runtime TEST_EXPORTS=$$exports LOWEST_ONNXRUNTIME=$(LOWEST) \
