@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers zoo lint format bench docs picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers zoo lint format fuzz bench docs picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -77,6 +77,9 @@ lint: $(STAMP) ## ruff, mypy and import-linter
 format: $(STAMP) ## let ruff format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+fuzz: $(STAMP) ## damage files for TIME=60 seconds, and see that each verb says so in one line
+	@$(BIN)/python tests/fuzz --seconds $(or $(TIME),60) $(ARGS)
 
 bench: $(STAMP) ## measure time and memory against Optimum alone (some minutes)
 	@$(BIN)/python scripts/bench.py $(ARGS)

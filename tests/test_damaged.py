@@ -198,6 +198,15 @@ def test_graphs_nested_deeper_than_protobuf_reads_are_told(tmp_path: Path) -> No
         read_model(path)
 
 
+def test_opset_that_is_none_is_told(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", helper.make_node("Neg", ["x"], ["y"]))
+    model = onnx.load(path)
+    model.opset_import[0].version = 2**40
+    onnx.save(model, path)
+    with pytest.raises(InvalidModelError, match="opset"):
+        read_model(path)
+
+
 @pytest.mark.parametrize("dims", [[-1], [2**62, 4]])
 def test_shapes_that_no_weights_have_are_told(dims: list[int], tmp_path: Path) -> None:
     weight = onnx.TensorProto(name="w", dims=dims, data_type=1, raw_data=b"1234")

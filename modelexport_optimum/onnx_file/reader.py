@@ -34,6 +34,9 @@ SMALL_TENSOR_BYTES = 1024
 # (google/protobuf/io/coded_stream.h, default_recursion_limit_).
 MAX_DEPTH = 100
 
+# onnx.defs takes a version as a C int.
+_MAX_OPSET = 2**31 - 1
+
 # What no file can hold the data of.
 _MAX_ELEMENTS = 2**63 - 1
 
@@ -114,6 +117,8 @@ def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
             model.graph = _read_graph(reader, start, end, [(key, start, end)])
         elif number == 8 and wire == LEN:
             opset = onnx.OperatorSetIdProto.FromString(reader.read(start, end))
+            if not 0 <= opset.version <= _MAX_OPSET:
+                raise DecodeError(f"its opset is {opset.version}")
             model.opsets[_text(opset.domain)] = opset.version
         elif number == 14 and wire == LEN:
             entry = onnx.StringStringEntryProto.FromString(reader.read(start, end))

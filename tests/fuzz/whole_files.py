@@ -186,7 +186,7 @@ class Case:
         started = time.process_time()
         ended: bool | None = True
         try:
-            with _limited(10 * SECONDS):
+            with _limited(20 * SECONDS):
                 function(self)
         except ModelExportError as error:
             ended = False
@@ -206,10 +206,12 @@ class Case:
             what = f"{verb}: {type(error).__name__} in {place}"
             result.find(what, self.name, "".join(traceback.format_exception(error))[-1500:])
         seconds = time.process_time() - started
-        if seconds > SECONDS and ended is not None:
+        # It builds the model that config.json describes, and runs the export.
+        heavy = 4 if verb == "verify" else 1
+        if seconds > heavy * SECONDS and ended is not None:
             result.find(f"{verb}: takes seconds", self.name, f"{seconds:.1f} s")
         grown = _peak_memory() - held
-        if grown > MEMORY_FACTOR * self.size + MEMORY_BYTES:
+        if grown > heavy * (MEMORY_FACTOR * self.size + MEMORY_BYTES):
             result.find(f"{verb}: takes memory", self.name, f"{grown:,} of {self.size:,} bytes")
         left = set(snapshot(self.directory)) - names
         if left:
@@ -300,7 +302,7 @@ def _command(*arguments: str) -> Callable[[Case], object]:
             status = ended.code or 0
         said = err.getvalue()
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
-        if "unexpected" in said or "Traceback" in said or len(errors) > 1:
+        if "(unexpected: please report" in said or "Traceback" in said or len(errors) > 1:
             raise AssertionError(f"{given} says {said!r}")
         if status not in (0, 1, 2, 3):
             raise AssertionError(f"{given} ends with {status}")
