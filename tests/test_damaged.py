@@ -118,6 +118,7 @@ def test_damaged_carriers_are_written_anew_and_taken_out(damage: str, tagged: Pa
     changed(tagged, DAMAGE[damage])
     inspect(tagged)
     assert htp.tag(tagged).files[0].changed
+    assert not htp.tag(tagged).files[0].changed
     assert {node.tag for node in htp.read_hierarchy(tagged)} == whole
     changed(tagged, DAMAGE[damage])
     htp.strip(tagged)

@@ -256,11 +256,14 @@ def read(node: Node, *, marked: bool) -> Carried:
         return Carried("", None, "", False, False, False, node.doc_string)
     metadata = dict(node.metadata)
     evidence = metadata.get(EVIDENCE, "")
+    recorded = bool(evidence)
+    if not _EVIDENCE_TEXT.fullmatch(evidence):
+        evidence = ""
     first, _, rest = node.doc_string.partition("\n")
     attribute = _attribute_text(node)
     tag = attribute or ""
     doc_string = node.doc_string
-    in_doc = (marked or bool(evidence)) and parse_tag(first) is not None
+    in_doc = (marked or recorded) and parse_tag(first) is not None
     if in_doc:
         tag = first
         doc_string = rest
@@ -270,7 +273,7 @@ def read(node: Node, *, marked: bool) -> Carried:
     )
     complete = (
         in_doc
-        and _EVIDENCE_TEXT.fullmatch(evidence) is not None
+        and bool(evidence)
         and attribute in (None, tag)
         and {NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE} <= metadata.keys()
     )

@@ -287,7 +287,7 @@ def _planned_removal(file: OpenFile) -> _Plan:
 
 def _removal(file: OpenFile, node: Node) -> list[Edit]:
     carried = file.carried[node.start]
-    if not (carried.tag or carried.evidence or carried.attribute):
+    if not (carried.tag or carried.attribute or node.metadata):
         return []
     with whole(file.path):
         return carriers.removal(node, node_bytes(file.fd, node), carried)

@@ -39,7 +39,7 @@ def exported(directory: Path) -> list[Path]:
     return made
 
 
-def coverage_guided(models: list[Path], seconds: float, seed: int) -> str:
+def coverage_guided(models: list[Path], seconds: float, seed: int, keep: Path | None) -> str:
     """Runs atheris in a process of its own; returns what came out, with the findings."""
     with tempfile.TemporaryDirectory(prefix="fuzz-atheris-") as directory:
         inputs = Path(directory)
@@ -58,6 +58,10 @@ def coverage_guided(models: list[Path], seconds: float, seed: int) -> str:
         )
         runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
         found = [path.read_text() for path in sorted(inputs.glob("found-*.txt"))]
+        for path in inputs.glob("found-*"):
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, keep / path.name)
         others = [path.name for path in inputs.glob("found-*") if "." not in path.name]
         if not runs or (others and not found):
             found.append(f"atheris ended with {done.returncode}: {done.stderr[-3000:]}")
@@ -73,6 +77,7 @@ def main() -> int:
     parser.add_argument("--case", help="run this one case again: SEED:NUMBER")
     parser.add_argument("--without", nargs="*", default=[], choices=[*whole_files.VERBS])
     parser.add_argument("--corpus", type=Path, help="keep the corpus here, and take it from here")
+    parser.add_argument("--found", type=Path, help="keep inputs of atheris's findings here")
     parser.add_argument("--small", action="store_true", help="a corpus without real exports")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-corpus-") as directory:
@@ -96,7 +101,7 @@ def main() -> int:
             print("atheris is not installed (the extra fuzz): random edits alone")
         else:
             part /= 2
-            guided = coverage_guided(models, part, given.seed)
+            guided = coverage_guided(models, part, given.seed, given.found)
             print(guided, flush=True)
         result = whole_files.run(
             models,
