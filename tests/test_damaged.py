@@ -13,8 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.hierarchy.diff import diff
 from modelexport_optimum.hierarchy.inspect import inspect
-from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.hierarchy.profile import profile
+from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, read_model
 from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.tagging import carriers, htp
@@ -266,3 +268,57 @@ def test_config_of_no_model_is_told(config: dict[str, object], tmp_path: Path) -
     with pytest.raises(ModelExportError, match=r"config\.json"):
         htp.tag(tmp_path)
     assert path.read_bytes() == before
+
+
+# What views read further
+
+
+def test_data_that_are_not_of_their_shape_are_told(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["x", "w"], ["y"], name="/a/Add")
+    weight = onnx.TensorProto(name="w", dims=[2], data_type=1, float_data=[1.0])
+    path = saved(tmp_path / "m.onnx", node, initializer=[weight])
+    htp.tag(path)
+    with pytest.raises(InvalidModelError, match=r"m\.onnx.*'w'"):
+        diff(path, path)
+
+
+def test_field_that_looks_like_our_own_is_told(tmp_path: Path) -> None:
+    node = helper.make_node("Softmax", ["x"], ["y"], name="/a/Softmax", axis=0)
+    path = saved(tmp_path / "m.onnx", node)
+    model = onnx.load(path)
+    strange = length_delimited(LEFT_IN_FILE, b"somewhere")
+    model.graph.node[0].attribute[0].MergeFromString(strange)
+    onnx.save(model, path)
+    htp.tag(path)
+    with pytest.raises(InvalidModelError, match=r"m\.onnx"):
+        diff(path, path)
+
+
+@pytest.mark.parametrize("place", ["-1", "x", "9" * 5000])
+def test_places_of_external_data_that_are_none_are_told(place: str, tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["x", "w"], ["y"], name="/a/Add")
+    weight = onnx.TensorProto(name="w", dims=[2], data_type=1, raw_data=bytes(8))
+    path = saved(tmp_path / "m.onnx", node, initializer=[weight])
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="m.data", size_threshold=0
+    )
+    htp.tag(path)
+    for key, function in (("offset", lambda: diff(path, path)), ("length", lambda: htp.tag(path))):
+        model = onnx.load(path, load_external_data=False)
+        for entry in model.graph.initializer[0].external_data:
+            if entry.key == key:
+                entry.value = place
+        onnx.save(model, path)
+        with pytest.raises(InvalidModelError, match=r"m\.onnx"):
+            function()
+
+
+@pytest.mark.parametrize("shape", [[2**31, 2**31], [-5]])
+def test_inputs_that_no_machine_holds_are_not_made(shape: list[int], tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", helper.make_node("Neg", ["x"], ["y"], name="/a/Neg"))
+    model = onnx.load(path)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, shape))
+    onnx.save(model, path)
+    htp.tag(path)
+    with pytest.raises(ModelExportError, match="--inputs"):
+        profile(path)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files, type_text
 from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
-from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE
+from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, parse_length, whole
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.onnx_file.wire import bytes_fields
 from modelexport_optimum.tagging.carriers import ATTRIBUTE
@@ -258,16 +259,17 @@ def _attributes(
 ) -> Counter[frozenset[tuple[str, bytes]]]:
     """What the attributes of a module's operators are, of one kind of operator."""
     opsets = side.file.model.opsets
-    return Counter(
-        frozenset(
-            (name, _fingerprint(data, side.weights))
-            for name, data in tagged.node.attributes.items()
-            if name != ATTRIBUTE
+    with whole(side.file.path):
+        return Counter(
+            frozenset(
+                (name, _fingerprint(data, side.weights))
+                for name, data in tagged.node.attributes.items()
+                if name != ATTRIBUTE
+            )
+            - _defaults(tagged.op_type, opsets.get(tagged.node.domain, 1), tagged.node.domain)
+            for tagged in module.nodes
+            if _operator(tagged.node) == operator
         )
-        - _defaults(tagged.op_type, opsets.get(tagged.node.domain, 1), tagged.node.domain)
-        for tagged in module.nodes
-        if _operator(tagged.node) == operator
-    )
 
 
 def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
@@ -276,7 +278,9 @@ def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
     for number, _, start, end in bytes_fields(attribute):
         payload = memoryview(attribute)[start:end]
         if number == LEFT_IN_FILE and weights is not None:
-            rest = weights.file[int(bytes(payload)) :]
+            rest = weights.file[parse_length(bytes(payload).decode()) :]
+            if not rest:
+                raise DecodeError("an attribute has a field of no operator's")
             number, _, start, end = next(fields(rest))  # the field that it stands for
             payload = rest[start:end]
         if number == _ATTRIBUTE_TENSOR:

@@ -11,10 +11,12 @@ import os
 from typing import TYPE_CHECKING, cast
 
 import onnx
+from google.protobuf.message import DecodeError
 
-from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.errors import InvalidModelError, ModelExportError, first_line
 from modelexport_optimum.hierarchy.tagged_model import nbytes
 from modelexport_optimum.onnx_file.external_data import open_external_data
+from modelexport_optimum.onnx_file.reader import parse_length, whole
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.onnx_file.wire import bytes_fields
 
@@ -58,11 +60,12 @@ class Weights:
                 return message[start:end]
             if number == _TENSOR_EXTERNAL_DATA:
                 external.append(bytes(message[key:end]))
-        if not tensor.location:
-            small = onnx.TensorProto.FromString(bytes(message))
-            return memoryview(onnx.numpy_helper.to_array(small).tobytes())
-        header = onnx.TensorProto.FromString(b"".join(external))
-        offset = int({entry.key: entry.value for entry in header.external_data}.get("offset", "0"))
+        with whole(self._path):
+            if not tensor.location:
+                return _raw_data(message)
+            header = onnx.TensorProto.FromString(b"".join(external))
+            place = {entry.key: entry.value for entry in header.external_data}
+            offset = parse_length(place.get("offset", "0"))
         path = self._path.parent / tensor.location
         data = self._map(path, tensor.location)[offset : offset + nbytes(tensor)]
         if len(data) < nbytes(tensor):
@@ -92,7 +95,11 @@ class Weights:
 
 
 def tensor_digest(message: memoryview) -> bytes:
-    """A fingerprint of a TensorProto's type, shape and data; its name does not count."""
+    """A fingerprint of a TensorProto's type, shape and data; its name does not count.
+
+    Raises:
+        DecodeError: It is damaged.
+    """
     header, data = [], None
     for number, key, start, end in fields(message):
         if number in (_TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_EXTERNAL_DATA):
@@ -101,12 +108,24 @@ def tensor_digest(message: memoryview) -> bytes:
             data = message[start:end]
     tensor = onnx.TensorProto.FromString(b"".join(header))
     if data is None and not tensor.external_data:
-        whole = onnx.TensorProto.FromString(bytes(message))
-        data = memoryview(onnx.numpy_helper.to_array(whole).tobytes())
+        data = _raw_data(message)
     digest = hashlib.sha256(tensor.SerializeToString(deterministic=True))
     if data is not None:
         digest.update(data)
     return digest.digest()
+
+
+def _raw_data(message: memoryview) -> memoryview:
+    """The data of a TensorProto without raw_data, as raw_data would hold them.
+
+    Raises:
+        DecodeError: They are not of the tensor's type and shape.
+    """
+    tensor = onnx.TensorProto.FromString(bytes(message))
+    try:
+        return memoryview(onnx.numpy_helper.to_array(tensor).tobytes())
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DecodeError(f"the data of {tensor.name!r:.100}: {first_line(error)}") from error
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:

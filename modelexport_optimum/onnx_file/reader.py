@@ -7,8 +7,10 @@ numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
+import re
 from typing import TYPE_CHECKING, TypeVar
 
 import onnx
@@ -190,7 +192,7 @@ def _read_tensor(reader: FieldReader, start: int, end: int) -> Tensor:
     external = {entry.key: _text(entry.value) for entry in header.external_data}
     location = external.get("location", "") if header.data_location == 1 else ""
     if location:
-        held = _length(external.get("length", "0"))
+        held = parse_length(external.get("length", "0"))
     elif small is not None and small.raw_data:
         held = len(small.raw_data)
     name, dims = _text(header.name), tuple(header.dims)
@@ -213,9 +215,14 @@ def _text(value: _T) -> _T:
     return value
 
 
-def _length(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 19:
-        raise DecodeError(f"the length of its external data is {text[:32]!r}")
+def parse_length(text: object) -> int:
+    """Reads an offset or a length of external data.
+
+    Raises:
+        DecodeError: It is no decimal number of 64 bits.
+    """
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,18}", text):
+        raise DecodeError(f"the place of its external data is {text!r:.40}")
     return int(text)
 
 
@@ -232,11 +239,9 @@ def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> No
     node.inputs, node.outputs = tuple(proto.input), tuple(proto.output)
     node.doc_string = proto.doc_string
     node.metadata = [(entry.key, entry.value) for entry in proto.metadata_props]
-    for text in (node.name, node.op_type, node.domain, *node.inputs, *node.outputs):
-        _text(text)
-    for key_and_value in ((node.doc_string,), *node.metadata):
-        _text(key_and_value[0])
-        _text(key_and_value[-1])
+    texts = [node.name, node.op_type, node.domain, node.doc_string, *node.inputs, *node.outputs]
+    if bytes in map(type, itertools.chain(texts, *node.metadata)):  # fast, for each node is here
+        raise DecodeError(f"a text of the node {node.name!r:.100} is not UTF-8")
     if nested:
         _read_attributes(reader, node, enclosing)
     else:
