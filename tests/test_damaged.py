@@ -175,19 +175,40 @@ def test_texts_that_are_not_utf_8_are_told(tmp_path: Path) -> None:
         read_model(path)
 
 
-def test_group_that_only_protobuf_reads_is_told(tagged: Path) -> None:
-    model = onnx.load(tagged)
-    node = model.graph.node[0].SerializeToString()
-    inner = model.graph.node[0].attribute[0].SerializeToString()
-    group = b"\x9b\x06\x9c\x06"  # an empty one of the number 99
-    longer = node.replace(length_delimited(5, inner), length_delimited(5, group + inner))
+def with_node(path: Path, node: bytes) -> Path:
+    """Writes a file again with other bytes for its only node."""
+    model = onnx.load(path)
     del model.graph.node[:]
-    graph = length_delimited(1, longer) + model.graph.SerializeToString()
+    graph = length_delimited(1, node) + model.graph.SerializeToString()
     model.ClearField("graph")
-    tagged.write_bytes(model.SerializeToString() + length_delimited(7, graph))
-    assert onnx.load(tagged).graph.node[0].op_type == "Neg"
-    with pytest.raises(InvalidModelError, match=r"m\.onnx is not a whole ONNX file"):
-        htp.strip(tagged)
+    path.write_bytes(model.SerializeToString() + length_delimited(7, graph))
+    assert onnx.load(path).graph.node[0].op_type == "Neg"
+    return path
+
+
+# An empty group of the number 99, and one that holds a field and another group.
+GROUPS = [b"\x9b\x06\x9c\x06", b"\x9b\x06\x12\x03abc\x0b\x08\x01\x0c\x9c\x06"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_groups_are_stepped_over_as_protobuf_does(group: bytes, tmp_path: Path) -> None:
+    node = helper.make_node("Neg", ["x"], ["y"], name="/a/Neg")
+    strange = length_delimited(1, b"key") + group
+    data = node.SerializeToString() + group + length_delimited(9, strange)
+    path = with_node(saved(tmp_path / "m.onnx", node), data)
+    before = path.read_bytes()
+    htp.tag(path)
+    assert [node.module_path for node in htp.read_hierarchy(path)] == ["a"]
+    htp.strip(path)
+    assert path.read_bytes() == before
+
+
+def test_node_that_protobuf_reads_and_nobody_can_walk_is_told(tmp_path: Path) -> None:
+    node = helper.make_node("Neg", ["x"], ["y"], name="/a/Neg")
+    padded = node.SerializeToString().replace(b"\x1a\x06/a/Neg", b"\x9a\x00\x06/a/Neg")
+    path = with_node(saved(tmp_path / "m.onnx", node), padded)
+    with pytest.raises(InvalidModelError, match=r"m\.onnx.*padded"):
+        htp.tag(path)
 
 
 def test_graphs_nested_deeper_than_protobuf_reads_are_told(tmp_path: Path) -> None:

@@ -231,6 +231,9 @@ def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> No
     node = Node(key, start, end)
     if end - start <= WHOLE_NODE_BYTES:
         proto = onnx.NodeProto.FromString(reader.read(start, end))
+        if proto.ByteSize() != end - start:  # in an unusual encoding: can it be walked?
+            for _ in reader.fields(start, end):
+                pass
         nested = any(a.HasField("g") or a.graphs or a.type in _GRAPH_TYPES for a in proto.attribute)
     else:
         proto = onnx.NodeProto.FromString(b"".join(_light_fields(reader, start, end)))

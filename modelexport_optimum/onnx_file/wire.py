@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VARINT, I64, LEN, I32 = 0, 1, 2, 5
+VARINT, I64, LEN, GROUP, _GROUP_END, I32 = range(6)
 
 WINDOW_BYTES = 256 * 1024
 
@@ -87,12 +87,40 @@ class FieldReader:
             elif wire in (I64, I32):
                 value = 8 if wire == I64 else 4
                 following = position + value
+            elif wire == GROUP:
+                following = self._group_end(number, position, end)
+                value = following - position
             else:
                 raise DecodeError(f"wire type {wire}")
             if number == 0 or following > end:
                 raise DecodeError("a field reaches past its message")
             yield number, wire, value, key_start, position
             position = following
+
+    def _group_end(self, number: int, start: int, end: int) -> int:
+        """Where a group ends, with the key that says so; groups may stand in one another."""
+        opened = [number]
+        position = start
+        while opened:
+            key, position = self.varint(position, end)
+            wire = key & 7
+            if wire == GROUP:
+                opened.append(key >> 3)
+            elif wire == _GROUP_END:
+                if opened.pop() != key >> 3:
+                    raise DecodeError("a group does not end")
+            elif wire == VARINT:
+                _, position = self.varint(position, end)
+            elif wire in (LEN, I64, I32):
+                length = 8 if wire == I64 else 4
+                if wire == LEN:
+                    length, position = self.varint(position, end)
+                position += length
+            else:
+                raise DecodeError(f"wire type {wire}")
+            if position > end or len(opened) > 100:  # protobuf's own bound
+                raise DecodeError("a group does not end")
+        return position
 
     def after(self, wire: int, value: int, start: int, end: int) -> int:
         """Where the field ends whose payload begins at start."""

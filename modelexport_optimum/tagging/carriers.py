@@ -9,6 +9,7 @@ touched. This module knows one node at a time; where tags come from is `attribut
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
@@ -471,11 +472,15 @@ _OUR_KEYS = {key.encode() for key in (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NA
 
 
 def _entry_key(payload: bytes) -> bytes:
-    """Field 1 of an AttributeProto or a StringStringEntryProto: its name or key."""
+    """Field 1 of an AttributeProto or a StringStringEntryProto: its name or key.
+
+    What cannot be walked was not written by `encode`, and has none.
+    """
     name = b""
-    for number, _, start, end in bytes_fields(payload):
-        if number == 1:
-            name = payload[start:end]  # of several, protobuf takes the last
+    with contextlib.suppress(DecodeError):
+        for number, _, start, end in bytes_fields(payload):
+            if number == 1:
+                name = payload[start:end]  # of several, protobuf takes the last
     return name
 
 

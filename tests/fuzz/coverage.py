@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -29,7 +30,7 @@ with atheris.instrument_imports(
     from modelexport_optimum.tagging.model_record import PREFIX
 
 from fuzz import edits
-from fuzz.whole_files import scratch_directory
+from fuzz.whole_files import SECONDS, scratch_directory
 
 
 def check_text(text: str) -> None:
@@ -85,6 +86,7 @@ def main() -> None:
     donors = [file.read_bytes() for file in sorted(directory.iterdir())]
 
     def one_input(data: bytes) -> None:
+        started = time.process_time()
         try:
             if data.startswith(edits.TEXT_INPUT):
                 check_text(data[len(edits.TEXT_INPUT) :].decode("utf-8", "replace"))
@@ -92,6 +94,8 @@ def main() -> None:
                 check_file(data, path)
             left = [name for name in os.listdir(scratch) if name != path.name]  # noqa: PTH208 (fast)
             assert not left, f"left {left}"
+            seconds = time.process_time() - started
+            assert seconds < SECONDS, f"took {seconds} s"
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             place = f"{type(error).__name__} in {frames[-1].filename}:{frames[-1].lineno}"
@@ -109,7 +113,7 @@ def main() -> None:
         return edits.edit_model(data, chance.choice(donors), chance)[:limit]
 
     options = [
-        f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=20", "-rss_limit_mb=3000",
+        f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=120", "-rss_limit_mb=3000",
         "-max_len=40000", f"-artifact_prefix={directory}/found-", "-print_final_stats=1",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(directory)], one_input, custom_mutator=edited)

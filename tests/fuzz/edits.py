@@ -63,8 +63,8 @@ class Field:
         return key + (varint(self.number_value) if self.wire == 0 else self.data)
 
 
-def parsed(data: bytes, kind: Descriptor | None) -> list[Field] | None:
-    """The fields of a message, or None if it is none."""
+def parsed(data: bytes, kind: Descriptor | None, depth: int = 100) -> list[Field] | None:
+    """The fields of a message, or None if it is none, or nested deeper."""
     found = []
     position = 0
     while position < len(data):
@@ -91,9 +91,9 @@ def parsed(data: bytes, kind: Descriptor | None) -> list[Field] | None:
         position += value
         made = Field(number, wire, data=payload)
         known = kind.fields_by_number.get(number) if kind is not None else None
-        if wire == 2 and known is not None and known.message_type is not None:
+        if wire == 2 and depth and known is not None and known.message_type is not None:
             made.kind = known.message_type
-            made.inner = parsed(payload, made.kind)
+            made.inner = parsed(payload, made.kind, depth - 1)
         found.append(made)
     return found
 

@@ -178,7 +178,32 @@ class Case:
 
     def _run(self, verb: str, function: Callable[[Case], object], result: Result) -> bool | None:
         """Runs one verb; returns whether it succeeded, None if it broke a property."""
-        names = set(snapshot(self.directory))
+        before = snapshot(self.directory)
+        state = self.random.getstate()
+        ended, seconds, grown = self._measured(verb, function, result)
+        heavy = 4 if verb == "verify" else 1
+        too_long = heavy * SECONDS
+        too_much = heavy * (MEMORY_FACTOR * self.size + MEMORY_BYTES)
+        if ended is not None and (seconds > too_long or grown > too_much):
+            # What a library imports when it is first used is no cost of the file: once more.
+            for name, data in before.items():
+                (self.directory / name).write_bytes(data)
+            self.random.setstate(state)
+            ended, seconds, grown = self._measured(verb, function, result)
+            if seconds > too_long:
+                result.find(f"{verb}: takes seconds", self.name, f"{seconds:.1f} s")
+            if grown > too_much:
+                result.find(f"{verb}: takes memory", self.name, f"{grown:,} of {self.size:,} bytes")
+        left = set(snapshot(self.directory)) - set(before)
+        if left:
+            result.find(f"{verb}: leaves {len(left)} files", self.name, ", ".join(sorted(left)))
+        result.verbs[verb, {True: "done", False: "refused", None: "broken"}[ended]] += 1
+        return ended
+
+    def _measured(
+        self, verb: str, function: Callable[[Case], object], result: Result
+    ) -> tuple[bool | None, float, int]:
+        """Runs a verb once; returns how it ended, its CPU seconds and the memory it took."""
         shutil.rmtree(self.scratch / "out", ignore_errors=True)
         (self.scratch / "out").mkdir()
         held = _resident()
@@ -205,19 +230,7 @@ class Case:
             place = f"{Path(ours[-1].filename).name}:{ours[-1].name}"
             what = f"{verb}: {type(error).__name__} in {place}"
             result.find(what, self.name, "".join(traceback.format_exception(error))[-1500:])
-        seconds = time.process_time() - started
-        # It builds the model that config.json describes, and runs the export.
-        heavy = 4 if verb == "verify" else 1
-        if seconds > heavy * SECONDS and ended is not None:
-            result.find(f"{verb}: takes seconds", self.name, f"{seconds:.1f} s")
-        grown = _peak_memory() - held
-        if grown > heavy * (MEMORY_FACTOR * self.size + MEMORY_BYTES):
-            result.find(f"{verb}: takes memory", self.name, f"{grown:,} of {self.size:,} bytes")
-        left = set(snapshot(self.directory)) - names
-        if left:
-            result.find(f"{verb}: leaves {len(left)} files", self.name, ", ".join(sorted(left)))
-        result.verbs[verb, {True: "done", False: "refused", None: "broken"}[ended]] += 1
-        return ended
+        return ended, time.process_time() - started, _peak_memory() - held
 
 
 def _resident() -> int:
