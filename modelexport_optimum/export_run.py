@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.exporting import optimum_export
 from modelexport_optimum.exporting.source import find_source
 from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
+from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from modelexport_optimum.exporting.optimum_export import Comparison
     from modelexport_optimum.tagging.tag_report import TagReport
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
 
 
-@dataclass(frozen=True)
-class ExportResult:
+@dataclass(frozen=True, repr=False)
+class ExportResult(Displayed):
     """What one run made and found.
 
     Attributes:
@@ -68,7 +69,7 @@ class ExportResult:
             "output": str(self.output),
             "model": self.model,
             "task": self.task,
-            "files": self.files,
+            "files": files_to_list(self.files),
             "tags": self.tags.to_dict(),
             "comparison": asdict(self.comparison),
             "verification": self.verification.to_dict(),
@@ -168,6 +169,11 @@ def export(
             before_publish(result, staging)
         publish(staging, path, overwrite=overwrite)
     return result
+
+
+def files_to_list(files: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Files and their sizes as JSON has them."""
+    return [{"file": name, "bytes": size} for name, size in files.items()]
 
 
 def file_sizes(directory: Path) -> dict[str, int]:

@@ -53,13 +53,13 @@ def measure(row: zoo.Architecture, work: Path) -> Counter[str]:
     report = htp.tag(output)
     if not report.classes_known:
         report = htp.tag(output, model=source, trust_remote_code=True)
-    counts = Counter(report.evidence)
-    counts["nodes"] = report.nodes
+    counts = Counter(report.evidence_counts)
+    counts["nodes"] = report.node_count
     for file in report.files:
         counts["on the root"] += file.on_root
-        counts["attribute"] += file.attribute
-        graphs = witness.branches(file.path.relative_to(output).as_posix())
-        for node in htp.read_hierarchy(file.path):
+        counts["attribute"] += file.with_attribute
+        graphs = witness.branches(file.file.relative_to(output).as_posix())
+        for node in htp.read_hierarchy(file.file):
             seen = [graph for branch, graph in graphs.items() if branch in node.graph]
             counts["wrong"] += all(wrong(node, graph) for graph in seen or graphs.values())
     return counts

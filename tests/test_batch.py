@@ -195,10 +195,12 @@ def test_the_record_of_a_model_that_is_well(
     assert record["line"] == 1
     assert record["error"] is None
     assert record["log"] is None
-    assert record["nodes"] == len(list(read_hierarchy(output)))
-    assert record["files"] == {path.name: path.stat().st_size for path in output.iterdir()}
-    assert record["size"] == sum(record["files"].values())
-    assert record["providers"] == {"CPUExecutionProvider": "ok"}
+    assert record["node_count"] == len(list(read_hierarchy(output)))
+    assert {one["file"]: one["bytes"] for one in record["files"]} == {
+        path.name: path.stat().st_size for path in output.iterdir()
+    }
+    assert record["bytes"] == sum(one["bytes"] for one in record["files"])
+    assert record["providers"] == [{"provider": "CPUExecutionProvider", "status": "ok"}]
     assert 0 < record["seconds"] < 60
     assert record["made"]["options"] == {"providers": ["cpu"]}
 
@@ -276,7 +278,7 @@ export.publish = publish_and_die
     model("late", code=code)
     ran = run([f"late {CUSTOM}"])
     assert ran.exit == 0
-    assert ran.records["late-onnx"]["nodes"] == len(list(read_hierarchy(place / "exports")))
+    assert ran.records["late-onnx"]["node_count"] == len(list(read_hierarchy(place / "exports")))
     assert {path.name for path in (place / "exports").iterdir()} == {"late-onnx", "results.jsonl"}
 
 
@@ -712,7 +714,7 @@ Results.add = lambda *_: os._exit(9)
     assert ran.exit == 0
     assert "(1 done before)" in ran.out
     assert inodes(between.exports) == before
-    assert ran.records["one"]["nodes"] == len(list(read_hierarchy(between.exports)))
+    assert ran.records["one"]["node_count"] == len(list(read_hierarchy(between.exports)))
     assert between.left() == {"one", "results.jsonl"}
 
 
@@ -740,8 +742,8 @@ def test_models_are_fetched_once_and_redone_when_they_change(
             endpoint,
         )
     assert [one["exit"] for one in (first, again, changed, forced)] == [0, 0, 0, 0]
-    assert json.loads(again["stdout"])["skipped"] == 4
-    assert json.loads(changed["stdout"])["skipped"] == 0
+    assert json.loads(again["stdout"])["skipped_count"] == 4
+    assert json.loads(changed["stdout"])["skipped_count"] == 0
     fetched = [line for line in asked if line.endswith("/model.safetensors")]
     # Once at first, and once because it was asked for: the other commit has the same file.
     assert len(fetched) == 2

@@ -346,7 +346,8 @@ def test_json_is_all_there_is(tmp_path: Path, model_directory: ModelDirectory) -
     document = json.loads(done.stdout)
     assert document["ok"]
     assert document["task"] == "text-generation-with-past"
-    assert document["files"]["model.onnx"] == (tmp_path / "out" / "model.onnx").stat().st_size
+    size = (tmp_path / "out" / "model.onnx").stat().st_size
+    assert {"file": "model.onnx", "bytes": size} in document["files"]
     assert {"output", "model", "tags", "comparison", "verification", "stages"} <= set(document)
     assert all(re.fullmatch(r"[A-Z][\w ]+: \d+\.\d s", line) for line in done.stderr.splitlines())
 
@@ -375,7 +376,10 @@ def test_strip_and_tag(copy: Path) -> None:
     assert re.search(r"model\.onnx +\d+ +\d+ +\d+ +scope", result.stdout)
     assert json.loads(run("strip", copy, "--json").stdout) == {
         "ok": True,
-        "changed": [str(file), str(copy / "config.json")],
+        "files": [
+            {"file": str(file), "changed": True},
+            {"file": str(copy / "config.json"), "changed": True},
+        ],
     }
     assert file.read_bytes() == stripped
 
@@ -383,7 +387,7 @@ def test_strip_and_tag(copy: Path) -> None:
 def test_tag_as_json(copy: Path) -> None:
     document = json.loads(run("tag", copy, "--json").stdout)
     assert document["ok"]
-    assert document["nodes"] == len(list(read_hierarchy(copy)))
+    assert document["node_count"] == len(list(read_hierarchy(copy)))
 
 
 def test_explain(copy: Path) -> None:
@@ -393,7 +397,8 @@ def test_explain(copy: Path) -> None:
     assert result.exit_code == 0
     assert node.tag in result.stdout
     assert node.module_path in result.stdout
-    (paragraph,) = json.loads(run("tag", copy, "--explain", node.name, "--json").stdout)["nodes"]
+    out = run("tag", copy, "--explain", node.name, "--json").stdout
+    (paragraph,) = json.loads(out)["explanations"]
     assert node.tag in paragraph
     assert (copy / "model.onnx").read_bytes() == before
 

@@ -103,7 +103,7 @@ def test_result_tells_what_was_done(run: tuple[ExportResult, Any]) -> None:
     result, _ = run
     assert result.task == "text-classification"
     assert result.comparison.status == "ok"
-    assert result.tags.nodes == sum(result.tags.evidence.values()) > 100
+    assert result.tags.node_count == sum(result.tags.evidence_counts.values()) > 100
     assert [file.path for file in result.tags.files] == [result.output / "model.onnx"]
     assert result.verification.directory == result.output
     assert [each.status for each in result.verification.providers] == ["ok"]
@@ -253,7 +253,7 @@ def test_custom_code(tmp_path: Path, model_directory: ModelDirectory) -> None:
         trust_remote_code=True,
         providers=CPU,
     )
-    assert result.tags.files[0].root_class == "OddForSequenceClassification"
+    assert result.tags.files[0].module_class == "OddForSequenceClassification"
     assert result.tags.files[0].classes_known
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["OddForSequenceClassification"]
@@ -327,7 +327,7 @@ def test_class_of_ones_own(tmp_path: Path) -> None:
     result = export(Mine(tiny_bert().config), tmp_path / "out", providers=CPU)
     assert result.ok
     assert result.task == "text-classification"
-    assert result.tags.files[0].root_class == "Mine"
+    assert result.tags.files[0].module_class == "Mine"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
 
@@ -352,7 +352,7 @@ def test_sentence_transformer_in_memory(tmp_path: Path, model_directory: ModelDi
     result = export(model, tmp_path / "out", preprocessors=model.tokenizer, providers=CPU)
     assert result.ok
     assert (result.model, result.task) == ("SentenceTransformer", "feature-extraction")
-    assert result.tags.files[0].root_class == "SentenceTransformer"
+    assert result.tags.files[0].module_class == "SentenceTransformer"
 
 
 def test_pipeline_in_memory(tmp_path: Path, model_directory: ModelDirectory) -> None:
@@ -362,7 +362,7 @@ def test_pipeline_in_memory(tmp_path: Path, model_directory: ModelDirectory) -> 
     result = export(pipeline, tmp_path / "out", providers=CPU)
     assert result.ok
     assert (result.model, result.task) == ("StableDiffusionPipeline", "text-to-image")
-    assert {file.root_class for file in result.tags.files} == {
+    assert {file.module_class for file in result.tags.files} == {
         "AutoencoderKL",
         "CLIPTextModel",
         "UNet2DConditionModel",

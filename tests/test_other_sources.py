@@ -68,7 +68,7 @@ def test_dynamo_graph_is_read_from_its_own_record(
         config.save_pretrained(tmp_path)
     before = path.read_bytes()
     report = htp.tag(path)
-    assert set(report.evidence) == {"tracer"}
+    assert set(report.evidence_counts) == {"tracer"}
     expected = {p: type(m).__name__ for p, m in model.named_modules(remove_duplicate=False)}
     recorded = {
         node.name: ast.literal_eval(entry.value)[-2]
@@ -141,7 +141,7 @@ def test_hierarchy_survives_onnx_runtimes_optimizer(
     assert all(not node.metadata_props for node in onnx.load(target).graph.node)
     report = htp.tag(target)
     assert report.classes_known
-    assert report.evidence["carrier"] > report.nodes / 2
+    assert report.evidence_counts["carrier"] > report.node_count / 2
     expected = modules("BertForMaskedLM", tagged)
     namespaces = {
         entry.value
@@ -186,7 +186,7 @@ def test_model_quantized_afterwards_keeps_its_hierarchy(tagged: Path) -> None:
         if node.name in before:
             assert node.tag == before[node.name].tag
             kept += 1
-    assert kept > report.nodes / 2
+    assert kept > report.node_count / 2
     own = Counter(n.op_type for n in htp.read_hierarchy(target) if n.name not in before)
     assert own["MatMulInteger"]
     for node in htp.read_hierarchy(target):

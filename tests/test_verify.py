@@ -116,7 +116,7 @@ def test_the_class_that_users_load_it_with_runs_it(
     }
     (cpu,) = report.providers
     assert (cpu.provider, cpu.status, cpu.ran, cpu.ort_class) == (CPU, "ok", ran, ort_class)
-    assert cpu.nodes > 0
+    assert cpu.node_count > 0
     assert cpu.max_difference is None
     assert report.ok
     if ort_class is None:
@@ -213,7 +213,7 @@ def test_the_report_is_json(exported: Exported) -> None:
     read = json.loads(json.dumps(report.to_dict()))
     assert read["ok"] is True
     assert read["directory"] == str(exported("bert"))
-    assert read["providers"][0]["nodes"] == report.providers[0].nodes
+    assert read["providers"][0]["node_count"] == report.providers[0].node_count
     assert read["checks"][0] == {"name": "graphs", "status": "ok", "message": "221 nodes in 1 file"}
 
 
@@ -522,7 +522,7 @@ def test_a_graph_that_onnx_runtime_refuses(copy: Callable[[str], Path]) -> None:
     report = verify(directory, providers=["cpu"])
     assert failed(report) == {}
     (cpu,) = report.providers
-    assert (cpu.status, cpu.nodes) == ("failed", 0)
+    assert (cpu.status, cpu.node_count) == ("failed", 0)
     assert "NoSuchOperator" in cpu.message
     assert "\n" not in cpu.message
     assert not report.ok
@@ -551,9 +551,9 @@ def test_a_provider_that_the_build_lacks(exported: Exported) -> None:
     report = verify(exported("bert"))
     found = [(result.provider, result.status) for result in report.providers]
     assert found == [(CPU, "ok"), (CUDA, "unavailable"), (TENSORRT, "unavailable")]
-    assert "does not have it; to have it: an NVIDIA GPU" in report.providers[1].message
-    assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in report.providers[1].message
-    assert "pip install tensorrt" in report.providers[2].message
+    assert "does not have it: it needs an NVIDIA GPU" in report.providers[1].message
+    assert (report.providers[1].install or "").endswith("pip install 'onnxruntime-gpu[cuda,cudnn]'")
+    assert "pip install tensorrt" in (report.providers[2].install or "")
     assert report.ok
 
     asked = verify(exported("bert"), providers=["CPU", "cuda", "CUDAExecutionProvider"])
@@ -582,7 +582,7 @@ def test_a_provider_that_onnx_runtime_does_not_know(exported: Exported) -> None:
 def test_a_provider_that_comes_up_and_runs_nothing(exported: Exported, name: str) -> None:
     report = verify(exported(name), providers=["azure"])
     (result,) = report.providers
-    assert (result.provider, result.status, result.nodes) == (AZURE, "failed", 0)
+    assert (result.provider, result.status, result.node_count) == (AZURE, "failed", 0)
     assert result.message.startswith("no node ran on it (")
     assert result.message.endswith(" on CPUExecutionProvider)")
     assert not report.ok
@@ -608,7 +608,7 @@ def test_a_fallback_is_a_failure(exported: Exported, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, *here])
     report = verify(exported("yolos"), providers=["cuda"])
     (result,) = report.providers
-    assert (result.status, result.nodes) == ("failed", 0)
+    assert (result.status, result.node_count) == ("failed", 0)
     assert result.message.startswith("ONNX Runtime fell back to CPUExecutionProvider: ")
     assert not report.ok
 

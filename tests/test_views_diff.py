@@ -61,7 +61,7 @@ def changed(bert: Path, model: onnx.ModelProto, directory: Path) -> FileDiff:
 
 
 def by_path(found: FileDiff) -> dict[str, ModuleChange]:
-    return {module.path: module for module in found.modules}
+    return {module.module: module for module in found.modules}
 
 
 # --- The same -------------------------------------------------------------------------------------
@@ -105,8 +105,8 @@ def test_other_values_of_a_parameter(bert: Path, model: onnx.ModelProto, tmp_pat
     array[3] = np.nextafter(array[3], 2)  # the last bit
     bias.raw_data = array.tobytes()
     [module] = changed(bert, model, tmp_path).modules
-    assert module.path == f"{LAYER}.attention.self.query"
-    assert module.parameters == (Change("bias", "float[16]", "float[16] with other values"),)
+    assert module.module == f"{LAYER}.attention.self.query"
+    assert module.parameter_changes == (Change("bias", "float[16]", "float[16] with other values"),)
 
 
 def test_another_shape_and_a_numbered_weight(
@@ -117,8 +117,8 @@ def test_another_shape_and_a_numbered_weight(
     array = np.zeros((40, 16), np.float32)
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     [module] = changed(bert, model, tmp_path).modules
-    assert module.path == f"{LAYER}.output.dense"
-    assert module.parameters == (Change(tensor.name, "float[32, 16]", "float[40, 16]"),)
+    assert module.module == f"{LAYER}.output.dense"
+    assert module.parameter_changes == (Change(tensor.name, "float[32, 16]", "float[40, 16]"),)
 
 
 def test_another_attribute(bert: Path, model: onnx.ModelProto, tmp_path: Path) -> None:
@@ -126,8 +126,9 @@ def test_another_attribute(bert: Path, model: onnx.ModelProto, tmp_path: Path) -
     [epsilon] = [a for a in normalization.attribute if a.name == "epsilon"]
     epsilon.f = 1e-3
     [module] = changed(bert, model, tmp_path).modules
-    assert module.path == "bert.embeddings.LayerNorm"
-    assert module.operators == (Change("LayerNormalization", "1", "1 with other attributes"),)
+    assert module.module == "bert.embeddings.LayerNorm"
+    [change] = module.operator_changes
+    assert change == Change("LayerNormalization", "1", "1 with other attributes")
 
 
 def test_large_constants_are_compared_by_their_bytes(tmp_path: Path) -> None:
@@ -164,8 +165,8 @@ def test_large_constants_are_compared_by_their_bytes(tmp_path: Path) -> None:
 def test_another_operator(bert: Path, model: onnx.ModelProto, tmp_path: Path) -> None:
     node(model, f"/{LAYER.replace('.', '/', 2)}/attention/self/Softmax").op_type = "LogSoftmax"
     [module] = changed(bert, model, tmp_path).modules
-    assert module.path == f"{LAYER}.attention.self"
-    assert module.operators == (Change("LogSoftmax", "0", "1"), Change("Softmax", "1", "0"))
+    assert module.module == f"{LAYER}.attention.self"
+    assert module.operator_changes == (Change("LogSoftmax", "0", "1"), Change("Softmax", "1", "0"))
 
 
 def retag(proto: onnx.NodeProto, tag_text: str) -> None:
@@ -197,8 +198,8 @@ def test_another_class(bert: Path, model: onnx.ModelProto, tmp_path: Path) -> No
         if "BertPooler" in proto.doc_string or "BertEmbeddings" in proto.doc_string:
             retag(proto, proto.doc_string.replace("BertEmbeddings", "OtherEmbeddings"))
     [module] = changed(bert, model, tmp_path).modules
-    assert module.path == "bert.embeddings"
-    assert module.classes == (Change("class", "BertEmbeddings", "OtherEmbeddings"),)
+    assert module.module == "bert.embeddings"
+    assert module.class_changes == (Change("class", "BertEmbeddings", "OtherEmbeddings"),)
 
 
 def test_a_node_that_reads_another_module(
@@ -218,7 +219,7 @@ def test_a_node_that_reads_another_module(
 def test_another_output(bert: Path, model: onnx.ModelProto, tmp_path: Path) -> None:
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "n"
     found = changed(bert, model, tmp_path)
-    assert found.graph == (
+    assert found.interface == (
         Change(
             "output logits",
             "float[batch_size, sequence_length, 320]",
@@ -235,11 +236,11 @@ def test_two_precisions(tagged: Callable[[str], Path]) -> None:
     [found] = diff(tagged("bert"), tagged("bert-fp16")).files
     modules = by_path(found)
     query = modules[f"{LAYER}.attention.self.query"]
-    assert {(change.a, change.b) for change in query.parameters} == {
+    assert {(change.a, change.b) for change in query.parameter_changes} == {
         ("float[16]", "float16[16]"),
         ("float[16, 16]", "float16[16, 16]"),
     }
-    assert not query.operators
+    assert not query.operator_changes
     assert not any(module.only_in for module in found.modules)
     assert not found.moved
     printed = run("diff", tagged("bert"), tagged("bert-fp16")).stdout
@@ -255,13 +256,13 @@ def test_two_opsets(bert: Path, model_directory: Callable[[str], Path], tmp_path
     )
     tag(tmp_path)
     [found] = diff(tmp_path, bert.parent).files
-    assert [change.what for change in found.graph] == ["opset ai.onnx"]
+    assert [change.name for change in found.interface] == ["opset ai.onnx"]
     modules = by_path(found)
     assert {path for path in modules if not path.endswith("LayerNorm")} <= {"bert"}
     normalization = modules["bert.embeddings.LayerNorm"]
-    assert Change("LayerNormalization", "0", "1") in normalization.operators
-    assert Change("ReduceMean", "2", "0") in normalization.operators
-    assert {change.what for change in normalization.parameters} <= {"weight", "bias"}
+    assert Change("LayerNormalization", "0", "1") in normalization.operator_changes
+    assert Change("ReduceMean", "2", "0") in normalization.operator_changes
+    assert {change.name for change in normalization.parameter_changes} <= {"weight", "bias"}
     assert not found.moved
 
 
@@ -273,7 +274,7 @@ def test_before_and_after_optimizing(bert: Path, tmp_path: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     onnxruntime.InferenceSession(bert, options, providers=["CPUExecutionProvider"])
     [found] = diff(bert, tmp_path / "optimized.onnx").files
-    only = {module.path: module.only_in for module in found.modules if module.only_in}
+    only = {module.module: module.only_in for module in found.modules if module.only_in}
     assert only[f"{LAYER}.intermediate.intermediate_act_fn"] == "a"  # it is fused
     assert f"{LAYER}.attention.self.query" not in by_path(found)
 
@@ -287,7 +288,7 @@ def test_a_file_that_only_one_has(tagged: Callable[[str], Path], tmp_path: Path)
             (tmp_path / file.name).write_bytes(file.read_bytes())
     found = diff(tagged("t5"), tmp_path)
     different = [file for file in found.files if not file.same]
-    assert [(file.name, file.only_in) for file in different] == [("decoder_model_merged.onnx", "a")]
+    assert [(file.file, file.only_in) for file in different] == [("decoder_model_merged.onnx", "a")]
     result = run("diff", tagged("t5"), tmp_path, "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
@@ -317,5 +318,5 @@ def test_json_has_all_that_is_printed(bert: Path, model: onnx.ModelProto, tmp_pa
     document = json.loads(run("diff", bert, tmp_path / "changed.onnx", "--json").stdout)
     [file] = document["files"]
     assert file["moved"] == [{"name": name, "op_type": "Add", "a": f"{LAYER}.output", "b": "bert"}]
-    assert {module["path"] for module in file["modules"]} == {"bert", f"{LAYER}.output"}
+    assert {module["module"] for module in file["modules"]} == {"bert", f"{LAYER}.output"}
     assert NodeChange(**file["moved"][0])

@@ -362,7 +362,7 @@ def test_the_command(electra: Path, tmp_path: Path) -> None:
     assert (again.exit_code, len(again.stderr.splitlines())) == (2, 1)
     document = json.loads(run(*arguments, "--overwrite", "--json").stdout)
     assert document["ok"] is True
-    assert document["module_class"] == "ElectraLayer"
+    assert document["class"] == "ElectraLayer"
     assert [value["name"] for value in document["inputs"]] == [
         value.name for value in session(target).get_inputs()
     ]

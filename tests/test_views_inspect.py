@@ -60,17 +60,17 @@ def test_the_numbers_are_those_of_the_file(electra: Path) -> None:
     model = onnx.load(electra)
     arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
     root = view.modules[0]
-    assert root.total.operators == view.whole.operators == len(model.graph.node)
+    assert root.total.node_count == view.whole.node_count == len(model.graph.node)
     assert root.total.parameters == sum(array.size for array in arrays)
     assert root.total.bytes == view.whole.bytes == sum(array.nbytes for array in arrays)
     assert root.share == 1
     own = [module.own for module in view.modules]
-    assert sum(amount.operators for amount in own) == len(model.graph.node)
+    assert sum(amount.node_count for amount in own) == len(model.graph.node)
     nodes = list(read_hierarchy(electra))
     assert {node.module_path for node in nodes} <= by_path(view).keys()
     for module in view.modules:
         there = [node for node in nodes if node.module_path == module.module.path]
-        assert module.own.operators == len(there)
+        assert module.own.node_count == len(there)
         assert {node.module_class for node in there} <= {module.module.module_class}
 
 
@@ -113,7 +113,7 @@ def test_nested_graphs_read_the_initializers_of_those_around_them(
     merged, plain = views["decoder_model_merged.onnx"], views["decoder_model.onnx"]
     for path in ("decoder.block.0", "decoder.block.1.layer.2.DenseReluDense.wi", "lm_head"):
         assert merged[path].total.bytes == plain[path].total.bytes
-        assert merged[path].total.operators > plain[path].total.operators
+        assert merged[path].total.node_count > plain[path].total.node_count
 
 
 def test_external_data_counts_the_same(electra: Path, tmp_path: Path) -> None:
@@ -169,7 +169,8 @@ def test_a_pattern_that_matches_from_the_beginning_is_not_matched_further_inside
 def test_operators_narrow_the_counts(electra: Path) -> None:
     [view] = inspect(electra, ops=["MatMul", "Gemm"])
     [everything] = inspect(electra)
-    assert {op for module in view.modules for op in module.total.op_types} == {"MatMul", "Gemm"}
+    counted = {op for module in view.modules for op in module.total.op_type_counts}
+    assert counted == {"MatMul", "Gemm"}
     query = "electra.encoder.layer.0.attention.self.query"
     assert by_path(view)[query].own.parameters == 16 * 16  # the bias is read by an Add
     assert by_path(everything)[query].own.parameters == 16 * 16 + 16
@@ -195,7 +196,8 @@ def test_quantizing_all_but_one_layer(electra: Path, tmp_path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     printed = run("inspect", electra, "--module", "encoder.layer.1.*", "--nodes", "--json")
-    excluded = json.loads(printed.stdout)
+    [file] = json.loads(printed.stdout)["files"]
+    excluded = [node["name"] for node in file["nodes"]]
     quantized = tmp_path / "quantized.onnx"
     quantize_dynamic(electra, quantized, nodes_to_exclude=excluded)
     left = {node.name for node in onnx.load(quantized).graph.node if node.op_type == "MatMul"}
@@ -206,12 +208,16 @@ def test_quantizing_all_but_one_layer(electra: Path, tmp_path: Path) -> None:
     assert left >= {name for name in excluded if name.endswith("/MatMul")}
 
 
-def test_names_of_a_directory_come_by_file(tagged: Callable[[str], Path]) -> None:
+def test_nodes_of_a_directory_come_by_file(tagged: Callable[[str], Path]) -> None:
     directory = tagged("t5")
-    names = json.loads(run("inspect", directory, "--nodes", "--json").stdout)
-    assert set(names) == {str(path) for path in directory.glob("*.onnx")}
-    for file, of_file in names.items():
-        assert set(of_file) == {node.name for node in read_hierarchy(file)}
+    files = json.loads(run("inspect", directory, "--nodes", "--json").stdout)["files"]
+    assert [file["file"] for file in files] == [
+        str(path) for path in sorted(directory.glob("*.onnx"))
+    ]
+    for file in files:
+        assert {node["name"] for node in file["nodes"]} == {
+            node.name for node in read_hierarchy(file["file"])
+        }
 
 
 def test_formats_agree(electra: Path) -> None:
@@ -224,11 +230,11 @@ def test_formats_agree(electra: Path) -> None:
     assert len(rows) == len(file["modules"]) == len(lines) - 2
     for module, row, line in zip(file["modules"], rows, lines[2:], strict=True):
         expected = {"file": str(electra), **module}
-        del expected["op_types"]
+        del expected["op_type_counts"]
         assert row == {key: str(value) for key, value in expected.items()}
         assert line == f"| {' | '.join(row.values())} |"
-        assert sum(module["op_types"].values()) == module["operators"]
-        assert module["path"].rpartition(".")[2] in tree
+        assert sum(module["op_type_counts"].values()) == module["node_count"]
+        assert module["module"].rpartition(".")[2] in tree
     assert "\x1b" not in tree
 
 
@@ -238,7 +244,11 @@ def test_colours_on_a_terminal(electra: Path) -> None:
     controller, terminal = pty.openpty()
     code = "import sys, test_views_inspect as this; this.program()(sys.argv[1:])"
     command = [sys.executable, "-c", code, "inspect", electra, "--depth", "1"]
-    environment = {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {
+        "TERM": "xterm-256color",
+        "COLUMNS": "120",
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     subprocess.run(command, stdout=terminal, env={**os.environ, **environment}, check=True)
     os.close(terminal)
     assert b"\x1b[36m" in os.read(controller, 10_000)
@@ -311,7 +321,7 @@ def test_what_another_tool_added_is_said(electra: Path, tmp_path: Path) -> None:
     onnxruntime.InferenceSession(electra, options, providers=["CPUExecutionProvider"])
     [view] = inspect(tmp_path / "optimized.onnx")
     assert view.file.untagged  # ONNX Runtime gives a fused Gelu a doc_string of its own
-    assert len(view.nodes) == view.whole.operators - len(view.file.untagged)
+    assert len(view.nodes) == view.whole.node_count - len(view.file.untagged)
     assert {node.evidence for node in view.nodes} == {"carrier"}
     tree = run("inspect", tmp_path / "optimized.onnx").stdout
     assert f"without a tag: {len(view.file.untagged)} operators" in tree

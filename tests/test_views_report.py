@@ -327,7 +327,7 @@ def test_times_of_modules_that_are_not_there_are_refused(
     tagged: Callable[[str], Path], times: ProfileReport, tmp_path: Path
 ) -> None:
     document = times.to_dict()
-    document["files"][0]["modules"][1]["path"] = "renamed"
+    document["files"][0]["modules"][1]["module"] = "renamed"
     saved = tmp_path / "profile.json"
     saved.write_text(json.dumps(document))
 

@@ -70,9 +70,9 @@ class Tagged:
         """Each file as it was tagged, with the tags in it, and the graphs traced into it."""
         return [
             (
-                file.path,
-                list(htp.read_hierarchy(file.path)),
-                self.witness.branches(file.path.relative_to(self.directory).as_posix()),
+                file.file,
+                list(htp.read_hierarchy(file.file)),
+                self.witness.branches(file.file.relative_to(self.directory).as_posix()),
             )
             for file in self.report.files
         ]
@@ -100,7 +100,7 @@ def tagged(
 
 
 def test_every_tag_names_a_module_of_the_model(tagged: Tagged) -> None:
-    assert tagged.report.nodes
+    assert tagged.report.node_count
     for path, nodes, graphs in tagged.files:
         assert len(nodes) == sum(1 for _ in all_nodes(onnx.load(path, load_external_data=False)))
         tree = next(iter(graphs.values())).tree
@@ -234,9 +234,9 @@ def test_in_a_module_stands_what_its_class_says(tagged: Tagged) -> None:
 
 def test_onnx_runtime_builds_and_computes_the_same(tagged: Tagged, tmp_path: Path) -> None:
     for file in tagged.report.files:
-        name = file.path.relative_to(tagged.directory).as_posix()
+        name = file.file.relative_to(tagged.directory).as_posix()
         inputs = traced_inputs(tagged.witness.branches(name))
-        drawn = {node.op_type for node in all_nodes(onnx.load(file.path))} & RANDOM
+        drawn = {node.op_type for node in all_nodes(onnx.load(file.file))} & RANDOM
         # ONNX Runtime's generator of random numbers is shared by all sessions.
         with ThreadPoolExecutor(1 if drawn else 2) as pool:
             for level in LEVELS:
@@ -244,7 +244,7 @@ def test_onnx_runtime_builds_and_computes_the_same(tagged: Tagged, tmp_path: Pat
                     pool.submit(run, path, level, inputs, tmp_path / optimized)
                     for path, optimized in (
                         (tagged.witness.output / name, "plain.onnx"),
-                        (file.path, "ours.onnx"),
+                        (file.file, "ours.onnx"),
                     )
                 )
                 assert ours.result()[0] == plain.result()[0], (name, level)
@@ -282,7 +282,7 @@ def test_strip_gives_back_the_bytes_and_a_second_tag_changes_nothing(tagged: Tag
     again = htp.tag(tagged.directory)
     assert contents(tagged.directory) == now
     assert not any(file.changed for file in again.files)
-    assert again.evidence == tagged.report.evidence
+    assert again.evidence_counts == tagged.report.evidence_counts
     htp.strip(tagged.directory)
     assert contents(tagged.directory) == tagged.before
 

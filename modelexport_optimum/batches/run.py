@@ -27,6 +27,7 @@ from modelexport_optimum.batches.worker import new_record, now, recipe, source_s
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.exporting.source import state_of_directory
 from modelexport_optimum.exporting.staging import remove_abandoned
+from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,8 +48,8 @@ _FETCHED = "export"
 """The stage that begins when a model has been fetched and loaded."""
 
 
-@dataclass(frozen=True)
-class BatchResult:
+@dataclass(frozen=True, repr=False)
+class BatchResult(Displayed):
     """What became of every line.
 
     Attributes:
@@ -82,8 +83,8 @@ class BatchResult:
             "ok": self.exit_status == 0,
             "exit_status": self.exit_status,
             "results": str(self.directory / RESULTS),
-            "models": len(self.records),
-            "skipped": self.skipped,
+            "model_count": len(self.records),
+            "skipped_count": self.skipped,
             "seconds": round(self.seconds, 3),
             "records": self.records,
         }
@@ -185,7 +186,7 @@ def run_jobs(
             run.watcher.warned(str(error))
         with contextlib.suppress(OSError):  # there is a log in it
             (place / LOGS).rmdir()
-    not_run = {"status": "not run", "log": None}
+    not_run = {"status": "not run", "exit_status": None, "log": None}
     known = {**done, **run.ended}
     return BatchResult(
         directory=place,
@@ -223,7 +224,7 @@ def _done(jobs: Sequence[Job], results: Results) -> dict[Path, Record]:
         if record is None or record["status"] != "ok":
             continue
         same = recipe(job, record["made"]["source"]) == record["made"]
-        if same and all((job.output / name).is_file() for name in record["files"]):
+        if same and all((job.output / one["file"]).is_file() for one in record["files"]):
             candidates.append((job, record))
 
     def unchanged(candidate: tuple[Job, Record]) -> bool:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import in_one_line
-from modelexport_optimum.export_run import HUB_OPTIONS, export
+from modelexport_optimum.export_run import HUB_OPTIONS, export, files_to_list
 from modelexport_optimum.exporting.options import ExportOptions
 from modelexport_optimum.exporting.source import state_of, state_of_directory
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.streams import output_to
+from modelexport_optimum.system.text import visible
 from modelexport_optimum.system.version import __version__
 
 if TYPE_CHECKING:
@@ -161,15 +162,17 @@ def new_record(job: Job) -> dict[str, Any]:
         "task": job.arguments.get("task", "auto"),
         "output": str(job.output),
         "line": job.line,
+        "ok": False,
         "status": "failed",
         "error": None,
+        "exit_status": 1,
         "log": None if job.log is None else str(job.log),
-        "nodes": None,
-        "modules": None,
-        "size": None,
+        "node_count": None,
+        "module_count": None,
+        "bytes": None,
         "seconds": None,
-        "providers": {},
-        "files": {},
+        "providers": [],
+        "files": [],
         "started": None,
         "finished": None,
         "made": recipe(job, None),
@@ -214,13 +217,18 @@ def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
         failed.append(f"PyTorch: {result.comparison.message}")
     return {
         "task": result.task,
+        "ok": result.ok,
         "status": "ok" if result.ok else "check-failed",
         "error": None if result.ok else "; ".join(failed) or "a check failed",
-        "nodes": result.tags.nodes,
-        "modules": sum(len(file.modules) for file in result.tags.files),
-        "size": sum(result.files.values()),
-        "providers": {one.provider: one.status for one in result.verification.providers},
-        "files": result.files,
+        "exit_status": 0 if result.ok else 3,
+        "node_count": result.tags.node_count,
+        "module_count": result.tags.module_count,
+        "bytes": sum(result.files.values()),
+        "providers": [
+            {"provider": one.provider, "status": one.status}
+            for one in result.verification.providers
+        ],
+        "files": files_to_list(result.files),
         "state": state_of_directory(staging),
         "inode": staging.stat().st_ino,
     }
@@ -240,7 +248,7 @@ def _logged(job: Job) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            traceback.print_exc()
+            print(visible(traceback.format_exc(), keep="\n\t"), file=sys.stderr)
             raise
         finally:
             faulthandler.cancel_dump_traceback_later()

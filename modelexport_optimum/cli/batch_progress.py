@@ -193,16 +193,16 @@ def print_batch(result: BatchResult) -> None:
         if times[record["model"]] > 1:
             model += f" ({Path(record['output']).name})"
         providers = (
-            f"{name.removesuffix('ExecutionProvider')} {status}"
-            for name, status in record["providers"].items()
+            f"{one['provider'].removesuffix('ExecutionProvider')} {one['status']}"
+            for one in record["providers"]
         )
         rows.append(
             (
                 status_cell(record["status"]),
                 model,
                 record["task"],
-                "" if record["nodes"] is None else f"{record['nodes']:,}",
-                "" if record["size"] is None else decimal(record["size"]),
+                "" if record["node_count"] is None else f"{record['node_count']:,}",
+                "" if record["bytes"] is None else decimal(record["bytes"]),
                 "" if record["seconds"] is None else f"{record['seconds']:.1f}",
                 ", ".join(providers),
                 record["error"] or "",

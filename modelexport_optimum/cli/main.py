@@ -200,7 +200,7 @@ def tag(
             found = say(path, explain, model=model, trust_remote_code=trust_remote_code)
     if explain is not None:
         if as_json:
-            printing.print_json({"ok": True, "nodes": found})
+            printing.print_json({"ok": True, "explanations": found})
         else:
             run_tables.print_explanation(found)
     elif as_json:
@@ -222,7 +222,8 @@ def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
 
         changed = run(path)
     if as_json:
-        printing.print_json({"ok": True, "changed": [str(file) for file in changed]})
+        files = [{"file": str(file), "changed": True} for file in changed]
+        printing.print_json({"ok": True, "files": files})
     else:
         run_tables.print_stripped(changed)
     printing.finish(written=True)

@@ -76,7 +76,8 @@ class Commands(_FlagsHaveNoType, TyperGroup):
         own = [name for option in self.get_params(ctx) for name in option.opts]
         if args and args[0] not in self.commands and args[0] not in own:
             if not ctx.resilient_parsing:  # it is not being completed
-                self._check_word(ctx, args[0])
+                with self._explained():
+                    self._check_word(ctx, args[0])
             args = ["export", *args]
         return super().parse_args(ctx, args)
 
@@ -93,8 +94,14 @@ class Commands(_FlagsHaveNoType, TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Run the command that was named."""
-        try:
+        with self._explained():
             return super().invoke(ctx)
+
+    @contextlib.contextmanager
+    def _explained(self) -> "Iterator[None]":
+        """Explain a wrong command line, whoever finds it."""
+        try:
+            yield
         except Exception as error:
             if hasattr(error, "format_message") and getattr(error, "exit_code", None) == 2:
                 self._explain(error)

@@ -55,6 +55,7 @@ def print_export(result: ExportResult) -> None:
     comparison = result.comparison
     against_pytorch = (Cell("PyTorch"), status_cell(comparison.status), comparison.message)
     print_table(_CHECK_COLUMNS, [*_check_rows(result.verification), against_pytorch])
+    _print_installs(result.verification)
     for warning in result.warnings:
         print_blank()
         print_line(("warning:", "yellow"), f" {warning}")
@@ -79,15 +80,16 @@ def _file_rows(report: TagReport, directory: Path, sizes: Mapping[str, int]) -> 
         directory: what the names in `sizes` are relative to.
         sizes: bytes of the files, of which those with weights are shown.
     """
-    by_name = {from_here(file.path, directory): file for file in report.files}
+    by_name = {from_here(file.file, directory): file for file in report.files}
     for name in sorted({*by_name, *filter(_is_model, sizes)}):
         size = decimal(sizes[name]) if name in sizes else ""
         file = by_name.get(name)
         if file is None:
             yield name, size, "", "", "", ""
             continue
-        numbers = [f"{n:,}" for n in (file.nodes, len(file.modules), file.attribute)]
-        yield name, size, *numbers, ", ".join(f"{kind} {n:,}" for kind, n in file.evidence.items())
+        numbers = [f"{n:,}" for n in (file.node_count, len(file.modules), file.with_attribute)]
+        placed_by = ", ".join(f"{kind} {n:,}" for kind, n in file.evidence_counts.items())
+        yield name, size, *numbers, placed_by
 
 
 def print_explanation(paragraphs: Sequence[str]) -> None:
@@ -110,6 +112,16 @@ def print_stripped(changed: Sequence[Path]) -> None:
 def print_verification(report: VerifyReport) -> None:
     """Print the result of each check and each provider."""
     print_table(_CHECK_COLUMNS, _check_rows(report))
+    _print_installs(report)
+
+
+def _print_installs(report: VerifyReport) -> None:
+    """Print the commands that install what is lacking, each on a line to paste."""
+    for provider in report.providers:
+        if provider.install:
+            print_blank()
+            print_line(f"to install {provider.provider}:", style=DIM)
+            print_line(f"  {provider.install}")
 
 
 def _check_rows(report: VerifyReport) -> Iterator[Row]:

@@ -8,6 +8,7 @@ in the order that the table states, and a line below says which. What has no suc
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -28,10 +29,10 @@ DIM = "bright_black"
 
 _GAP = "  "
 
-_READABLE = {"path": 28, "text": 30}
+_READABLE = {"path": 28, "name": 16, "text": 30}
 """The width that a column keeps, if it has it, as long as there is another to leave out."""
 
-_LEAST = {"path": 10, "text": 16}
+_LEAST = {"path": 10, "name": 8, "text": 16}
 """The width that it keeps in any case, beside the lines of a tree."""
 
 _STATUS_STYLES = {
@@ -54,13 +55,13 @@ class Column:
     Attributes:
         name: its title.
         right: set to the right, as numbers are.
-        shrinks: how it gives way: a path is shortened in its middle, a text is wrapped.
+        shrinks: how it gives way: a path or a name is shortened in its middle, a text is wrapped.
         drop: its place in the order in which columns are left out; None if it never is.
     """
 
     name: str
     right: bool = False
-    shrinks: Literal["path", "text"] | None = None
+    shrinks: Literal["path", "name", "text"] | None = None
     drop: int | None = None
 
 
@@ -117,7 +118,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: st
         elsewhere: where the columns are that have no room, as "--json has them".
     """
     console = stdout()
-    width = console.width if sys.stdout.isatty() else None
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     table = [[_shown(cell) for cell in row] for row in rows]
     used = [index for index in range(len(columns)) if any(row[index].text for row in table)]
     columns = [columns[index] for index in used]
@@ -130,7 +131,9 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: st
     left_out = [column.name for index, column in enumerate(columns) if index not in kept]
     if left_out:
         where = f"; {elsewhere}" if elsewhere else ""
-        print_line(f"no room for {', '.join(left_out)} in {width} columns{where}", style=DIM)
+        note = f"no room for {', '.join(left_out)} in {width} columns{where}"
+        for part in _wrapped(note, width or len(note)):
+            print_line(part, style=DIM)
 
 
 def guides(levels: Sequence[int]) -> list[str]:

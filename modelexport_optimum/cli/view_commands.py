@@ -19,11 +19,11 @@ from modelexport_optimum.cli.completion import (
     complete_viewer,
 )
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.system.text import visible
 
 _Path = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="A tagged export, or one tagged .onnx file.")
 ]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
 _Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")
 ]
@@ -87,7 +87,7 @@ def inspect(
     ] = None,
     nodes: Annotated[
         bool,
-        typer.Option("--nodes", help="List the nodes; with --json their names, for quantizers."),
+        typer.Option("--nodes", help="List the nodes: a row for each."),
     ] = False,
     as_json: _Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated rows.")] = False,
@@ -101,14 +101,9 @@ def inspect(
         from modelexport_optimum.hierarchy.inspect import inspect as run
 
         views = run(path, modules=modules or (), classes=classes or (), ops=ops or (), depth=depth)
-    if style == "json" and nodes:
-        names = {str(view.file.path): view.node_names for view in views}
-        printing.print_json(names if path.is_dir() else views[0].node_names)
-        nameless = sum(not node.name for view in views for node in view.nodes)
-        if nameless:
-            typer.echo(f"warning: {nameless} nodes have no name and are not listed", err=True)
-    elif style == "json":
-        printing.print_json({"ok": True, "files": [view.to_dict() for view in views]})
+    if style == "json":
+        found = views.nodes_to_dict() if nodes else views.to_dict()
+        printing.print_json({"ok": True, **found})
     elif style == "tree" and nodes:
         view_tables.print_nodes(views)
     elif style == "tree":
@@ -133,7 +128,7 @@ def diff(
 
         found = run(a, b)
     if as_json:
-        printing.print_json(found.to_dict())
+        printing.print_json({"ok": True, **found.to_dict()})
     else:
         view_tables.print_diff(found)
     printing.finish(0 if found.same else 1, lost=2)
@@ -153,7 +148,7 @@ def extract(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Cut one module out, as a model of its own."""
@@ -250,15 +245,21 @@ def report(
             "--profile", metavar="FILE", help="Show these times too: what profile --json printed."
         ),
     ] = None,
+    overwrite: _Overwrite = False,
+    as_json: _Json = False,
 ) -> None:
     """Write one HTML file to share: charts, the tree, and how every node was placed."""
-    with printing.exit_on_error(as_json=False):
+    from modelexport_optimum.cli import view_tables
+
+    with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.report import report as run
 
-        written = run(path, html, profile=times)
-    from rich.filesize import decimal
-
-    typer.echo(f"wrote {visible(str(written))} ({decimal(written.stat().st_size)})")
+        written = run(path, html, profile=times, overwrite=overwrite)
+    size = written.stat().st_size
+    if as_json:
+        printing.print_json({"ok": True, "file": str(written), "bytes": size})
+    else:
+        view_tables.print_written(written, size)
     printing.finish(written=True)
 
 

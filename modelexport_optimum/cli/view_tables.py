@@ -20,17 +20,17 @@ from modelexport_optimum.cli.tables import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from modelexport_optimum.cli.tables import Row
     from modelexport_optimum.hierarchy.diff import Change, Diff, FileDiff, ModuleChange
     from modelexport_optimum.hierarchy.extract import Extracted
     from modelexport_optimum.hierarchy.inspect import FileView
     from modelexport_optimum.hierarchy.profile import FileProfile
-    from modelexport_optimum.hierarchy.tagged_model import TaggedNode
 
 MODULE_FIELDS = (
-    "file", "path", "class", "depth", "operators", "own_operators", "parameters",
-    "own_parameters", "bytes", "own_bytes", "share",
+    "file", "module", "class", "depth", "node_count", "own_node_count",
+    "parameters", "own_parameters", "bytes", "own_bytes", "share",
 )  # fmt: skip
 """The columns of `inspect --csv` and `--markdown`."""
 
@@ -45,11 +45,11 @@ _SLOWEST = 10
 
 _MODULES = (
     Column("module", shrinks="path"),
-    Column("class", drop=1),
+    Column("class", shrinks="name", drop=2),
     Column("operators", right=True),
     Column("own", right=True, drop=0),
     Column("parameters", right=True),
-    Column("bytes", right=True, drop=2),
+    Column("bytes", right=True, drop=1),
     Column("share", right=True),
 )
 
@@ -62,7 +62,7 @@ _NODES = (
 
 _CHANGES = (
     Column("", shrinks="path"),
-    Column("class", drop=0),
+    Column("class", shrinks="name", drop=0),
     Column("", right=True),
     Column("a → b", shrinks="text"),
 )
@@ -71,15 +71,15 @@ _TENSORS = (Column(""), Column("tensor", shrinks="path"), Column("type", shrinks
 
 _TIMES = (
     Column("module", shrinks="path"),
-    Column("class", drop=0),
+    Column("class", shrinks="name", drop=1),
     Column("ms", right=True),
-    Column("own", right=True, drop=1),
+    Column("own", right=True, drop=0),
     Column("share", right=True),
 )
 
 _SLOWEST_MODULES = (
     Column("modules", shrinks="path"),
-    Column("class", drop=0),
+    Column("class", shrinks="name", drop=0),
     Column("", right=True),
     Column("ms", right=True),
     Column("share", right=True),
@@ -112,12 +112,12 @@ def _print_tree(view: FileView, narrowed: bool) -> None:
     whole, asked = view.whole, view.selected
     print_line(
         (str(view.file.path), "bold"),
-        f"  {view.file.root.module_class}: {counted(whole.operators, 'operator')}, "
+        f"  {view.file.root.module_class}: {counted(whole.node_count, 'operator')}, "
         f"{counted(whole.parameters, 'parameter')}, {decimal(whole.bytes)}",
     )
     if narrowed:
         print_line(
-            f"of these here: {counted(asked.operators, 'operator')}, "
+            f"of these here: {counted(asked.node_count, 'operator')}, "
             f"{counted(asked.parameters, 'parameter')}, {decimal(asked.bytes)}"
         )
     if view.file.untagged:
@@ -132,8 +132,8 @@ def _print_tree(view: FileView, narrowed: bool) -> None:
         (
             Cell(module.name, "bold", line),
             Cell(module.module.module_class, "cyan"),
-            f"{module.total.operators:,}",
-            Cell(f"{module.own.operators:,}", DIM),
+            f"{module.total.node_count:,}",
+            Cell(f"{module.own.node_count:,}", DIM),
             f"{module.total.parameters:,}",
             decimal(module.total.bytes),
             _share(module.share),
@@ -148,20 +148,7 @@ def node_rows(views: Iterable[FileView]) -> Iterator[dict[str, str]]:
     """Yield the nodes that `inspect` found as rows of `NODE_FIELDS`."""
     for view in views:
         for node in view.nodes:
-            yield _node_row(view, node)
-
-
-def _node_row(view: FileView, node: TaggedNode) -> dict[str, str]:
-    assert node.module is not None  # nodes are found by their modules
-    return {
-        "file": str(view.file.path),
-        "name": node.name,
-        "op_type": node.op_type,
-        "module": node.module.path,
-        "class": node.module.module_class,
-        "evidence": node.evidence,
-        "graph": node.graph,
-    }
+            yield {"file": str(view.file.path), **node.to_dict()}
 
 
 def print_nodes(views: Iterable[FileView]) -> None:
@@ -188,9 +175,9 @@ def print_diff(found: Diff) -> None:
             continue
         print_blank()
         if file.only_in:
-            print_line(f"{file.name}: only in {file.only_in}", style="yellow")
+            print_line(f"{file.file}: only in {file.only_in}", style="yellow")
             continue
-        print_line(f"{file.name}: {_summary(file)}", style="yellow")
+        print_line(f"{file.file}: {_summary(file)}", style="yellow")
         print_blank()
         rows = [*_interface_rows(file), *_module_change_rows(file)]
         print_table(_CHANGES, rows, elsewhere="--json has all")
@@ -205,22 +192,22 @@ def _summary(file: FileDiff) -> str:
         "modules differ": differ,
         "nodes are in another module": len(file.moved),
         "nodes read other modules": len(file.rewired),
-        "of opsets, inputs and outputs differ": len(file.graph),
+        "of opsets, inputs and outputs differ": len(file.interface),
     }
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
 def _interface_rows(file: FileDiff) -> Iterator[Row]:
-    for change in file.graph:
-        yield Cell(change.what, "bold"), "", "", _arrow(change.a, change.b)
+    for change in file.interface:
+        yield Cell(change.name, "bold"), "", "", _arrow(change.a, change.b)
 
 
 def _module_change_rows(file: FileDiff) -> Iterator[Row]:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for module in file.modules:
         changes = _starred(_changes(module))
-        key = (_starred(module.path or "(root)"), module.module_class, changes)
-        groups.setdefault(key, []).append(module.path)
+        key = (_starred(module.module or "(root)"), module.module_class, changes)
+        groups.setdefault(key, []).append(module.module)
     for kind, nodes in (("is in", file.moved), ("reads", file.rewired)):
         for node in nodes:
             change = f"{kind} {_arrow(node.a or '(root)', node.b or '(root)')}"
@@ -239,8 +226,9 @@ def _module_change_rows(file: FileDiff) -> Iterator[Row]:
 def _changes(module: ModuleChange) -> str:
     if module.only_in:
         return f"only in {module.only_in}"
-    changes: list[Change] = [*module.classes, *module.operators, *module.parameters]
-    texts = [f"{change.what} {_arrow(change.a, change.b)}" for change in changes[:_MOST_CHANGES]]
+    changes: list[Change] = [*module.class_changes, *module.operator_changes]
+    changes += module.parameter_changes
+    texts = [f"{change.name} {_arrow(change.a, change.b)}" for change in changes[:_MOST_CHANGES]]
     if len(changes) > _MOST_CHANGES:
         texts.append(f"and {len(changes) - _MOST_CHANGES} more (--json has them)")
     return "; ".join(texts)
@@ -261,15 +249,20 @@ def _starred(text: str) -> str:
 def print_extracted(found: Extracted) -> None:
     """Print what `extract` wrote."""
     print_line(
-        (str(found.path), "bold"),
+        (str(found.file), "bold"),
         f"  {found.module or '(root)'} ",
         (found.module_class, "cyan"),
-        f": {counted(found.operators, 'operator')}, {decimal(found.bytes)} of weights",
+        f": {counted(found.node_count, 'operator')}, {decimal(found.bytes)} of weights",
     )
     print_blank()
     sides = (("takes", found.inputs), ("gives", found.outputs))
     rows = [(Cell(side, DIM), tensor.name, tensor.type) for side, ts in sides for tensor in ts]
     print_table(_TENSORS, rows)
+
+
+def print_written(path: Path, size: int) -> None:
+    """Print which file was written."""
+    print_line("wrote ", (str(path), "bold"), f" ({decimal(size)})")
 
 
 # --- profile ------------------------------------------------------------------------------------
@@ -283,7 +276,7 @@ def print_profile(profile: FileProfile, *, depth: int | None) -> None:
         depth: levels of modules to show; by default all.
     """
     print_line(
-        (str(profile.path), "bold"),
+        (str(profile.file), "bold"),
         f"  {profile.milliseconds(profile.runs):,.3f} ms a run, "
         f"{profile.milliseconds(profile.kernels):,.3f} ms of it in kernels",
     )

@@ -23,6 +23,7 @@ from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, parse_length, whole
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.onnx_file.wire import bytes_fields
+from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -35,44 +36,44 @@ if TYPE_CHECKING:
 _ATTRIBUTE_NAME, _ATTRIBUTE_TENSOR, _ATTRIBUTE_DOC_STRING = 1, 5, 13
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+@dataclass(frozen=True, slots=True, repr=False)
+class Change(Displayed):
     """One thing that differs.
 
     Attributes:
-        what: Its name: an operator, a parameter, an input or output, an opset.
+        name: Its name: an operator, a parameter, an input or output, an opset.
         a: What it is in the first export, "" if it is not there.
         b: The same in the second one.
     """
 
-    what: str
+    name: str
     a: str
     b: str
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleChange:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModuleChange(Displayed):
     """A module that differs.
 
     Attributes:
-        path: Module path.
+        module: Module path.
         module_class: Its class; of the second export, if the two differ.
         only_in: "a" or "b" if the other export lacks it, else "".
-        classes: Its class, if it differs.
-        operators: Its own operators, with how many there are, or with "other attributes".
-        parameters: Its own parameters, with type and shape, or with "other values".
+        class_changes: Its class, if it differs.
+        operator_changes: Its own operators, with how many there are, or with "other attributes".
+        parameter_changes: Its own parameters, with type and shape, or with "other values".
     """
 
-    path: str
+    module: str
     module_class: str
     only_in: str = ""
-    classes: tuple[Change, ...] = ()
-    operators: tuple[Change, ...] = ()
-    parameters: tuple[Change, ...] = ()
+    class_changes: tuple[Change, ...] = ()
+    operator_changes: tuple[Change, ...] = ()
+    parameter_changes: tuple[Change, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NodeChange:
+@dataclass(frozen=True, slots=True, repr=False)
+class NodeChange(Displayed):
     """A node that is in both exports, in another place.
 
     Attributes:
@@ -88,22 +89,22 @@ class NodeChange:
     b: str
 
 
-@dataclass(frozen=True, slots=True)
-class FileDiff:
+@dataclass(frozen=True, slots=True, repr=False)
+class FileDiff(Displayed):
     """What differs between two files.
 
     Attributes:
-        name: The file, relative to the directories that were given.
+        file: The file, relative to the directories that were given.
         only_in: "a" or "b" if the other export lacks it, else "".
-        graph: Opsets, inputs and outputs that differ.
+        interface: Opsets, inputs and outputs that differ.
         modules: Modules that differ.
         moved: Nodes whose module differs.
         rewired: Nodes that read values of other modules, in modules of the same operators.
     """
 
-    name: str
+    file: str
     only_in: str = ""
-    graph: tuple[Change, ...] = ()
+    interface: tuple[Change, ...] = ()
     modules: tuple[ModuleChange, ...] = ()
     moved: tuple[NodeChange, ...] = ()
     rewired: tuple[NodeChange, ...] = ()
@@ -111,11 +112,11 @@ class FileDiff:
     @property
     def same(self) -> bool:
         """Nothing differs."""
-        return not (self.only_in or self.graph or self.modules or self.moved or self.rewired)
+        return not (self.only_in or self.interface or self.modules or self.moved or self.rewired)
 
 
-@dataclass(frozen=True, slots=True)
-class Diff:
+@dataclass(frozen=True, slots=True, repr=False)
+class Diff(Displayed):
     """What differs between two exports, file by file."""
 
     a: Path
@@ -129,7 +130,9 @@ class Diff:
 
     def to_dict(self) -> dict[str, Any]:
         """The difference as JSON can carry it."""
-        files = [{"same": file.same, **asdict(file)} for file in self.files]
+        files = [{"file": file.file, "same": file.same, **asdict(file)} for file in self.files]
+        for module in (module for file in files for module in file["modules"]):
+            module["class"] = module.pop("module_class")
         return {"same": self.same, "a": str(self.a), "b": str(self.b), "files": files}
 
 
@@ -155,7 +158,9 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:
         if name not in files_b or name not in files_a:
             found.append(FileDiff(name, only_in="a" if name in files_a else "b"))
         else:
-            found.append(_diff_files(name, _Side(files_a[name]), _Side(files_b[name])))
+            found.append(
+                _diff_files(name, _Side(files_a[name], first), _Side(files_b[name], second))
+            )
     return Diff(first, second, tuple(found))
 
 
@@ -167,8 +172,8 @@ def _by_name(path: Path) -> dict[str, Path]:
 class _Side:
     """One of two files."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = read_tagged(path)
+    def __init__(self, path: Path, given: Path) -> None:
+        self.file = read_tagged(path, given=given)
         self.weights = Weights(self.file.model)
         self._digests: dict[int, bytes] = {}
 
@@ -188,7 +193,7 @@ def _diff_files(name: str, a: _Side, b: _Side) -> FileDiff:
         for one, other in pairs
         if _path(one) != _path(other)
     ]
-    changed = {module.path for module in modules if module.operators or module.only_in}
+    changed = {module.module for module in modules if module.operator_changes or module.only_in}
     rewired = [
         NodeChange(one.name, _operator(one.node), ", ".join(reads), ", ".join(other_reads))
         for one, other in pairs

@@ -21,14 +21,15 @@ from modelexport_optimum.hierarchy.subgraph import cut_out
 from modelexport_optimum.hierarchy.tagged_model import (
     graph_of,
     nbytes,
-    read_tagged,
-    tagged_files,
+    read_tagged_files,
     type_text,
     unknown,
 )
 from modelexport_optimum.hierarchy.weights import Weights, fields
 from modelexport_optimum.onnx_file.wire import length_delimited, varint
 from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.output_files import check_output_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -58,8 +59,8 @@ _SHAPE_BYTES = 1024
 _COPY_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Boundary:
+@dataclass(frozen=True, slots=True, repr=False)
+class Boundary(Displayed):
     """A tensor that enters or leaves the module.
 
     Attributes:
@@ -71,33 +72,42 @@ class Boundary:
     type: str
 
 
-@dataclass(frozen=True, slots=True)
-class Extracted:
+@dataclass(frozen=True, slots=True, repr=False)
+class Extracted(Displayed):
     """The model that was written.
 
     Attributes:
-        path: Its file.
+        file: Its file.
         source: The file that it was cut out of.
         module: The module's path.
         module_class: The module's class.
         inputs: What enters the module.
         outputs: What leaves it.
-        operators: Number of its nodes, without those in nested graphs.
+        node_count: Number of its nodes, without those in nested graphs.
         bytes: Size of its weights.
     """
 
-    path: Path
+    file: Path
     source: Path
     module: str
     module_class: str
     inputs: tuple[Boundary, ...]
     outputs: tuple[Boundary, ...]
-    operators: int
+    node_count: int
     bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can carry it."""
-        return {**asdict(self), "path": str(self.path), "source": str(self.source)}
+        return {
+            "file": str(self.file),
+            "source": str(self.source),
+            "module": self.module,
+            "class": self.module_class,
+            "node_count": self.node_count,
+            "bytes": self.bytes,
+            "inputs": [asdict(tensor) for tensor in self.inputs],
+            "outputs": [asdict(tensor) for tensor in self.outputs],
+        }
 
 
 def extract(
@@ -126,7 +136,7 @@ def extract(
     cut = cut_out(file, file.modules[module])
     data = target.with_name(f"{target.name}.data")
     is_external = any(tensor.location for tensor in cut.weights)
-    _check_free(file, [target, data] if is_external else [target], overwrite)
+    _check_output(file, target, data if is_external else None, overwrite=overwrite)
 
     weights = Weights(file.model)
     types = _types(file, cut, weights)
@@ -143,19 +153,19 @@ def extract(
         _write(descriptor, _model_fields(weights.file))
         _write(descriptor, [varint(_MODEL_GRAPH << 3 | 2), varint(size), *graph])
     return Extracted(
-        path=target,
+        file=target,
         source=file.path,
         module=module,
         module_class=file.modules[module].module_class,
         inputs=tuple(Boundary(name, _text(types[name])) for name in cut.inputs),
         outputs=tuple(Boundary(name, _text(types[name])) for name in cut.outputs),
-        operators=len(cut.nodes),
+        node_count=len(cut.nodes),
         bytes=sum(map(nbytes, cut.weights)),
     )
 
 
 def _file_with(path: Path, module: str) -> TaggedFile:
-    files = [read_tagged(file) for file in tagged_files(path)]
+    files = read_tagged_files(path)
     having = [file for file in files if module in file.modules]
     if not having:
         raise unknown("module", module, path, (known for file in files for known in file.modules))
@@ -165,16 +175,18 @@ def _file_with(path: Path, module: str) -> TaggedFile:
     return having[0]
 
 
-def _check_free(file: TaggedFile, targets: Iterable[Path], overwrite: bool) -> None:
+def _check_output(file: TaggedFile, target: Path, data: Path | None, *, overwrite: bool) -> None:
+    """Refuse to write over what is read, or over what is there."""
     locations = {tensor.location for tensor in file.initializers if tensor.location}
     sources = [file.path, *(file.path.parent / location for location in locations)]
-    for target in targets:
-        if not target.exists():
+    for written in (target, data):
+        if written is None or not written.exists():
             continue
-        if any(source.exists() and target.samefile(source) for source in sources):
-            raise UsageError(f"{target} is what is to be cut: give another file to write")
-        if not overwrite:
-            raise UsageError(f"{target} exists: give another file to write, or --overwrite")
+        if any(source.exists() and written.samefile(source) for source in sources):
+            raise UsageError(f"{written} is what is to be cut: give another file to write")
+    check_output_file(target, (".onnx",), overwrite=overwrite)
+    if data is not None:
+        check_output_file(data, (".data",), overwrite=overwrite)
 
 
 def _model_fields(model: memoryview) -> list[Bytes]:

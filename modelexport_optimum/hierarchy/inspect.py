@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import (
     elements,
     nbytes,
-    read_tagged,
-    tagged_files,
+    read_tagged_files,
     unknown,
 )
+from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
     import os
@@ -28,29 +27,29 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+@dataclass(frozen=True, slots=True, repr=False)
+class Amount(Displayed):
     """Operators and parameters.
 
     Attributes:
-        op_types: Number of nodes of each operator.
+        op_type_counts: Number of nodes of each operator.
         parameters: Number of elements of the initializers that the nodes read, each
             initializer counted once.
         bytes: Size of these initializers.
     """
 
-    op_types: dict[str, int]
+    op_type_counts: dict[str, int]
     parameters: int
     bytes: int
 
     @property
-    def operators(self) -> int:
+    def node_count(self) -> int:
         """Number of nodes."""
-        return sum(self.op_types.values())
+        return sum(self.op_type_counts.values())
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleView:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModuleView(Displayed):
     """One module that is shown.
 
     Attributes:
@@ -72,11 +71,11 @@ class ModuleView:
     def to_dict(self) -> dict[str, Any]:
         """The module as JSON can carry it."""
         return {
-            "path": self.module.path,
+            "module": self.module.path,
             "class": self.module.module_class,
             "depth": self.module.depth,
-            "operators": self.total.operators,
-            "own_operators": self.own.operators,
+            "node_count": self.total.node_count,
+            "own_node_count": self.own.node_count,
             "parameters": self.total.parameters,
             "own_parameters": self.own.parameters,
             "bytes": self.total.bytes,
@@ -85,8 +84,8 @@ class ModuleView:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class FileView:
+@dataclass(frozen=True, slots=True, repr=False)
+class FileView(Displayed):
     """What was found in one file.
 
     Attributes:
@@ -111,19 +110,51 @@ class FileView:
         """The names of the nodes that have one, each once."""
         return list(dict.fromkeys(node.name for node in self.nodes if node.name))
 
+    def nodes_to_dict(self) -> dict[str, Any]:
+        """The nodes as JSON can carry them."""
+        return {
+            "file": str(self.file.path),
+            "class": self.file.root.module_class,
+            "nodes": [node.to_dict() for node in self.nodes],
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The modules as JSON can carry them."""
         return {
             "file": str(self.file.path),
             "class": self.file.root.module_class,
-            "operators": self.whole.operators,
-            "untagged": len(self.file.untagged),
+            "node_count": self.whole.node_count,
+            "untagged_count": len(self.file.untagged),
             "parameters": self.whole.parameters,
             "bytes": self.whole.bytes,
             "modules": [
-                {**view.to_dict(), "op_types": view.total.op_types} for view in self.modules
+                {**module.to_dict(), "op_type_counts": module.total.op_type_counts}
+                for module in self.modules
             ],
         }
+
+
+class Inspection(tuple[FileView, ...]):
+    """What was found in all files: a tuple with a view for each."""
+
+    __slots__ = ()
+
+    @property
+    def files(self) -> tuple[FileView, ...]:
+        """The same, by the name that it has in JSON."""
+        return tuple(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The modules as JSON can carry them."""
+        return {"files": [view.to_dict() for view in self]}
+
+    def nodes_to_dict(self) -> dict[str, Any]:
+        """The nodes as JSON can carry them."""
+        return {"files": [view.nodes_to_dict() for view in self]}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return "".join(view._repr_html_() for view in self)
 
 
 def inspect(
@@ -133,8 +164,8 @@ def inspect(
     classes: Sequence[str] = (),
     ops: Sequence[str] = (),
     depth: int | None = None,
-) -> tuple[FileView, ...]:
-    """Looks at the modules of a tagged export. What is asked for narrows one another.
+) -> Inspection:
+    """Looks at the modules of a tagged export. Filters combine: all must match.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
@@ -153,7 +184,7 @@ def inspect(
         UsageError: There is no such file, or nothing matches a pattern.
         ModelExportError: A file is not tagged, or cannot be read.
     """
-    files = [read_tagged(file) for file in tagged_files(Path(path))]
+    files = read_tagged_files(path)
     paths = _matching_paths(files, modules, path)
     names = {module.module_class for file in files for module in file.modules.values()}
     op_types = {node.op_type for file in files for node in file.nodes}
@@ -161,7 +192,7 @@ def inspect(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in known):
                 raise unknown(kind, pattern, path, known)
-    views = tuple(_view(file, paths, classes, ops, depth) for file in files)
+    views = Inspection(_view(file, paths, classes, ops, depth) for file in files)
     if not any(view.nodes for view in views):
         asked = ", ".join((*modules, *classes, *ops))
         raise UsageError(f"{path} has no node in all of {asked}: ask for less at once")
@@ -220,7 +251,7 @@ def _view(
     for module in file.modules.values():
         own, total = counted[module.path]
         distance = inside.get(module.path)
-        if distance is None or (depth is not None and distance > depth) or not total.operators:
+        if distance is None or (depth is not None and distance > depth) or not total.node_count:
             continue
         above = next((shown[m.path] for m in module.around() if m.path in shown), None)
         name, level = module.path or module.module_class, 0

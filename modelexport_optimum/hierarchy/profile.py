@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
 from modelexport_optimum.hierarchy import example_inputs as inputs_of
 from modelexport_optimum.hierarchy.node_placement import Places
-from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
     import os
@@ -34,35 +35,35 @@ if TYPE_CHECKING:
 WARM_UP = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleTime:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModuleTime(Displayed):
     """The time of one module.
 
     Attributes:
-        path: Module path; "" for the root.
+        module: Module path; "" for the root.
         name: The path from the module around it on, or the root's class.
         module_class: Class name.
         depth: How many modules are around it.
         own: Microseconds of its own kernels, in all measured runs.
         total: The same with those of the modules inside it.
-        kernels: Number of its own kernels, in one run.
+        kernel_count: Number of its own kernels, in one run.
     """
 
-    path: str
+    module: str
     name: str
     module_class: str
     depth: int
     own: int
     total: int
-    kernels: int
+    kernel_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class FileProfile:
+@dataclass(frozen=True, slots=True, repr=False)
+class FileProfile(Displayed):
     """The time of one file.
 
     Attributes:
-        path: The file.
+        file: The file.
         iterations: Number of measured runs.
         inputs: Type and shape of each input, by name.
         runs: Microseconds of the measured runs, what is between the kernels included.
@@ -74,7 +75,7 @@ class FileProfile:
             run. ONNX Runtime has added them, to change a layout or a type.
     """
 
-    path: Path
+    file: Path
     iterations: int
     inputs: dict[str, str]
     runs: int
@@ -99,13 +100,13 @@ class FileProfile:
         """
         kinds: dict[tuple[str, ...], list[ModuleTime]] = defaultdict(list)
         for module in self.modules:
-            parts = ("*" if part.isdecimal() else part for part in module.path.split("."))
+            parts = ("*" if part.isdecimal() else part for part in module.module.split("."))
             kinds[(module.module_class, *parts)].append(module)
         rows = []
         for kind in kinds.values():
-            columns = zip(*(module.path.split(".") for module in kind), strict=True)
+            columns = zip(*(module.module.split(".") for module in kind), strict=True)
             path = ".".join(part if {part} == {*rest} else "*" for part, *rest in columns)
-            path = path if len(kind) > 1 else kind[0].path
+            path = path if len(kind) > 1 else kind[0].module
             rows.append((path, kind[0].module_class, len(kind), sum(m.own for m in kind)))
         return sorted((row for row in rows if row[3]), key=lambda row: -row[3])
 
@@ -116,37 +117,39 @@ class FileProfile:
             return {"ms": self.milliseconds(microseconds), "share": self.share(microseconds)}
 
         return {
-            "path": str(self.path),
+            "file": str(self.file),
             "iterations": self.iterations,
             "warm_up": WARM_UP,
-            "inputs": self.inputs,
+            "inputs": [{"name": name, "type": kind} for name, kind in self.inputs.items()],
             "run_ms": self.milliseconds(self.runs),
             "kernels_ms": self.milliseconds(self.kernels),
-            "providers": {name: self.milliseconds(time) for name, time in self.providers.items()},
+            "providers": [
+                {"provider": name, **timed(time)} for name, time in self.providers.items()
+            ],
             "modules": [
                 {
-                    "path": module.path,
+                    "module": module.module,
                     "class": module.module_class,
                     "depth": module.depth,
-                    "kernels": module.kernels,
+                    "kernel_count": module.kernel_count,
                     "own_ms": self.milliseconds(module.own),
                     **timed(module.total),
                 }
                 for module in self.modules
             ],
             "repeated": [
-                {"path": path, "class": name, "modules": count, **timed(time)}
+                {"module": path, "class": name, "module_count": count, **timed(time)}
                 for path, name, count, time in self.repeated()
             ],
             "unplaced": [
-                {"op_type": op_type, "kernels": count, **timed(time)}
+                {"op_type": op_type, "kernel_count": count, **timed(time)}
                 for op_type, (time, count) in self.unplaced.items()
             ],
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ProfileReport(Displayed):
     """The time of all files."""
 
     files: tuple[FileProfile, ...]
@@ -189,7 +192,7 @@ def profile(
         raise UsageError(f"--iterations {iterations}: give 1 or more")
     name = _provider(provider)
     profiles = []
-    for file in map(read_tagged, tagged_files(Path(path))):
+    for file in read_tagged_files(path):
         if inputs is None:
             arrays = inputs_of.generate(
                 file, batch_size=batch_size, sequence_length=sequence_length, sizes=sizes or {}
@@ -352,20 +355,20 @@ def _add_up(
         if path not in total:
             return
         yield ModuleTime(
-            path=path,
+            module=path,
             name=module.name,
             module_class=module.module_class,
             depth=module.depth,
             own=own[path],
             total=total[path],
-            kernels=counts[path] // iterations,
+            kernel_count=counts[path] // iterations,
         )
         for child in sorted(module.children, key=lambda child: -total[child.path]):
             yield from rows(child)
 
     slowest = sorted(unplaced.items(), key=lambda item: -sum(item[1]))
     return FileProfile(
-        path=file.path,
+        file=file.path,
         iterations=iterations,
         inputs=inputs,
         runs=sum(run["dur"] for run in runs),

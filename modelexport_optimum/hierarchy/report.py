@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,11 +18,12 @@ from rich.filesize import decimal
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy.inspect import amounts
 from modelexport_optimum.hierarchy.profile import ProfileReport
-from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged, tagged_files
+from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged_files
+from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.system.output_files import check_output_file
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from modelexport_optimum.hierarchy.inspect import Amount
@@ -66,26 +68,28 @@ def report(
     output: str | os.PathLike[str],
     *,
     profile: ProfileReport | str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes an HTML page about a tagged export.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
-        output: The `.html` file to write; one that is there is replaced.
+        output: The `.html` file to write.
         profile: Times to show: what `profile` returned, or the file that its `--json` wrote.
+        overwrite: Replace a file that is there.
 
     Returns:
         The file that was written.
 
     Raises:
-        UsageError: There is no such file, or the profile is not one of these files.
+        UsageError: There is no such file, the output is there already, or the profile is not
+            one of these files.
         ModelExportError: A file is not tagged, the page cannot be written, or plotly is missing.
     """
     target = Path(output)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{target} is not a .html file: give the page another name")
+    check_output_file(target, (".html", ".htm"), overwrite=overwrite)
     plotly = _plotly()
-    files = [read_tagged(file) for file in tagged_files(Path(path))]
+    files = read_tagged_files(path)
     times = _times(profile, files) if profile is not None else [None] * len(files)
     sections = []
     data = []
@@ -111,10 +115,8 @@ def report(
         sections="\n".join(sections),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
-    try:
-        target.write_text(page, "utf-8")
-    except OSError as error:
-        raise ModelExportError(f"cannot write {target}: {error.strerror}") from error
+    with replacing(target) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as page_file:
+        page_file.write(page.encode())
     return target
 
 
@@ -152,11 +154,11 @@ def _times(
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read {profile} as JSON ({error})") from error
     try:
-        known = {Path(times["path"]).resolve(): times for times in document["files"]}
+        known = {Path(times["file"]).resolve(): times for times in document["files"]}
         found = [known.get(file.path.resolve()) for file in files]
         for file, times in zip(files, found, strict=True):
             rows = times["modules"] if times is not None else ()
-            strange = [row["path"] for row in rows if row["path"] not in file.modules]
+            strange = [row["module"] for row in rows if row["module"] not in file.modules]
             if strange:
                 raise UsageError(f"{file.path} has no module {strange[0]}: profile it anew")
     except (KeyError, TypeError) as error:
@@ -184,10 +186,11 @@ def _summary(file: TaggedFile, time: Times | None) -> str:
         "Nodes placed by " + ", ".join(f"{name} {n:,}" for name, n in placed.most_common()),
     ]
     if time is not None:
-        inputs = ", ".join(f"{name} {shape}" for name, shape in time["inputs"].items())
+        inputs = ", ".join(f"{value['name']} {value['type']}" for value in time["inputs"])
         lines.append(
             f"{time['run_ms']:.3f} ms a run, of which {time['kernels_ms']:.3f} ms in kernels on "
-            f"{', '.join(time['providers'])}; mean of {time['iterations']} runs of {inputs}"
+            f"{', '.join(row['provider'] for row in time['providers'])}; mean of "
+            f"{time['iterations']} run{'s' * (time['iterations'] > 1)} of {inputs}"
         )
     return "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
@@ -197,7 +200,7 @@ def _data(
 ) -> dict[str, Any]:
     """What the page's script lists: columns of numbers, which are a fifth of the size of rows."""
     size = sum(map(nbytes, file.initializers))
-    milliseconds = {row["path"]: row["ms"] for row in time["modules"]} if time else {}
+    milliseconds = {row["module"]: row["ms"] for row in time["modules"]} if time else {}
     place = {path: index for index, path in enumerate(file.modules)}
     columns = {
         "op_type": [node.op_type for node in file.nodes],
@@ -214,7 +217,7 @@ def _data(
                 module.name,
                 module.module_class,
                 module.depth,
-                counted[module.path][1].operators,
+                counted[module.path][1].node_count,
                 counted[module.path][1].parameters,
                 decimal(counted[module.path][1].bytes),
                 counted[module.path][1].bytes / size if size else 0,
@@ -246,8 +249,10 @@ def _slice(module: Module, value: float, text: str) -> _Slice:
     # A path after a slash: plotly takes an empty parent for none.
     key = f"/{module.path}"
     around = f"/{module.parent.path}" if module.parent is not None else ""
-    text = f"<b>{module.path or '(root)'}</b><br>{module.module_class}<br>{text}"
-    return _Slice(key, around, module.name, module.module_class, value, text)
+    # plotly reads tags and links in a text.
+    path, name = html.escape(module.path or "(root)"), html.escape(module.module_class)
+    text = f"<b>{path}</b><br>{name}<br>{text}"
+    return _Slice(key, around, html.escape(module.name), module.module_class, value, text)
 
 
 def _parameters_chart(
@@ -272,15 +277,15 @@ def _time_chart(file: TaggedFile, time: Times, name: str) -> str:
     """The kernels' time by module, and that of the kernels without one."""
     slices = [
         _slice(
-            file.modules[row["path"]],
+            file.modules[row["module"]],
             row["own_ms"],
             f"{row['ms']:.3f} ms, {row['own_ms']:.3f} ms in its own kernels",
         )
         for row in time["modules"]
     ]
     for row in time["unplaced"]:
-        label = f"(not placed) {row['op_type']}"
-        text = f"{row['ms']:.3f} ms in {row['kernels']} kernels that ONNX Runtime has added"
+        label = html.escape(f"(not placed) {row['op_type']}")
+        text = f"{row['ms']:.3f} ms in {row['kernel_count']} kernels that ONNX Runtime has added"
         slices.append(_Slice(label, "/", label, "", row["ms"], text))
     return _chart("Time by module", slices, file, name)
 

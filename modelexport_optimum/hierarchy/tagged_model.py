@@ -7,7 +7,10 @@ reads a weight.
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
@@ -15,11 +18,11 @@ import onnx
 from modelexport_optimum.errors import ModelExportError, UsageError, did_you_mean
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
+from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging import carriers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
 
@@ -37,8 +40,8 @@ _NARROW_BITS = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class TaggedNode:
+@dataclass(slots=True, eq=False, repr=False)
+class TaggedNode(Displayed):
     """One node, in its module.
 
     Attributes:
@@ -70,6 +73,17 @@ class TaggedNode:
         """The node's operator."""
         return self.node.op_type
 
+    def to_dict(self) -> dict[str, str]:
+        """The node as JSON can carry it; without a tag its module and class are ""."""
+        return {
+            "name": self.name,
+            "op_type": self.op_type,
+            "module": "" if self.module is None else self.module.path,
+            "class": "" if self.module is None else self.module.module_class,
+            "evidence": self.evidence,
+            "graph": self.graph,
+        }
+
     @property
     def weights(self) -> list[Tensor]:
         """The initializers that it reads, of its own graph or of those around it."""
@@ -80,8 +94,8 @@ class TaggedNode:
 Read: TypeAlias = Tensor | TaggedNode | Value
 
 
-@dataclass(slots=True, eq=False)
-class Module:
+@dataclass(slots=True, eq=False, repr=False)
+class Module(Displayed):
     """One module that was called, as the tags tell.
 
     Attributes:
@@ -130,8 +144,8 @@ class Module:
             yield from module.nodes
 
 
-@dataclass(slots=True, eq=False)
-class TaggedFile:
+@dataclass(slots=True, eq=False, repr=False)
+class TaggedFile(Displayed):
     """A tagged file.
 
     Attributes:
@@ -169,11 +183,23 @@ def tagged_files(path: Path) -> list[Path]:
     return files
 
 
-def read_tagged(path: Path) -> TaggedFile:
+def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
+    """Reads a tagged `.onnx` file, or every one of a directory.
+
+    Raises:
+        UsageError: There is no such file, or none in the directory.
+        ModelExportError: As for `read_tagged`.
+    """
+    return [read_tagged(file, given=path) for file in tagged_files(Path(path))]
+
+
+def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> TaggedFile:
     """Reads a tagged file.
 
     Args:
         path: The `.onnx` file.
+        given: What the user gave, to be named where it must be tagged: a file, or a directory
+            of which more files may have no tags.
 
     Returns:
         Its modules, nodes and weights' headers; memory grows with their number only.
@@ -211,7 +237,8 @@ def read_tagged(path: Path) -> TaggedFile:
         graphs += reversed(nested_graphs)
     untagged = [node for node in nodes if node.module is None]
     if len(untagged) == len(nodes):
-        raise ModelExportError(f"{path} is not tagged: run `modelexport-optimum tag {path}`")
+        tagged_as = shlex.quote(os.fspath(given or path))
+        raise ModelExportError(f"{path} is not tagged: run `modelexport-optimum tag {tagged_as}`")
     modules = tree.link(nodes)
     return TaggedFile(path, model, modules[""], modules, nodes, untagged, initializers)
 
@@ -258,9 +285,8 @@ def unknown(kind: str, name: str, path: object, known: Iterable[str]) -> UsageEr
         path: Where it was looked for.
         known: What there is, of which the closest are named.
     """
-    hint = (
-        did_you_mean(name, known) or f": `modelexport-optimum inspect {path}` shows what there is"
-    )
+    command = f"modelexport-optimum inspect {shlex.quote(str(path))}"
+    hint = did_you_mean(name, known) or f": `{command}` shows what there is"
     return UsageError(f"{path} has no {kind} {name!r}{hint}")
 
 

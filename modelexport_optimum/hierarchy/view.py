@@ -6,11 +6,11 @@ Model Explorer groups the nodes by module; Netron shows the tag of each node.
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
+import shlex
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +40,7 @@ def view(
         ModelExportError: A file is not tagged, or the viewer is not installed.
     """
     name = _installed(viewer)
-    files = [read_tagged(file).path for file in tagged_files(Path(path))]
+    files = [file.path for file in read_tagged_files(path)]
     if name == "model-explorer":
         import model_explorer
 
@@ -59,7 +59,7 @@ def view(
         if len(files) > 1:
             raise UsageError(
                 f"{path} has {len(files)} .onnx files and Netron opens one: "
-                f"give one of them, for example {files[0]}"
+                f"give one of them, for example {shlex.quote(str(files[0]))}"
             )
         netron.start(str(files[0]), address=("localhost", port), browse=browser)
         netron.wait()

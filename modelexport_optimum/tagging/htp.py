@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ class NodeTag:
         name: Node name; may be "".
         op_type: Operator.
         tag: The tag.
-        module_path: Path of the node's module, as `named_modules()` spells it.
+        module: Path of the node's module, as `named_modules()` spells it.
         module_class: Class name of the module.
         evidence: How the node was placed, one of `attribution.EVIDENCE_KINDS`.
         graph: Path of the nested graph that the node stands in, "" for the top graph.
@@ -60,10 +61,15 @@ class NodeTag:
     name: str
     op_type: str
     tag: str
-    module_path: str
+    module: str
     module_class: str
     evidence: str
     graph: str
+
+    @property
+    def module_path(self) -> str:
+        """The name that `module` had before 0.2.0."""
+        return self.module
 
 
 @in_one_thread
@@ -119,7 +125,7 @@ def tag(
             plan.write()
         reports = tuple(plan.report for plan in plans if plan.report is not None)
         for directory, group in groups.items():
-            own = [report.modules for report in reports if report.path.parent == directory]
+            own = [report.modules for report in reports if report.file.parent == directory]
             _write_config(directory, group, own)
     return TagReport(reports)
 
@@ -157,13 +163,18 @@ def read_hierarchy(path: str | os.PathLike[str]) -> Iterator[NodeTag]:
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
 
-    Yields:
-        Every node of every graph, in file order.
+    Returns:
+        Every node of every graph, in file order; the files are read one by one.
 
     Raises:
-        ModelExportError: A file is not tagged, or cannot be read.
+        UsageError: There is no such file, at once.
+        ModelExportError: A file is not tagged, or cannot be read, when it is its turn.
     """
-    for file in files_of(Path(path)):
+    return _read_nodes(path, files_of(Path(path)))
+
+
+def _read_nodes(given: str | os.PathLike[str], files: Iterable[Path]) -> Iterator[NodeTag]:
+    for file in files:
         model = read_model(file)
         marked = is_marked(model)
         for graph_path, graph in walk_graphs(model.graph):
@@ -173,7 +184,7 @@ def read_hierarchy(path: str | os.PathLike[str]) -> Iterator[NodeTag]:
                 if modules is None:
                     raise ModelExportError(
                         f"{file} is not tagged (node {node.name or node.op_type}): "
-                        f"run `modelexport-optimum tag {path}`"
+                        f"run `modelexport-optimum tag {shlex.quote(os.fspath(given))}`"
                     )
                 module_path, module_class = modules[-1]
                 yield NodeTag(
@@ -259,13 +270,13 @@ def _planned_tags(file: OpenFile, placed: attribution.Attribution, source: str |
     changed = _would_change(file, nodes, edits) or bool(metadata)
     rewrite = Rewrite(file.fd, file.model, edits, metadata) if changed else None
     report = FileReport(
-        path=file.path,
-        nodes=len(nodes),
+        file=file.path,
+        node_count=len(nodes),
         modules={segment.path: segment.module_class for chain in chains for segment in chain},
-        evidence=counted(placement.evidence for placement in placed.placements.values()),
-        attribute=len(free),
+        evidence_counts=counted(placement.evidence for placement in placed.placements.values()),
+        with_attribute=len(free),
         on_root=sum(len(placed.chain(node)) == 1 for node in nodes),
-        root_class=placed.tree.root_class,
+        module_class=placed.tree.root_class,
         classes_known=placed.tree.classes_known,
         changed=changed,
     )

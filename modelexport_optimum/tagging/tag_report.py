@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging import attribution
 
 if TYPE_CHECKING:
@@ -16,56 +17,71 @@ if TYPE_CHECKING:
     from modelexport_optimum.tagging.open_files import OpenFile
 
 
-@dataclass(frozen=True, slots=True)
-class FileReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class FileReport(Displayed):
     """What the pass found in one file.
 
     Attributes:
-        path: The file.
-        nodes: Number of nodes, nested graphs included.
+        file: The file.
+        node_count: Number of nodes, nested graphs included.
         modules: Module path to class name, of the modules that stand in any tag.
-        evidence: Number of nodes placed by each evidence.
-        attribute: Number of nodes that carry the attribute.
+        evidence_counts: Number of nodes placed by each evidence.
+        with_attribute: Number of nodes that carry the attribute.
         on_root: Number of nodes on the root.
-        root_class: Class of the root.
+        module_class: Class of the root.
         classes_known: False if the tags were made of paths alone.
         changed: The file was written.
     """
 
-    path: Path
-    nodes: int
+    file: Path
+    node_count: int
     modules: dict[str, str]
-    evidence: dict[str, int]
-    attribute: int
+    evidence_counts: dict[str, int]
+    with_attribute: int
     on_root: int
-    root_class: str
+    module_class: str
     classes_known: bool
     changed: bool
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can carry it."""
+        return {
+            "file": str(self.file),
+            "class": self.module_class,
+            "node_count": self.node_count,
+            "module_count": len(self.modules),
+            "evidence_counts": self.evidence_counts,
+            "with_attribute": self.with_attribute,
+            "on_root": self.on_root,
+            "classes_known": self.classes_known,
+            "changed": self.changed,
+            "modules": [{"module": path, "class": name} for path, name in self.modules.items()],
+        }
 
-@dataclass(frozen=True, slots=True)
-class TagReport:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TagReport(Displayed):
     """What the pass found in all files."""
 
     files: tuple[FileReport, ...]
 
     @property
-    def nodes(self) -> int:
+    def node_count(self) -> int:
         """Number of nodes."""
-        return sum(file.nodes for file in self.files)
+        return sum(file.node_count for file in self.files)
 
     @property
-    def modules(self) -> int:
+    def module_count(self) -> int:
         """Number of modules that stand in any tag of any file."""
-        named = {(file.path.parent, path) for file in self.files for path in file.modules}
+        named = {(file.file.parent, path) for file in self.files for path in file.modules}
         return len(named)
 
     @property
-    def evidence(self) -> dict[str, int]:
+    def evidence_counts(self) -> dict[str, int]:
         """Number of nodes placed by each evidence."""
         counts = Counter[str]()
         for file in self.files:
-            counts.update(file.evidence)
+            counts.update(file.evidence_counts)
         return {kind: counts[kind] for kind in attribution.EVIDENCE_KINDS if counts[kind]}
 
     @property
@@ -76,11 +92,11 @@ class TagReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can carry it."""
         return {
-            "nodes": self.nodes,
-            "modules": self.modules,
-            "evidence": self.evidence,
+            "node_count": self.node_count,
+            "module_count": self.module_count,
+            "evidence_counts": self.evidence_counts,
             "classes_known": self.classes_known,
-            "files": [{**asdict(file), "path": str(file.path)} for file in self.files],
+            "files": [file.to_dict() for file in self.files],
         }
 
 
@@ -99,13 +115,13 @@ def report_of_carried(file: OpenFile) -> FileReport:
         attribute += carried.attribute
         on_root += len(chain) == 1
     return FileReport(
-        path=file.path,
-        nodes=len(evidence),
+        file=file.path,
+        node_count=len(evidence),
         modules=modules,
-        evidence=counted(evidence),
-        attribute=attribute,
+        evidence_counts=counted(evidence),
+        with_attribute=attribute,
         on_root=on_root,
-        root_class=root_class,
+        module_class=root_class,
         classes_known=root_class != "Module",
         changed=False,
     )

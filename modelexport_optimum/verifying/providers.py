@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.verifying.example_inputs import make_inputs
 from modelexport_optimum.verifying.exported_files import precision
 from modelexport_optimum.verifying.ort_messages import (
@@ -44,16 +45,13 @@ LEAST_SECONDS = 900
 TIMES_THE_CPU = 100
 """How many times as long as the CPU's a run may take besides."""
 
+_INSTEAD = "pip uninstall --yes onnxruntime && pip install "
+
 INSTALL = {
-    "CUDAExecutionProvider": (
-        "an NVIDIA GPU with its driver, a PyTorch with CUDA, and "
-        "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime"
-    ),
-    "TensorrtExecutionProvider": (
-        "an NVIDIA GPU with its driver, a PyTorch with CUDA, and "
-        "pip install tensorrt 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime"
-    ),
+    "CUDAExecutionProvider": f"{_INSTEAD}'onnxruntime-gpu[cuda,cudnn]'",
+    "TensorrtExecutionProvider": f"{_INSTEAD}tensorrt 'onnxruntime-gpu[cuda,cudnn]'",
 }
+"""The command that installs a provider."""
 
 # What ONNX Runtime and PyTorch say of a machine or an installation that lacks something.
 _LACKING = re.compile(
@@ -71,8 +69,8 @@ _RANDOM_OPERATORS = frozenset(
 """The operators of ONNX that draw random numbers; Dropout does so in training only."""
 
 
-@dataclass(frozen=True)
-class ProviderResult:
+@dataclass(frozen=True, repr=False)
+class ProviderResult(Displayed):
     """What one execution provider did with the export.
 
     Attributes:
@@ -82,7 +80,8 @@ class ProviderResult:
         message: one line.
         ort_class: the `ORTModel` class that loaded the export, None for plain sessions.
         ran: what was run: "forward", "generate", "pipeline" or "session".
-        nodes: how many nodes ran on this provider; what it compiled is one.
+        node_count: how many nodes of the optimized graph ran on this provider; what it compiled
+            is one.
         max_difference: the largest difference from the CPU's outputs, None for the CPU itself
             and where nothing was compared.
         seconds: time to load and run.
@@ -92,6 +91,7 @@ class ProviderResult:
         file: the graph that it failed with, None if that is not known.
         node: the node that ONNX Runtime's message names, or that makes the wrong output.
         tag: the tag of that node.
+        install: the command that installs what is lacking, to paste; None if it is not known.
     """
 
     provider: str
@@ -99,7 +99,7 @@ class ProviderResult:
     message: str
     ort_class: str | None = None
     ran: str | None = None
-    nodes: int = 0
+    node_count: int = 0
     max_difference: float | None = None
     seconds: float = 0.0
     asked: bool = False
@@ -108,6 +108,7 @@ class ProviderResult:
     file: str | None = None
     node: str | None = None
     tag: str | None = None
+    install: str | None = None
 
 
 def provider_names(names: Sequence[str]) -> list[str]:
@@ -161,21 +162,19 @@ def check_providers(
             result = check.result(name)
         else:
             version = onnxruntime.__version__
-            message = (
-                f"this build of ONNX Runtime ({version}) does not have it; "
-                f"to have it: {install_hint(name)}"
-            )
-            result = ProviderResult(name, "unavailable", message)
+            message = f"this build of ONNX Runtime ({version}) does not have it: {_needs(name)}"
+            result = ProviderResult(name, "unavailable", message, install=INSTALL.get(name))
         results.append(replace(result, asked=asked))
     return results, check.cpu
 
 
-def install_hint(provider: str) -> str:
-    """What to install for a provider."""
-    return INSTALL.get(
-        provider,
-        "install the build of ONNX Runtime that has it "
-        "(https://onnxruntime.ai/docs/execution-providers)",
+def _needs(provider: str) -> str:
+    """What to have for a provider."""
+    if provider in INSTALL:
+        return "it needs an NVIDIA GPU with its driver, a PyTorch with CUDA, and onnxruntime-gpu"
+    return (
+        "it needs the build of ONNX Runtime that has it "
+        "(https://onnxruntime.ai/docs/execution-providers)"
     )
 
 
@@ -246,12 +245,12 @@ class _Check:
             message=self._what_ran(found, provider),
             ort_class=self._loader.name,
             ran=found.ran,
-            nodes=found.nodes[provider],
+            node_count=found.nodes[provider],
             seconds=round(found.seconds, 3),
         )
         if not found.complete:
             return self._incomplete(result, found, log)
-        if not result.nodes:
+        if not result.node_count:
             elsewhere = ", ".join(f"{count} on {name}" for name, count in found.nodes.items())
             return replace(result, status="failed", message=f"no node ran on it ({elsewhere})")
         return result if provider == CPU else self._compared(result, found, self.cpu)
@@ -270,7 +269,8 @@ class _Check:
         status = "failed"
         if result.provider != CPU and _LACKING.search(words):
             status = "unavailable"
-            words += f"; to have it: {install_hint(result.provider)}"
+            words += f": {_needs(result.provider)}"
+            result = replace(result, install=INSTALL.get(result.provider))
         return replace(
             result,
             status=status,
@@ -316,7 +316,9 @@ class _Check:
     def _what_ran(self, found: Run, provider: str) -> str:
         loader = self._loader
         what = f"{loader.name}: {found.ran}" if loader.name else "plain sessions"
-        text = f"{what}, {found.nodes[provider]} nodes"
+        graphs = (self._exported.graphs[file] for file in found.files)
+        before = sum(1 for graph in graphs for _ in walk_nodes(graph))
+        text = f"{what}, {found.nodes[provider]:,} nodes, {before:,} before optimization"
         elsewhere = found.nodes.total() - found.nodes[provider]
         if elsewhere:
             text += f", {elsewhere} more on the CPU"

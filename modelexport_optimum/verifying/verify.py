@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import first_line
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
+from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.verifying.exported_files import (
     compared_shapes,
     configured,
@@ -39,8 +40,8 @@ DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt")
 _TEXT_INPUTS = {"input_ids", "decoder_input_ids"}
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(Displayed):
     """One check of the configuration against the graphs.
 
     Attributes:
@@ -54,8 +55,8 @@ class Check:
     message: str
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+@dataclass(frozen=True, repr=False)
+class VerifyReport(Displayed):
     """What the checks of one exported directory found.
 
     Attributes:

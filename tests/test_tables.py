@@ -1,0 +1,196 @@
+"""Every table at every width: what decides stays, what is left out is said, no line is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from terminals import WIDTHS, printed
+
+from modelexport_optimum import diff, extract, inspect, profile
+from modelexport_optimum.cli import batch_progress, tables, view_tables
+from modelexport_optimum.cli.tables import Cell, Column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "colour"])
+def colour(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(params=WIDTHS)
+def width(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture
+def show(monkeypatch: pytest.MonkeyPatch, width: int, colour: bool) -> Callable[..., list[str]]:
+    """The lines of a table at that width, with and without colours."""
+
+    def shown(print_it: Callable[..., None], *arguments: Any, **named: Any) -> list[str]:
+        text = printed(monkeypatch, width, lambda: print_it(*arguments, **named), colour=colour)
+        return text.splitlines()
+
+    return shown
+
+
+def rows_below(lines: list[str], head: str, width: int) -> list[str]:
+    """The lines of the table whose first line begins so, every one within the width."""
+    start = next(number for number, line in enumerate(lines) if line.startswith(head))
+    end = next((n for n, line in enumerate(lines[start:], start) if not line), len(lines))
+    for line in lines[start:end]:
+        assert len(line) <= width, line
+    return lines[start:end]
+
+
+def assert_left_out_are_said(rows: list[str], columns: tuple[Column, ...], width: int) -> None:
+    head = rows[0]
+    missing = [column.name for column in columns if column.name and column.name not in head]
+    assert all(column.drop is not None for column in columns if column.name in missing)
+    note = [number for number, row in enumerate(rows) if row.startswith("no room")]
+    assert bool(note) == bool(missing)
+    if missing:
+        said = " ".join(rows[note[0] :])
+        assert said.startswith(f"no room for {', '.join(missing)} in {width} columns; ")
+        del rows[note[0] :]
+
+
+@pytest.fixture(scope="module")
+def bert(tagged: Callable[[str], Path]) -> Path:
+    return tagged("bert")
+
+
+@pytest.fixture(scope="module")
+def electra(tagged: Callable[[str], Path]) -> Path:
+    return tagged("electra")
+
+
+def test_inspect(bert: Path, show: Callable[..., list[str]], width: int) -> None:
+    (view,) = inspect(bert)
+    lines = show(view_tables.print_modules, [view], narrowed=False)
+    rows = rows_below(lines, "module ", width)
+    assert_left_out_are_said(rows, view_tables._MODULES, width)
+    for row, module in zip(rows[1:], view.modules, strict=True):
+        cells = row.split()
+        assert f"{module.total.node_count:,}" in cells
+        assert cells[-1] == f"{module.share:.1%}"
+
+
+def test_nodes(bert: Path, show: Callable[..., list[str]], width: int) -> None:
+    (view,) = inspect(bert)
+    rows = rows_below(show(view_tables.print_nodes, [view]), "node ", width)
+    assert_left_out_are_said(rows, view_tables._NODES, width)
+    for row, node in zip(rows[1:], view.nodes, strict=True):
+        assert node.op_type in row
+
+
+def test_diff(bert: Path, electra: Path, show: Callable[..., list[str]], width: int) -> None:
+    found = diff(bert / "model.onnx", electra / "model.onnx")
+    lines = show(view_tables.print_diff, found)
+    text = " ".join(" ".join(lines).split())
+    (file,) = found.files
+    assert "only in a" in text
+    for change in file.interface:
+        assert change.name in text
+    for line in lines:
+        assert len(line) <= width or line.startswith("model.onnx: ") or line[0] in "ab"
+
+
+def test_extract(bert: Path, tmp_path: Path, show: Callable[..., list[str]], width: int) -> None:
+    found = extract(bert, "bert.encoder.layer.0", tmp_path / "layer.onnx")
+    lines = show(view_tables.print_extracted, found)
+    rows = rows_below(lines, "       tensor", width)
+    text = "".join(rows).replace(" ", "")
+    for tensor in (*found.inputs, *found.outputs):
+        assert tensor.type.partition("[")[0] in text
+    assert sum(row.startswith("takes") for row in rows) == len(found.inputs)
+    assert sum(row.startswith("gives") for row in rows) == len(found.outputs)
+
+
+@pytest.fixture(scope="module")
+def profiled(bert: Path) -> Any:
+    (file,) = profile(bert, iterations=1, sequence_length=8).files
+    return file
+
+
+def test_profile(profiled: Any, show: Callable[..., list[str]], width: int) -> None:
+    lines = show(view_tables.print_profile, profiled, depth=None)
+    rows = rows_below(lines, "module ", width)
+    assert_left_out_are_said(rows, view_tables._TIMES, width)
+    for row, module in zip(rows[1:], profiled.modules, strict=False):
+        assert f"{profiled.milliseconds(module.total):,.3f}" in row.split()
+        assert row.endswith(f"{profiled.share(module.total):.1%}")
+    assert_left_out_are_said(
+        rows_below(lines, "modules ", width), view_tables._SLOWEST_MODULES, width
+    )
+
+
+ERROR = "CPUExecutionProvider: the outputs differ from PyTorch's by 0.25, and 0.00001 is allowed"
+
+
+def record(status: str, **more: Any) -> dict[str, Any]:
+    blank = {"task": "text-classification", "node_count": 1081, "bytes": 438_000_000}
+    rest = {"seconds": 12.3, "providers": [{"provider": "CPUExecutionProvider", "status": "ok"}]}
+    return {
+        "model": f"an-organization/a-model-with-a-long-name-{status}",
+        "output": f"/exports/{status}-onnx",
+        "status": status,
+        "error": None,
+        **blank,
+        **rest,
+        **more,
+    }
+
+
+def test_batch(show: Callable[..., list[str]], width: int) -> None:
+    from modelexport_optimum.batches.run import BatchResult
+
+    records = [record("ok"), record("check-failed", error=ERROR)]
+    result = BatchResult(Path("exports"), records, 0, 12.3)
+    rows = rows_below(show(batch_progress.print_batch, result), "status", width)
+    assert_left_out_are_said(rows, batch_progress._COLUMNS, width)
+    assert rows[1].startswith("ok ")
+    failed = next(row for row in rows if row.startswith("check-failed"))
+    assert "CPUExecutionProv" in failed
+    start = failed.index("CPUExecutionProv")
+    words = [row[start:] for row in rows[rows.index(failed) :]]
+    assert "".join("".join(words).split()) == "".join(ERROR.split())
+
+
+# --- The layout -----------------------------------------------------------------------------------
+
+
+def test_names_from_a_file_cannot_steer_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "a\x1b[2Jb\u202ec\nd\udcff"
+    text = printed(
+        monkeypatch,
+        80,
+        lambda: tables.print_table([Column("name", shrinks="path")], [[Cell(name, "bold")]]),
+        colour=True,
+    )
+    assert text.splitlines()[1] == r"a\x1b[2Jb\u202ec\nd\udcff"
+
+
+def test_commands_to_paste_are_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "pip install " + " ".join(f"package-{n}" for n in range(30))
+    text = printed(monkeypatch, 60, lambda: tables.print_line((command, "bold")), colour=True)
+    assert text == f"{command}\n"
+
+
+def test_a_path_is_shortened_in_its_middle() -> None:
+    path = "encoder.layer.0.attention.self.query"
+    assert tables.shortened(path, 40) == path
+    short = tables.shortened(path, 21)
+    assert short == "encoder.la…self.query"
+    assert len(tables.shortened("層" * 30, 21)) <= 21
+
+
+def test_in_a_pipe_nothing_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [Column(f"column {number}") for number in range(20)]
+    tables.print_table(columns, [["x" * 30] * 20])
+    assert len(capsys.readouterr().out.splitlines()[1]) == 20 * 30 + 19 * 2
