@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 from typing import TYPE_CHECKING
@@ -24,6 +25,16 @@ _VERSION = f"{PREFIX}version"
 _SOURCE = f"{PREFIX}source"
 CLASSES = f"{PREFIX}classes"
 _RECORDED_PACKAGES = ("torch", "transformers", "optimum")
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """The versions of the packages that are recorded, of those that are installed."""
+    found = {}
+    for package in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def is_marked(model: Model) -> bool:
@@ -63,9 +74,7 @@ def record_edits(
     recorded = source or old.get(_SOURCE)
     if recorded:
         new[_SOURCE] = recorded
-    for package in _RECORDED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            new[PREFIX + package] = importlib.metadata.version(package)
+    new |= {PREFIX + package: version for package, version in _versions().items()}
     if new == old:
         return []
     removed = [
