@@ -126,6 +126,17 @@ def _expect(result: ProviderResult, name: str) -> None:
     assert result.file is not None
 
 
+def test_a_quantized_model(exported: Exported, tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    directory = shutil.copytree(exported("bert"), tmp_path / "bert")
+    quantize_dynamic(directory / "model.onnx", directory / "quantized.onnx")
+    (directory / "quantized.onnx").replace(directory / "model.onnx")
+    for result in verify(directory, providers=[CPU, *OTHERS]).providers:
+        assert result.status == "ok", result.message
+        assert result.precision == (None if result.provider == CPU else "int8")
+
+
 @pytest.mark.skipif(not OTHERS, reason="there is no provider to compare with the CPU")
 @pytest.mark.parametrize("name", ["bert", "gpt2", "sentence-transformers", "sam"])
 def test_two_checks_find_the_same_differences(exported: Exported, name: str) -> None:

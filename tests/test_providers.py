@@ -225,6 +225,18 @@ def test_what_a_run_prints_goes_to_stderr(
     assert printed.out == ""
 
 
+@needs_another
+def test_without_forks_a_server_does_one_run(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS."""
+    monkeypatch.setattr(provider_process, "_waiting", [])
+    monkeypatch.setattr(provider_process, "_FORKS", False)
+    plan = plan_of(exported("bert"))
+    assert provider_process.run_in_child(plan, AZURE, 60).run.complete
+    assert provider_process._waiting == []
+
+
 def test_a_server_that_cannot_start_says_why(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +373,8 @@ def test_a_node_that_cannot_be_loaded_is_named_with_its_module(
         ("CUDAExecutionProvider", {"use_tf32": "1"}, "float16", "float16"),
         ("TensorrtExecutionProvider", {"trt_fp16_enable": "0"}, "float32", "tf32"),
         ("TensorrtExecutionProvider", {"trt_fp16_enable": "1"}, "float32", "float16"),
+        ("TensorrtExecutionProvider", {"trt_int8_enable": "1"}, "float32", "int8"),
+        (OPENVINO, {}, "int8", "int8"),
         (
             "TensorrtExecutionProvider",
             {"trt_fp16_enable": "1", "trt_bf16_enable": "1"},

@@ -69,6 +69,10 @@ _RANDOM_OPERATORS = frozenset(
 """The operators of ONNX that draw random numbers; Dropout does so in training only."""
 
 
+_QUANTIZING_OPERATORS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
+"""The operators that round what is multiplied to integers, where a rounding may turn over."""
+
+
 @dataclass(frozen=True, repr=False)
 class ProviderResult(Displayed):
     """What one execution provider did with the export.
@@ -282,7 +286,7 @@ class _Check:
         )
 
     def _compared(self, result: ProviderResult, found: Run, cpu: Run) -> ProviderResult:
-        computed = computed_in(result.provider, found.options, precision(self._exported))
+        computed = computed_in(result.provider, found.options, _stored(self._exported))
         result = replace(result, precision=computed)
         if not cpu.complete:
             message = "it ran, but the CPU gave nothing to compare it with"
@@ -328,6 +332,14 @@ class _Check:
         if unused:
             text += f"; not loaded: {', '.join(unused)}"
         return text
+
+
+def _stored(exported: Exported) -> str:
+    """What the graphs themselves round to."""
+    nodes = (node for graph in exported.graphs.values() for node in walk_nodes(graph))
+    if any(node.op_type in _QUANTIZING_OPERATORS for node in nodes):
+        return "int8"
+    return precision(exported)
 
 
 def _named(node: Node | None) -> str:

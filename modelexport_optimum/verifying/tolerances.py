@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Outputs = Mapping[str, NDArray[Any]]
 
-TOLERANCES = {"float32": 5e-3, "tf32": 3e-2, "float16": 5e-2, "bfloat16": 3e-1}
+TOLERANCES = {"float32": 5e-3, "tf32": 3e-2, "float16": 5e-2, "bfloat16": 3e-1, "int8": 3e-1}
 """How far an output may be off, relative to its scale, by the precision of the products."""
 
 SMALLEST_SCALE = 1e-2
@@ -40,6 +40,7 @@ _UNKNOWN = "float16"
 """What a provider of which it is not known is taken to compute in."""
 
 _SWITCHES = {
+    "trt_int8_enable": "int8",
     "trt_bf16_enable": "bfloat16",
     "migraphx_bf16_enable": "bfloat16",
     "trt_fp16_enable": "float16",
@@ -73,7 +74,8 @@ def computed_in(provider: str, options: Mapping[str, str], stored: str) -> str:
     Args:
         provider: ONNX Runtime's name of it.
         options: the options that its sessions came up with.
-        stored: the floating point type of the weights.
+        stored: what the graphs themselves round to: the floating point type of the weights, or
+            "int8" if they quantize what they multiply.
     """
     computed = _DEFAULTS.get(provider, _UNKNOWN)
     settings = {name: str(value).lower() for name, value in options.items()}
