@@ -24,7 +24,7 @@ from modelexport_optimum.verifying.provider_process import run_in_child
 from modelexport_optimum.verifying.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from modelexport_optimum.verifying.provider_process import Outcome
     from modelexport_optimum.verifying.providers import ProviderResult
@@ -106,8 +106,16 @@ def test_every_class_is_checked(exported: Exported, name: str) -> None:
     cpu, *others = report.providers
     assert cpu.status == "ok", cpu.message
     assert [result.provider for result in others] == OTHERS
-    for result in others:
+    for result in _present(others):
         _expect(result, name)
+
+
+def _present(results: Sequence[ProviderResult]) -> list[ProviderResult]:
+    """Those that this machine has what they need for; skips the test if it is none of several."""
+    present = [result for result in results if result.status != "unavailable"]
+    if results and not present:
+        pytest.skip(results[0].message)
+    return present
 
 
 def _expect(result: ProviderResult, name: str) -> None:
@@ -132,7 +140,7 @@ def test_a_quantized_model(exported: Exported, tmp_path: Path) -> None:
     directory = shutil.copytree(exported("bert"), tmp_path / "bert")
     quantize_dynamic(directory / "model.onnx", directory / "quantized.onnx")
     (directory / "quantized.onnx").replace(directory / "model.onnx")
-    for result in verify(directory, providers=[CPU, *OTHERS]).providers:
+    for result in _present(verify(directory, providers=[CPU, *OTHERS]).providers):
         assert result.status == "ok", result.message
         assert result.precision == (None if result.provider == CPU else "int8")
 
@@ -141,6 +149,7 @@ def test_a_quantized_model(exported: Exported, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bert", "gpt2", "sentence-transformers", "sam"])
 def test_two_checks_find_the_same_differences(exported: Exported, name: str) -> None:
     first, second = (verify(exported(name), providers=[CPU, *OTHERS]) for _ in range(2))
+    _present(first.providers[1:])
     found = [result.max_difference for result in first.providers]
     assert found == [result.max_difference for result in second.providers]
     assert found[-1] is not None
@@ -183,7 +192,7 @@ def test_a_weight_that_one_provider_has_otherwise_is_found(
     monkeypatch.setattr(providers, "run_in_child", run_on_the_copy)
     cpu, *others = verify(exported(name), providers=[CPU, *OTHERS]).providers
     assert cpu.status == "ok"
-    for result in others:
+    for result in _present(others):
         assert (result.status, result.stage) == ("failed", "comparing"), result.message
         assert "differs from the CPU's by" in result.message
         if name == "bert":
@@ -208,7 +217,7 @@ def test_a_node_that_it_cannot_load_is_named(exported: Exported, tmp_path: Path)
     node = next(node for node in model.graph.node if node.op_type == "MatMul")
     node.op_type = "NoSuchOperator"
     onnx.save(model, directory / "model.onnx")
-    for result in verify(directory, providers=[CPU, *OTHERS]).providers:
+    for result in _present(verify(directory, providers=[CPU, *OTHERS]).providers):
         assert (result.status, result.stage, result.file) == ("failed", "loading", "model.onnx")
         assert (result.node, result.tag) == (node.name, node.doc_string.split("\n")[0])
         assert result.message.endswith(f" [node {node.name} of {result.tag}]")
