@@ -115,7 +115,11 @@ def export(
     in_memory = not isinstance(model, str | os.PathLike)
     name = type(model).__name__ if in_memory else os.fspath(model)
     hub = {option: options[option] for option in HUB_OPTIONS if option in options}
-    source = None if in_memory else find_source(model, **hub)
+    trust = bool(options.get("trust_remote_code"))
+    library = options.get("library_name")
+    source = (
+        None if in_memory else find_source(model, **hub, library=library, trust_remote_code=trust)
+    )
     directory = None if source is None else source.directory
     path = check_output(output, directory, overwrite=overwrite)
     stages = _Stages(progress)
@@ -134,7 +138,6 @@ def export(
             exported = optimum_export.export_source(source, *run)
 
         stages.begin("tag")
-        trust = bool(options.get("trust_remote_code"))
         trees = exported.trees or (None if source is None else str(source))
         tags = htp.tag(
             staging,

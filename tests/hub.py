@@ -144,7 +144,7 @@ def serving(models: Mapping[str, Path], asked: list[str] | None = None) -> Itera
 
 
 def run_commands(
-    commands: Sequence[Sequence[str]], directory: Path, endpoint: str
+    commands: Sequence[Sequence[str]], directory: Path, endpoint: str, **variables: str
 ) -> list[dict[str, Any]]:
     """Run command lines one after the other in one new process, in a directory.
 
@@ -153,6 +153,7 @@ def run_commands(
             server.
         directory: Current directory; the Hub's cache is in it, too.
         endpoint: The server.
+        **variables: Further environment variables.
 
     Returns:
         For each the exit status, stdout, stderr and seconds.
@@ -163,6 +164,7 @@ def run_commands(
         "HF_HOME": str(directory / "cache"),
         "HF_HUB_ETAG_TIMEOUT": "2",
         "HF_TOKEN": "hf_secret",
+        **variables,
     }
     done = subprocess.run(
         [sys.executable, __file__],

@@ -262,7 +262,8 @@ def test_a_configuration_of_its_own_is_not_run_unless_allowed(copy: Callable[[st
     edit(directory, auto_map={"AutoConfig": "odd.OddConfig"}, model_type="odd")
     report = verify(directory, providers=["cpu"])
     assert failed(report) == {
-        "config": "config.json needs code of its own: allow it if you trust it"
+        "config": "config.json has code of its own, which was not run (odd.OddConfig in "
+        "config.json): read it, then add --trust-remote-code"
     }
 
 

@@ -196,6 +196,7 @@ def _environment(threads: int) -> Iterator[None]:
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
         "PYTORCH_NVML_BASED_CUDA_CHECK": 1,
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONSAFEPATH": 1,  # the current directory may be a model's, with files of any name
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update({name: str(value) for name, value in settings.items()})

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.batches import worker
 from modelexport_optimum.batches.jobs import Done, Lost, Stage
 from modelexport_optimum.errors import ModelExportError, UsageError, one_line
+from modelexport_optimum.system.import_path import forget_current_directory
 from modelexport_optimum.system.version import __version__
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def _run(number: int, job: Job, ear: Any, directory: str, version: str) -> dict[
         return {**worker.new_record(job), "worker": name, "error": error}
     with contextlib.suppress(FileNotFoundError):  # a name on the Hub needs no directory
         os.chdir(directory)
+    forget_current_directory()
     # Ray cancels by it, and a cluster that a shell started in its background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker.import_all()

@@ -27,6 +27,7 @@ from modelexport_optimum.errors import (
 from modelexport_optimum.exporting.options import check_conflicts
 from modelexport_optimum.exporting.source import Source, explain_hub_error
 from modelexport_optimum.exporting.tasks import check_task
+from modelexport_optimum.own_code import in_words, own_code_refused, pickled_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,6 +129,9 @@ def export_source(
     from optimum.exporters.tasks import TasksManager
 
     exported = Exported(task, options.get("library_name"))
+    trust = bool(options.get("trust_remote_code"))
+    if source.own_code:
+        exported.warnings.append(f"the model has {in_words(source.own_code)}")
 
     def export_loaded(*, preprocessors: list[Any], **arguments: Any) -> None:  # noqa: ANN401
         # Optimum looks for the tokenizer in the default revision and cache, and saves only
@@ -143,7 +147,9 @@ def export_source(
     begin("load")
     with (
         _explained(source, options),
+        own_code_refused(source.directory, trusted=trust),
         _random_weights_noted(exported),
+        _replaced(exporter, "AutoTokenizer", _TokenizerLoader(trust)),
         _replaced(exporter, "onnx_export_from_model", export_loaded),
     ):
         if task == "auto" and source.directory is not None:
@@ -154,6 +160,21 @@ def export_source(
             task = _task_of_directory(source.directory / subfolder, library, options)
         main_export(str(source), directory, task=task, **options)
     return exported
+
+
+@dataclass(frozen=True)
+class _TokenizerLoader:
+    """Stands for `AutoTokenizer` where Optimum loads it without saying whether code is trusted.
+
+    transformers asks the user then, on the terminal.
+    """
+
+    trust_remote_code: bool
+
+    def from_pretrained(self, name: str) -> Any:  # noqa: ANN401 (a tokenizer)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code)
 
 
 def export_model(
@@ -261,7 +282,7 @@ def _task_of_directory(directory: Path, library: str, options: Mapping[str, Any]
     from optimum.exporters.onnx import model_configs  # noqa: F401 (they register themselves)
     from optimum.exporters.tasks import TasksManager
 
-    from modelexport_optimum.tagging.module_tree import candidates
+    from modelexport_optimum.tagging.module_tree import candidates, class_named
 
     if library == "sentence_transformers":
         return "feature-extraction"
@@ -269,7 +290,13 @@ def _task_of_directory(directory: Path, library: str, options: Mapping[str, Any]
         import diffusers
 
         described = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
-        pipeline = getattr(diffusers, described["_class_name"])
+        name = described.get("_class_name")
+        pipeline = class_named(name, diffusers, diffusers.DiffusionPipeline)
+        if pipeline is None:
+            raise ModelExportError(
+                f"{directory / 'model_index.json'}: diffusers {diffusers.__version__} "
+                f"has no pipeline {name}"
+            )
         return str(TasksManager.infer_task_from_model(pipeline))
     described = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     architecture = next(iter(described.get("architectures") or ()), None)
@@ -419,11 +446,16 @@ def _explained(source: Source, options: Mapping[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:
         message = explain_hub_error(error, source.name, options.get("revision") or "main")
-        raise ModelExportError(message or _explain(error, source, options)) from error
+        raise ModelExportError(message or _explain(error, source)) from error
 
 
-def _explain(error: Exception, source: Source, options: Mapping[str, Any]) -> str:
+def _explain(error: Exception, source: Source) -> str:
+    pickled = pickled_code(error)
+    if pickled is not None:
+        return f"model {source.name} has {pickled}"
     text = first_line(error)
+    if source.own_code and "trust_remote_code" in str(error):
+        return f"model {source.name} has {in_words(source.own_code)}"
     frames = traceback.extract_tb(error.__traceback__)
     if "pad token" in text or any("tokenization" in frame.filename for frame in frames):
         return (
@@ -440,16 +472,6 @@ def _explain(error: Exception, source: Source, options: Mapping[str, Any]) -> st
     text = text.partition(" Please open an issue")[0]
     if error.__cause__ is not None:
         text += f" ({first_line(error.__cause__)})"
-    if not options.get("trust_remote_code") and _has_own_code(source, options):
-        text += " (the model has code of its own: read it, then add --trust-remote-code)"
+    if source.own_code:
+        text += f" (the model has {in_words(source.own_code)})"
     return f"Optimum cannot export {source.name}: {text}"
-
-
-def _has_own_code(source: Source, options: Mapping[str, Any]) -> bool:
-    if source.directory is None:
-        return False
-    try:
-        config = source.directory / (options.get("subfolder") or "") / "config.json"
-        return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False

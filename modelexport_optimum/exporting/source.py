@@ -1,18 +1,19 @@
 """Where the model comes from: a directory, the Hub, or the Hub's cache.
 
 What can be wrong with a name is said here, before anything heavy is imported and before
-Optimum asks the Hub its own questions, some of which have no time-out. Loading is
-Optimum's.
+Optimum asks the Hub its own questions, some of which have no time-out; and so is code of the
+model's that was not trusted. Loading is Optimum's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes, first_line
+from modelexport_optimum.own_code import OwnCode, find_own_code, refuse_needed
 
 CONFIGS = ("config.json", "model_index.json", "modules.json")
 """What a model directory has one of: transformers, diffusers, sentence-transformers."""
@@ -25,10 +26,12 @@ class Source:
     Attributes:
         name: as the user gave it.
         directory: where it is on this machine; None when Optimum is to fetch it.
+        own_code: what of it would run as code and may not.
     """
 
     name: str
     directory: Path | None
+    own_code: tuple[OwnCode, ...] = ()
 
     def __str__(self) -> str:
         """What Optimum is given."""
@@ -43,11 +46,44 @@ def find_source(
     cache_dir: str | None = None,
     local_files_only: bool = False,
     token: bool | str | None = None,
+    library: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Source:
     """Find the model, or say why it cannot be had.
 
     A Hub that cannot be reached is no error when the model is in its cache.
+
+    Args:
+        model: a name on the Hub, or a directory.
+        subfolder: where the model is below that, like all that follow as Optimum has it.
+        revision: branch, tag or commit.
+        cache_dir: of the Hub.
+        local_files_only: whether not to ask the Hub.
+        token: for the Hub.
+        library: Optimum's name of the library that will load it, if it is known.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        ModelExportError: there is no such model, or it needs code that was not trusted.
     """
+    place = (subfolder, revision, cache_dir, local_files_only, token)
+    source = _find(model, *place)
+    if trust_remote_code:
+        return source
+    directory = source.directory or _described(source.name, *place[1:])
+    found = find_own_code(directory / subfolder, library)
+    refuse_needed(source.name, found)
+    return replace(source, own_code=tuple(found))
+
+
+def _find(
+    model: str | os.PathLike[str],
+    subfolder: str,
+    revision: str,
+    cache_dir: str | None,
+    local_files_only: bool,
+    token: bool | str | None,
+) -> Source:
     name = os.fspath(model)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -58,6 +94,34 @@ def find_source(
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UsageError(f"model {name} does not exist: give a directory or the name on the Hub")
     return _find_on_hub(name, subfolder, revision, cache_dir, local_files_only, token)
+
+
+def _described(
+    name: str,
+    revision: str,
+    cache_dir: str | None,
+    local_files_only: bool,
+    token: bool | str | None,
+) -> Path:
+    """The files of a model on the Hub that name code, and the code, in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=["*config*.json", "modules.json", "model_index.json", "*.py"],
+            )
+        )
+    except Exception as error:
+        message = explain_hub_error(error, name, revision)
+        if message is None:
+            raise
+        raise ModelExportError(message) from error
 
 
 def _check_directory(directory: Path, subfolder: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.tagging import attribution, carriers, tree_choice
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
 from modelexport_optimum.tagging.module_tree import (
@@ -61,7 +62,8 @@ def trees_of_files(
     known = None if afresh else _carried_tree(group) or _tracer_tree(group)
     if known is not None:
         return _best(group, [known])
-    return _described_trees(directory, group, trust_remote_code)
+    with own_code_refused(directory, trusted=trust_remote_code):
+        return _described_trees(directory, group, trust_remote_code)
 
 
 def _best(

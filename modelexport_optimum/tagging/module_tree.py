@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from modelexport_optimum.errors import ModelExportError, first_line
+from modelexport_optimum.own_code import (
+    find_own_code,
+    in_words,
+    own_code_refused,
+    pickled_code,
+    refuse_needed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import ModuleType
 
     import torch
 
@@ -225,10 +233,28 @@ def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Cand
     return _transformers_candidates(directory, described, trust_remote_code)
 
 
+def class_named(name: object, package: ModuleType, base: type) -> Any:  # noqa: ANN401 (a subclass)
+    """A class that a file names, looked up among the models of a package.
+
+    Args:
+        name: What the file says.
+        package: The library's package, which also holds functions and modules of its own.
+        base: The class of all that is meant.
+
+    Returns:
+        The class, or None if there is none of that name.
+    """
+    try:
+        found = getattr(package, name, None) if isinstance(name, str) else None
+    except ImportError:  # the class needs a library that is not installed
+        return None
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
 def _diffusers_candidates(described: dict[str, Any]) -> list[Candidate]:
     import diffusers
 
-    model_class = getattr(diffusers, str(described["_class_name"]), None)
+    model_class = class_named(described["_class_name"], diffusers, diffusers.ModelMixin)
     return [] if model_class is None else [Candidate(model_class, described)]
 
 
@@ -251,11 +277,13 @@ def _transformers_candidates(
             return []
     if "AutoConfig" in custom or described["model_type"] not in transformers.CONFIG_MAPPING:
         return []
-    config = transformers.AutoConfig.from_pretrained(directory)
+    config = transformers.AutoConfig.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True
+    )
     named = [
         Candidate(model_class, config)
         for name in described.get("architectures") or []
-        if (model_class := getattr(transformers, name, None)) is not None
+        if (model_class := class_named(name, transformers, transformers.PreTrainedModel))
     ]
     by_task = _exportable_classes(config)
     tasks = {other.model_class: other for other in by_task}
@@ -323,24 +351,37 @@ def source_trees(source: str, *, trust_remote_code: bool = False) -> list[Module
                 f"{source} is neither a directory nor a model that can be fetched: "
                 f"{first_line(error)}"
             ) from error
-    if (directory / "modules.json").exists():
-        from sentence_transformers import SentenceTransformer
-
-        return model_trees(
-            SentenceTransformer(source, device="cpu", trust_remote_code=trust_remote_code)
-        )
-    if (directory / "model_index.json").exists():
-        parts = sorted(path.parent for path in directory.glob("*/config.json"))
-    else:
-        parts = [directory]
-    found = [
-        candidate.tree()
-        for part in parts
-        for candidate in candidates(part, trust_remote_code=trust_remote_code)
-    ]
+    own_code = [] if trust_remote_code else find_own_code(directory)
+    refuse_needed(source, own_code)
+    with own_code_refused(directory, trusted=trust_remote_code):
+        if (directory / "modules.json").exists():
+            return _sentence_transformer_trees(source, trust_remote_code)
+        if (directory / "model_index.json").exists():
+            parts = sorted(path.parent for path in directory.glob("*/config.json"))
+        else:
+            parts = [directory]
+        found = [
+            candidate.tree()
+            for part in parts
+            for candidate in candidates(part, trust_remote_code=trust_remote_code)
+        ]
+    if not found and own_code:
+        raise ModelExportError(f"{source} has {in_words(own_code)}")
     if not found:
-        raise ModelExportError(
-            f"the classes of {source} cannot be known from its config.json"
-            + ("" if trust_remote_code else ": add --trust-remote-code if it has code of its own")
-        )
+        raise ModelExportError(f"the classes of {source} cannot be known from its config.json")
     return found
+
+
+def _sentence_transformer_trees(source: str, trust_remote_code: bool) -> list[ModuleTree]:
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(source, device="cpu", trust_remote_code=trust_remote_code)
+    except Exception as error:  # its modules' classes may raise anything about their files
+        pickled = pickled_code(error)
+        raise ModelExportError(
+            f"{source} has {pickled}"
+            if pickled
+            else f"sentence-transformers cannot load {source}: {first_line(error)}"
+        ) from error
+    return model_trees(model)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
-from modelexport_optimum.tagging.module_tree import Candidate, candidates
+from modelexport_optimum.own_code import find_own_code, in_words
+from modelexport_optimum.tagging.module_tree import Candidate, candidates, class_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -137,8 +138,11 @@ def read_exported(
         task=None if task is None else _known_task(task),
         trust_remote_code=trust_remote_code,
     )
+    if not wrong and not trust_remote_code:
+        needed = [one for one in find_own_code(directory) if one.needed]
+        wrong = f"the export has {in_words(needed)}" if needed else ""
     if wrong:
-        return exported
+        return replace(exported, settings_error=wrong)
     if exported.library == "diffusers":
         found, wrong = _pipeline_task(settings)
         return replace(exported, task=exported.task or found, settings_error=wrong)
@@ -204,7 +208,7 @@ def _pipeline_task(index: Mapping[str, Any]) -> tuple[str | None, str]:
     name = index.get("_class_name")
     if not isinstance(name, str):
         return None, "model_index.json has no _class_name: copy it from the model's own"
-    pipeline = getattr(diffusers, name, None)
+    pipeline = class_named(name, diffusers, diffusers.DiffusionPipeline)
     if pipeline is None:
         return None, f"model_index.json: diffusers {diffusers.__version__} has no class {name}"
     try:
@@ -222,7 +226,7 @@ def _load_config(exported: Exported) -> tuple[PretrainedConfig | None, str]:
         return None, "config.json has no model_type: copy it from the model's own config.json"
     custom = "AutoConfig" in exported.settings.get("auto_map", {})
     if custom and not exported.trust_remote_code:
-        return None, "config.json needs code of its own: allow it if you trust it"
+        return None, f"config.json has {in_words(find_own_code(exported.directory))}"
     if not custom and model_type not in transformers.CONFIG_MAPPING:
         version = transformers.__version__
         return None, f"config.json: transformers {version} knows no model_type {model_type!r}"
@@ -285,11 +289,13 @@ def _task_of_class(model_class: type) -> str:
 def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
     """The tasks of named classes that are custom code: of the auto classes that load them."""
     import transformers
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     return {
-        _task_of_class(getattr(transformers, loader))
-        for loader, reference in settings.get("auto_map", {}).items()
-        if str(reference).rpartition(".")[2] in named and hasattr(transformers, loader)
+        _task_of_class(loader)
+        for name, reference in settings.get("auto_map", {}).items()
+        if str(reference).rpartition(".")[2] in named
+        and (loader := class_named(name, transformers, _BaseAutoModelClass))
     }
 
 

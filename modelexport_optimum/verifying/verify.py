@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import first_line
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
+from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.verifying.exported_files import (
     compared_shapes,
@@ -112,13 +113,18 @@ def verify(
         UsageError: there is nothing to check, or no such provider or task.
     """
     names = provider_names(providers or DEFAULT_PROVIDERS)
-    exported = read_exported(
-        Path(directory), task=task, library=library, trust_remote_code=trust_remote_code
-    )
+    with own_code_refused(Path(directory), trusted=trust_remote_code):
+        exported = read_exported(
+            Path(directory), task=task, library=library, trust_remote_code=trust_remote_code
+        )
+        return _verify(exported, names, asked=bool(providers))
+
+
+def _verify(exported: Exported, names: Sequence[str], *, asked: bool) -> VerifyReport:
     loader = Loader(None, "its files cannot be read")
     if not exported.unreadable:
         loader = find_loader(exported)
-    results, cpu = check_providers(exported, loader, names, asked=bool(providers))
+    results, cpu = check_providers(exported, loader, names, asked=asked)
     return VerifyReport(
         directory=exported.directory,
         task=_full_task(exported),

@@ -1,0 +1,21 @@
+"""Where Python looks for modules: not in the current directory, which may be a model's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import modelexport_optimum
+
+
+def forget_current_directory() -> None:
+    """Takes the current directory off `sys.path`, so that no file there stands for a library.
+
+    `python -m`, multiprocessing's server (`python -c`) and Ray put it in front; the program
+    `modelexport-optimum` has no such entry. It stays where this package itself lies in it, as in a
+    checkout.
+    """
+    current = Path.cwd()
+    if Path(modelexport_optimum.__file__).parents[1] == current:
+        return
+    sys.path[:] = [entry for entry in sys.path if Path(entry).absolute() != current]
