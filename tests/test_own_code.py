@@ -8,11 +8,13 @@ import os
 import pickle
 import py_compile
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hub
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -401,6 +403,40 @@ def test_pickled_weights(place: Path, bert: Path, sentences: Path, library: str)
         assert not ran(place)
 
 
+def test_names_of_axes(place: Path, exported: ModelDirectory) -> None:
+    """Optimum evaluates them where it binds outputs to a device, as it does on CUDA."""
+    from optimum.onnxruntime import ORTModelForMaskedLM
+
+    from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
+
+    export = shutil.copytree(exported("bert"), place / "export")
+    model = onnx.load(export / "model.onnx")
+    axis = model.graph.output[0].type.tensor_type.shape.dim[1]
+    for name, harmless in (
+        ("batch_size", True),
+        ("past_sequence_length + sequence_length", True),
+        ("height_latent // 8 - 2*(-width)", True),
+        ("unk__0 of a graph", True),
+        (f"__import__('os').system('touch {MARK}') or 4", False),
+        ("exit()", False),
+        ("9**9**9**9", False),
+        ("[x for x in ()]", False),
+        ("(lambda: 4)()", False),
+    ):
+        axis.dim_param = name
+        onnx.save(model, export / "model.onnx")
+        bound = ORTModelForMaskedLM.from_pretrained(export, use_io_binding=True)
+        if harmless:
+            refuse_evaluated_axes(bound.session)
+            continue
+        with pytest.raises(ModelExportError, match="would run the name of an axis"):
+            refuse_evaluated_axes(bound.session)
+        if MARK in name:  # that it is no invented danger
+            ids = torch.ones(1, 4, dtype=torch.long)
+            bound(input_ids=ids, attention_mask=ids, token_type_ids=ids)
+            assert ran(place)
+
+
 # --- Names of classes -----------------------------------------------------------------------------
 
 
@@ -417,6 +453,37 @@ def test_an_architecture_that_is_no_model(place: Path, exported: ModelDirectory,
     assert [one.model_class.__name__ for one in candidates(export)]
     edit(export / "config.json", _class_name=name)
     assert candidates(export) == []
+
+
+# --- Workers, and the current directory -----------------------------------------------------------
+
+
+def test_batch_beside_files_named_like_libraries(place: Path, sentences: Path, bert: Path) -> None:
+    """A batch's workers keep the rule, and none of its processes takes a file for a library."""
+    modules = json.loads((sentences / "modules.json").read_text())
+    modules[-1]["type"] = "evil_mod.Evil"
+    (sentences / "modules.json").write_text(json.dumps(modules))
+    plant(sentences / "evil_mod.py", place / "evil_mod.py", bert / "own_model.py")
+    edit(bert / "config.json", auto_map={"AutoModelForMaskedLM": "own_model.Evil"})
+    libraries = ("torch", "onnx", "transformers", "typer", "rich", "huggingface_hub", "numpy")
+    plant(*(place / f"{name}.py" for name in libraries))
+    (place / "models.txt").write_text("sentences\nbert --task fill-mask --provider cpu\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "modelexport_optimum", "batch", "models.txt", "-o", "exports"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    records = [json.loads(line) for line in (place / "exports" / "results.jsonl").open()]
+    errors = {Path(record["model"]).name: record["error"] for record in records}
+    assert errors["bert"] is None
+    assert errors["sentences"].endswith(
+        "has code of its own, which was not run (evil_mod.Evil in modules.json): "
+        "read it, then add --trust-remote-code"
+    )
+    assert not ran(place)
 
 
 # --- Names on the Hub -----------------------------------------------------------------------------

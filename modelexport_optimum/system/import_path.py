@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import modelexport_optimum
-
 
 def forget_current_directory() -> None:
     """Takes the current directory off `sys.path`, so that no file there stands for a library.
@@ -16,6 +14,6 @@ def forget_current_directory() -> None:
     checkout.
     """
     current = Path.cwd()
-    if Path(modelexport_optimum.__file__).parents[1] == current:
+    if Path(__file__).parents[2] == current:
         return
     sys.path[:] = [entry for entry in sys.path if Path(entry).absolute() != current]

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelexport_optimum.own_code import own_code_refused
+from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
 from modelexport_optimum.verifying.example_inputs import as_array
 
 if TYPE_CHECKING:
@@ -238,9 +240,13 @@ def _load(plan: RunPlan, provider: str, options: onnxruntime.SessionOptions) -> 
         arguments["trust_remote_code"] = plan.trust_remote_code
         if issubclass(plan.ort_class, GenerationMixin):
             arguments["use_cache"] = plan.use_cache
-    model = plan.ort_class.from_pretrained(
-        directory, provider=provider, session_options=options, **arguments
-    )
+    with own_code_refused(directory, trusted=plan.trust_remote_code):
+        model = plan.ort_class.from_pretrained(
+            directory, provider=provider, session_options=options, **arguments
+        )
+    for part in getattr(model, "parts", [model]):
+        if part.use_io_binding:
+            refuse_evaluated_axes(part.session)
     if plan.library == "diffusers":
         model.set_progress_bar_config(disable=True)
     return model
