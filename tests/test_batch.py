@@ -23,6 +23,7 @@ import onnx
 import onnxruntime
 import pytest
 from disks import mounted
+from schemas import valid
 from typer.testing import CliRunner
 
 from modelexport_optimum import batch, read_hierarchy
@@ -90,7 +91,7 @@ class Ran:
 def records(directory: Path) -> dict[str, dict[str, Any]]:
     """results.jsonl, one record for each output."""
     lines = (directory / "results.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
+    found = [valid(json.loads(line), "results") for line in lines]
     assert len({record["output"] for record in found}) == len(found)
     return {record["output"]: record for record in found}
 
@@ -448,7 +449,7 @@ def test_checks_that_fail_are_exit_status_3(place: Path, model: Callable[..., Pa
 def test_json(place: Path, model: Callable[..., Path]) -> None:
     model("bert", "bert")
     ran = run(["bert --provider cpu", "./missing"], "--json")
-    document = json.loads(ran.out)
+    document = valid(json.loads(ran.out), "batch")
     assert (document["ok"], document["exit_status"], ran.exit) == (False, 1, 1)
     assert [record["status"] for record in document["records"]] == ["ok", "failed"]
     assert document["results"] == str(place / "exports" / "results.jsonl")

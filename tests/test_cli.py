@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from huggingface_hub.constants import HUGGINGFACE_HUB_CACHE
+from schemas import valid
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -333,7 +334,8 @@ def test_summary(
     assert status["CPUExecutionProvider"] == "ok"
     assert len(status) == 3
     assert any(line.startswith("PyTorch") and " ok " in line for line in lines)
-    assert "classifier.weight" in lines[-1]
+    assert "classifier.weight" in lines[-4]
+    assert lines[-1] == "  modelexport-optimum inspect bert-onnx"
     assert all(re.fullmatch(r"[A-Z][\w ]+: \d+\.\d s", line) for line in result.stderr.splitlines())
 
 
@@ -343,7 +345,7 @@ def test_json_is_all_there_is(tmp_path: Path, model_directory: ModelDirectory) -
     command = [*program, model_directory("gpt2"), "-o", tmp_path / "out", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    document = valid(json.loads(done.stdout), "export")
     assert document["ok"]
     assert document["task"] == "text-generation-with-past"
     size = (tmp_path / "out" / "model.onnx").stat().st_size
@@ -374,7 +376,7 @@ def test_strip_and_tag(copy: Path) -> None:
     result = run("tag", copy)
     assert result.exit_code == 0
     assert re.search(r"model\.onnx +\d+ +\d+ +\d+ +scope", result.stdout)
-    assert json.loads(run("strip", copy, "--json").stdout) == {
+    assert valid(json.loads(run("strip", copy, "--json").stdout), "strip") == {
         "ok": True,
         "files": [
             {"file": str(file), "changed": True},
@@ -385,7 +387,7 @@ def test_strip_and_tag(copy: Path) -> None:
 
 
 def test_tag_as_json(copy: Path) -> None:
-    document = json.loads(run("tag", copy, "--json").stdout)
+    document = valid(json.loads(run("tag", copy, "--json").stdout), "tag")
     assert document["ok"]
     assert document["node_count"] == len(list(read_hierarchy(copy)))
 
@@ -398,7 +400,7 @@ def test_explain(copy: Path) -> None:
     assert node.tag in result.stdout
     assert node.module_path in result.stdout
     out = run("tag", copy, "--explain", node.name, "--json").stdout
-    (paragraph,) = json.loads(out)["explanations"]
+    (paragraph,) = valid(json.loads(out), "explain")["explanations"]
     assert node.tag in paragraph
     assert (copy / "model.onnx").read_bytes() == before
 
@@ -419,7 +421,7 @@ def test_verify(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps({**config, "hidden_size": 17}))
     result = run("verify", copy, "--provider", "cpu", "--json")
     assert result.exit_code == 3
-    assert not json.loads(result.stdout)["ok"]
+    assert not valid(json.loads(result.stdout), "verify")["ok"]
 
 
 # --- Cost, and what is written about it -----------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from schemas import SCHEMAS, valid
 from typer.testing import CliRunner
 
 from modelexport_optimum import inspect
@@ -17,15 +18,6 @@ from modelexport_optimum.cli.view_tables import MODULE_FIELDS, NODE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-SCHEMAS = Path(__file__).parent.parent / "docs" / "schemas"
-
-
-def valid(document: Any, schema: str) -> Any:
-    """A document, which its schema describes."""
-    rules = json.loads((SCHEMAS / f"{schema}.json").read_text())
-    jsonschema.Draft202012Validator(rules).validate(document)
-    return document
 
 
 def run(schema: str, *arguments: str | Path, status: int = 0) -> Any:

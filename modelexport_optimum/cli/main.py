@@ -16,6 +16,7 @@ from modelexport_optimum.cli import printing, run_tables, view_commands
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     Json,
+    Legend,
     Providers,
     Trust,
     Verbose,
@@ -86,7 +87,12 @@ def _main(
 
 @app.command()
 @declared_options(ModelAndOutput, ExportOptions, after="providers")
-def export(as_json: Json = False, verbose: Verbose = False, **given: Any) -> None:  # noqa: ANN401
+def export(
+    as_json: Json = False,
+    legend: Legend = False,
+    verbose: Verbose = False,
+    **given: Any,  # noqa: ANN401
+) -> None:
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
     arguments = instance_of(ExportOptions, given).arguments()
     kept = "nothing was written or replaced; the same command starts again"
@@ -102,7 +108,7 @@ def export(as_json: Json = False, verbose: Verbose = False, **given: Any) -> Non
     if as_json:
         printing.print_json(result.to_dict())
     else:
-        run_tables.print_export(result)
+        run_tables.print_export(result, legend=legend)
     printing.finish(0 if result.ok else 3, written=True)
 
 
@@ -182,6 +188,7 @@ def tag(
         str | None, option("--explain", "Say how this node was placed.", metavar="NODE")
     ] = None,
     as_json: Json = False,
+    legend: Legend = False,
     verbose: Verbose = False,
 ) -> None:
     """Write the tags on an export that exists already."""
@@ -206,7 +213,7 @@ def tag(
     elif as_json:
         printing.print_json({"ok": True, **report.to_dict()})
     else:
-        run_tables.print_tags(report)
+        run_tables.print_tags(report, legend=legend)
     printing.finish(written=explain is None)
 
 

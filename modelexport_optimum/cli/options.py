@@ -60,6 +60,7 @@ def _parser(read: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
 Trust = Annotated[bool, typer_option(options_of(ExportOptions)["trust_remote_code"])]
 Providers = Annotated[list[str] | None, typer_option(options_of(ExportOptions)["providers"])]
 Json = Annotated[bool, option("--json", "One JSON document on stdout, nothing else there.")]
+Legend = Annotated[bool, option("--legend", "Say what the columns and their values mean.")]
 Verbose = Annotated[
     bool, option("--verbose -v", "Show what the libraries print, and an error's traceback.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,12 @@ from rich.filesize import decimal
 
 from modelexport_optimum.cli.tables import (
     DIM,
+    EVIDENCE_LEGEND,
     Cell,
     Column,
     from_here,
     print_blank,
+    print_legend,
     print_line,
     print_table,
     status_cell,
@@ -35,6 +38,17 @@ _FILE_COLUMNS = (
     Column("placed by", shrinks="text"),
 )
 
+_LEGEND = {
+    "size": "bytes of the file",
+    "nodes": "nodes of all graphs of the file, nested ones included",
+    "modules": "modules that stand in any tag of the file",
+    "attribute": "nodes whose tag stands in the attribute __hierarchy_tag, too; the others have "
+    "it in doc_string and metadata_props alone, since an attribute would change there what ONNX "
+    "Runtime builds",
+    "placed by": "how many nodes were placed by each evidence:",
+    **EVIDENCE_LEGEND,
+}
+
 _CHECK_COLUMNS = (
     Column("check"),
     Column("result"),
@@ -42,8 +56,13 @@ _CHECK_COLUMNS = (
 )
 
 
-def print_export(result: ExportResult) -> None:
-    """Print the summary of a run."""
+def print_export(result: ExportResult, *, legend: bool = False) -> None:
+    """Print the summary of a run, and what to do next.
+
+    Args:
+        result: the run's.
+        legend: whether to explain the columns.
+    """
     print_blank()
     print_line((from_here(result.output), "bold"), f"  {result.task}")
     print_blank()
@@ -56,14 +75,26 @@ def print_export(result: ExportResult) -> None:
     against_pytorch = (Cell("PyTorch"), status_cell(comparison.status), comparison.message)
     print_table(_CHECK_COLUMNS, [*_check_rows(result.verification), against_pytorch])
     _print_installs(result.verification)
+    if legend:
+        print_legend(_LEGEND)
     for warning in result.warnings:
         print_blank()
         print_line(("warning:", "yellow"), f" {warning}")
+    print_blank()
+    print_line("to see its modules:", style=DIM)
+    print_line(f"  modelexport-optimum inspect {shlex.quote(from_here(result.output))}")
 
 
-def print_tags(report: TagReport) -> None:
-    """Print what the pass did, file by file, and by which evidence the nodes were placed."""
+def print_tags(report: TagReport, *, legend: bool = False) -> None:
+    """Print what the pass did, file by file, and by which evidence the nodes were placed.
+
+    Args:
+        report: the pass's.
+        legend: whether to explain the columns.
+    """
     print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}))
+    if legend:
+        print_legend({name: text for name, text in _LEGEND.items() if name != "size"})
     if not report.classes_known:
         print_line(
             ("warning:", "yellow"),

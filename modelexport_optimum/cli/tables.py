@@ -22,7 +22,7 @@ from modelexport_optimum.system.streams import in_ascii
 from modelexport_optimum.system.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 DIM = "bright_black"
@@ -46,6 +46,17 @@ _STATUS_STYLES = {
     "skipped": DIM,
     "unavailable": DIM,
 }
+
+
+EVIDENCE_LEGEND = {
+    "  tracer": "the tracer recorded the module's call while it made the node",
+    "  scope": "the node's name spells the module's path",
+    "  parameter": "it reads a parameter that the module alone has",
+    "  data flow": "what it reads and what reads it are of that module",
+    "  root": "nothing tells more than that it is the model's",
+    "  carrier": "it carried the tag already",
+}
+"""What a node may be placed by."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,13 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: st
         note = f"no room for {', '.join(left_out)} in {width} columns{where}"
         for part in _wrapped(note, width or len(note)):
             print_line(part, style=DIM)
+
+
+def print_legend(legend: Mapping[str, str]) -> None:
+    """Print what columns and values mean."""
+    print_blank()
+    rows = [(Cell(name, DIM), text) for name, text in legend.items()]
+    print_table((Column(""), Column("", shrinks="text")), rows)
 
 
 def guides(levels: Sequence[int]) -> list[str]:

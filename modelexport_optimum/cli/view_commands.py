@@ -18,15 +18,13 @@ from modelexport_optimum.cli.completion import (
     complete_provider,
     complete_viewer,
 )
+from modelexport_optimum.cli.options import Json, Legend
 from modelexport_optimum.errors import UsageError
 
 _Path = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="A tagged export, or one tagged .onnx file.")
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
-_Json = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -82,16 +80,17 @@ def inspect(
             "--op",
             metavar="PATTERN",
             autocompletion=complete_op,
-            help="These operators and what they read alone.",
+            help="Count only these operators and the weights that they read.",
         ),
     ] = None,
     nodes: Annotated[
         bool,
         typer.Option("--nodes", help="List the nodes: a row for each."),
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated rows.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
+    legend: Legend = False,
 ) -> None:
     """Show the modules, with their operators and parameters, and list their nodes."""
     from modelexport_optimum.cli import view_tables
@@ -105,9 +104,9 @@ def inspect(
         found = views.nodes_to_dict() if nodes else views.to_dict()
         printing.print_json({"ok": True, **found})
     elif style == "tree" and nodes:
-        view_tables.print_nodes(views)
+        view_tables.print_nodes(views, legend=legend)
     elif style == "tree":
-        view_tables.print_modules(views, narrowed=bool(modules or classes or ops))
+        view_tables.print_modules(views, narrowed=bool(modules or classes or ops), legend=legend)
     elif nodes:
         printing.print_rows(view_tables.node_rows(views), view_tables.NODE_FIELDS, style)
     else:
@@ -118,7 +117,7 @@ def inspect(
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A tagged export, or one .onnx file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one, or another version of it.")],
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Compare two exports by module: exit status 0 if they are the same, 1 if not, 2 on trouble."""
     from modelexport_optimum.cli import view_tables
@@ -149,7 +148,7 @@ def extract(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")
     ],
     overwrite: _Overwrite = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Cut one module out, as a model of its own."""
     from modelexport_optimum.cli import view_tables
@@ -208,7 +207,7 @@ def profile(
         int | None,
         typer.Option("--depth", min=0, help="Levels of modules to show. By default all."),
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show where the time of a run goes, by module, with ONNX Runtime's profiler."""
     from modelexport_optimum.cli import view_tables
@@ -246,7 +245,7 @@ def report(
         ),
     ] = None,
     overwrite: _Overwrite = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Write one HTML file to share: charts, the tree, and how every node was placed."""
     from modelexport_optimum.cli import view_tables

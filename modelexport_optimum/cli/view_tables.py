@@ -9,11 +9,13 @@ from rich.filesize import decimal
 
 from modelexport_optimum.cli.tables import (
     DIM,
+    EVIDENCE_LEGEND,
     Cell,
     Column,
     counted,
     guides,
     print_blank,
+    print_legend,
     print_line,
     print_table,
 )
@@ -67,6 +69,16 @@ _CHANGES = (
     Column("a → b", shrinks="text"),
 )
 
+_MODULE_LEGEND = {
+    "operators": "nodes of the module and of the modules inside it",
+    "own": "nodes of the module alone",
+    "parameters": "elements of the initializers that the nodes read, each counted once",
+    "bytes": "size of these initializers",
+    "share": "these bytes as a part of the file's",
+}
+
+_NODE_LEGEND = {"placed by": "the evidence for the node's module:", **EVIDENCE_LEGEND}
+
 _TENSORS = (Column(""), Column("tensor", shrinks="path"), Column("type", shrinks="text"))
 
 _TIMES = (
@@ -96,16 +108,19 @@ def module_rows(views: Iterable[FileView]) -> Iterator[dict[str, Any]]:
             yield {"file": view.file.path, **module.to_dict()}
 
 
-def print_modules(views: Iterable[FileView], *, narrowed: bool) -> None:
+def print_modules(views: Iterable[FileView], *, narrowed: bool, legend: bool = False) -> None:
     """Print the tree that `inspect` found in each file.
 
     Args:
         views: what it found in each file.
         narrowed: whether it was asked for a part of the files.
+        legend: whether to explain the columns.
     """
     for view in views:
         if view.modules:
             _print_tree(view, narrowed)
+    if legend:
+        print_legend(_MODULE_LEGEND)
 
 
 def _print_tree(view: FileView, narrowed: bool) -> None:
@@ -151,13 +166,20 @@ def node_rows(views: Iterable[FileView]) -> Iterator[dict[str, str]]:
             yield {"file": str(view.file.path), **node.to_dict()}
 
 
-def print_nodes(views: Iterable[FileView]) -> None:
-    """Print a row for each node that `inspect` found."""
+def print_nodes(views: Iterable[FileView], *, legend: bool = False) -> None:
+    """Print a row for each node that `inspect` found.
+
+    Args:
+        views: what it found in each file.
+        legend: whether to explain the columns.
+    """
     rows: list[Row] = [
         (row["name"], Cell(row["op_type"], "cyan"), row["module"], Cell(row["evidence"], DIM))
         for row in node_rows(views)
     ]
     print_table(_NODES, rows, elsewhere="--csv and --json have all")
+    if legend:
+        print_legend(_NODE_LEGEND)
 
 
 # --- diff ---------------------------------------------------------------------------------------

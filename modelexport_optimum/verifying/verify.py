@@ -182,7 +182,7 @@ def _check_graphs(exported: Exported) -> tuple[str, str]:
         return "failed", _first(problems)
     nodes = sum(1 for graph in exported.graphs.values() for _ in walk_nodes(graph))
     files = len(exported.graphs)
-    return "ok", f"{nodes} nodes in {files} file{'s' * (files > 1)}"
+    return "ok", f"{nodes:,} nodes in {files} file{'s' * (files > 1)}"
 
 
 def _check_config(exported: Exported) -> tuple[str, str]:
@@ -275,7 +275,7 @@ def _check_labels(exported: Exported, cpu: Run | None) -> tuple[str, str]:
         return "unavailable", "the width of the logits is not known: the model did not run"
     if width != len(id2label):
         return "failed", f"config.json has {len(id2label)} labels, the logits are {width} wide"
-    return "ok", f"{width} labels"
+    return "ok", f"{width:,} labels"
 
 
 def _check_dimensions(exported: Exported) -> tuple[str, str]:
@@ -305,7 +305,7 @@ def _check_dimensions(exported: Exported) -> tuple[str, str]:
         return "failed", _first(problems)
     if not agreeing:
         return "unavailable", "the graphs carry no parameter under its own name"
-    return "ok", f"{agreeing} parameters"
+    return "ok", f"{agreeing:,} parameters"
 
 
 def _check_tokenizers(exported: Exported) -> tuple[str, str]:
@@ -339,13 +339,13 @@ def _check_tokenizer(exported: Exported, folder: str, size: int | None) -> tuple
         what = f"{name} cannot be loaded: {first_line(error)}"
         return "unavailable" if isinstance(error, ImportError) else "failed", what
     if size is None:
-        return "unavailable", f"{name} has {len(tokenizer)} tokens, config.json no vocab_size"
+        return "unavailable", f"{name} has {len(tokenizer):,} tokens, config.json no vocab_size"
     if len(tokenizer) > size:
         return "failed", (
-            f"{name} has {len(tokenizer)} tokens, the model embeddings for {size}: "
+            f"{name} has {len(tokenizer):,} tokens, the model embeddings for {size:,}: "
             "save the tokenizer that the model was trained with"
         )
-    return "ok", f"{len(tokenizer)} tokens for {size} embeddings"
+    return "ok", f"{len(tokenizer):,} tokens for {size:,} embeddings"
 
 
 def _first(problems: list[str]) -> str:
