@@ -6,6 +6,7 @@ What the fuzzers have found stands here, each in its smallest form.
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import onnx
@@ -288,6 +289,30 @@ def test_config_of_no_model_is_told(config: dict[str, object], tmp_path: Path) -
     before = path.read_bytes()
     with pytest.raises(ModelExportError, match=r"config\.json"):
         htp.tag(tmp_path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert", "num_hidden_layers": 10**9},
+        {"model_type": "bert", "num_hidden_layers": 100_000, "hidden_size": 12,
+         "intermediate_size": 2, "vocab_size": 2, "architectures": ["BertModel"]},
+        {"model_type": "bert", "num_labels": 10**12},
+        {"model_type": "qwen2", "num_hidden_layers": 1e99},
+        {"model_type": "resnet", "depths": [2, 10**9], "architectures": ["ResNetModel"]},
+    ],
+)  # fmt: skip
+def test_config_of_more_than_any_model_has_is_told(
+    config: dict[str, object], tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "m.onnx", helper.make_node("Neg", ["x"], ["y"], name="/a/Neg"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = path.read_bytes()
+    started = time.process_time()
+    with pytest.raises(ModelExportError, match=r"config\.json (has|describes)"):
+        htp.tag(tmp_path)
+    assert time.process_time() - started < 30  # with what is imported; else days
     assert path.read_bytes() == before
 
 

@@ -13,6 +13,7 @@ from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.tagging import attribution, carriers, tree_choice
+from modelexport_optimum.tagging.config_bounds import bounded_modules, check_counts
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
 from modelexport_optimum.tagging.module_tree import (
     UNKNOWN_CLASS,
@@ -82,7 +83,8 @@ def _described_trees(
 ) -> dict[Path, tuple[ModuleTree, str]]:
     """The trees of the classes that config.json may mean, or of the names alone."""
     tried: list[tuple[Any, int, list[tree_choice.Fit], ModuleTree]] = []
-    for index, (candidate, tree) in enumerate(_built(directory, trust_remote_code)):
+    nodes = sum(len(file.carried) for file in group)
+    for index, (candidate, tree) in enumerate(_built(directory, trust_remote_code, nodes)):
         fits = [tree_choice.fit(file.model, tree) for file in group]
         agreeing = sum(_outputs_agree(file.model, candidate) for file in group)
         if not all(found.plausible for found in fits):
@@ -108,21 +110,27 @@ def _described_trees(
     }
 
 
-def _built(directory: Path, trust_remote_code: bool) -> Iterator[tuple[Candidate, ModuleTree]]:
-    """Yields the classes that config.json may mean, each with its modules.
+def _built(
+    directory: Path, trust_remote_code: bool, nodes: int
+) -> Iterator[tuple[Candidate, ModuleTree]]:
+    """Yields the classes that config.json may mean for graphs of so many nodes, with their modules.
 
     Raises:
         ModelExportError: It describes none that can be built; a configuration and a model may
             raise anything about its values.
     """
+    config = directory / "config.json"
+    check_counts(config)
     try:
         for candidate in candidates(directory, trust_remote_code=trust_remote_code):
-            yield candidate, candidate.tree()
+            with bounded_modules(config, nodes):
+                tree = candidate.tree()
+            yield candidate, tree
     except ModelExportError:
         raise
     except Exception as error:
         raise ModelExportError(
-            f"{directory / 'config.json'} describes no model that can be built "
+            f"{config} describes no model that can be built "
             f"({first_line(error)}): mend it, or take it away and give the source with --model"
         ) from error
 

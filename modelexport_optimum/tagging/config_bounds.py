@@ -1,0 +1,90 @@
+"""Bounds on what a config.json may make of a machine: a number in it is somebody's text.
+
+A configuration class writes a list for each layer and label that a number names, and a model class
+builds a module for each. Neither can be stopped from outside, so that both are bounded before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.json_files import parse_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Hundreds of times the layers, heads, experts and labels of the largest models there are.
+MAX_COUNT = 1_000_000
+
+# Modules that are built for a graph: so many in any case, and so many for each of its nodes. A
+# module that is called leaves a node or holds one that does, but for dropout and the like.
+MIN_MODULES, MODULES_PER_NODE = 5_000, 100
+
+
+def check_counts(path: Path) -> None:
+    """Refuses a config.json that counts more layers, heads, experts or labels than any model has.
+
+    Counts are named `num_...`, `n_...`, `...layers` and `depth...`, in transformers and diffusers.
+
+    Args:
+        path: The file, which may be missing.
+
+    Raises:
+        ModelExportError: A number is too large, or the file cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
+    waiting: list[tuple[str, Any]] = [("", parse_json_object(data, path, doubles=True))]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += ((name, one) for one in value)
+        elif isinstance(value, int | float) and value > MAX_COUNT and _is_count(name):
+            raise ModelExportError(
+                f"{path} has {name} {value:.3g}, which no model has: mend it or take it away"
+            )
+
+
+def _is_count(name: str) -> bool:
+    return name.startswith(("num_", "n_", "depth")) or name.endswith("layers")
+
+
+@contextlib.contextmanager
+def bounded_modules(path: Path, nodes: int) -> Iterator[None]:
+    """Stops the building of a model that has far more modules than a graph has nodes.
+
+    Args:
+        path: The config.json that describes the model.
+        nodes: Number of nodes of the graphs that it is to be the model of.
+
+    Raises:
+        ModelExportError: It has.
+    """
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    most = max(MIN_MODULES, MODULES_PER_NODE * nodes)
+    built = 0
+
+    def count(*_: object) -> None:
+        nonlocal built
+        built += 1
+        if built > most:
+            raise ModelExportError(
+                f"{path} describes a model of more than {most} modules, and the graphs beside it "
+                f"have {nodes} nodes: mend it, or take it away and give the source with --model"
+            )
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
