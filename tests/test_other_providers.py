@@ -125,7 +125,7 @@ def _expect(result: ProviderResult, name: str) -> None:
     failing = FAILING.get((result.provider, name))
     if failing is None:
         assert result.status == "ok", result.message
-        assert result.nodes > 0
+        assert result.node_count > 0
         assert result.max_difference is not None
         return
     stage, words = failing
@@ -207,7 +207,7 @@ def test_a_weight_that_one_provider_has_otherwise_is_found(
 @pytest.mark.parametrize("name", ["bert", "t5"])
 def test_a_process_of_its_own(exported: Exported, name: str) -> None:
     (result,) = verify(exported(name), providers=[AZURE]).providers
-    assert (result.status, result.nodes) == ("failed", 0)
+    assert (result.status, result.node_count) == ("failed", 0)
     assert result.message.startswith("no node ran on it (")
 
 
