@@ -156,14 +156,17 @@ def test_two_checks_find_the_same_differences(exported: Exported, name: str) -> 
 
 
 def _change_a_weight(file: Path) -> None:
-    """Change a weight in the middle of a graph by the size of the weights around it."""
+    """Change one number of the last matrix that something is multiplied with.
+
+    Those before it matter little in tiny random models: what attention adds is below rounding.
+    """
     model = onnx.load(file)
     matrices = [tensor for tensor in model.graph.initializer if len(tensor.dims) in (2, 4)]
     used = {name for node in model.graph.node for name in node.input[1:2]}
     chosen = [tensor for tensor in matrices if tensor.name in used]
-    tensor = chosen[len(chosen) // 2]
+    tensor = chosen[-1]
     values = onnx.numpy_helper.to_array(tensor).copy()
-    values.flat[values.size // 2] += 10 * np.abs(values).max()
+    values.flat[0] += 10 * np.abs(values).max()
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(model, file)
 
@@ -199,6 +202,7 @@ def test_a_weight_that_one_provider_has_otherwise_is_found(
             assert (result.file, result.node) == ("model.onnx", "/cls/predictions/decoder/Add")
             assert result.tag is not None
             assert result.tag.endswith("/Linear.decoder")
+            assert result.message.endswith(f" [node {result.node} of {result.tag}]")
 
 
 @pytest.mark.skipif(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Outputs = Mapping[str, NDArray[Any]]
 
-TOLERANCES = {"float32": 5e-3, "tf32": 3e-2, "float16": 5e-2, "bfloat16": 3e-1, "int8": 3e-1}
+TOLERANCES = {"float32": 2e-3, "tf32": 3e-2, "float16": 5e-2, "bfloat16": 3e-1, "int8": 3e-1}
 """How far an output may be off, relative to its scale, by the precision of the products."""
 
 SMALLEST_SCALE = 1e-2
