@@ -180,7 +180,7 @@ def _change_a_weight(file: Path) -> None:
         ("gpt2", "model.onnx"),
         ("t5-no-post-process", "decoder_with_past_model.onnx"),
         ("stable-diffusion", "unet/model.onnx"),
-        ("sam", "vision_encoder.onnx"),
+        ("yolos", "model.onnx"),
     ],
 )
 def test_a_weight_that_one_provider_has_otherwise_is_found(
