@@ -204,6 +204,17 @@ def test_groups_are_stepped_over_as_protobuf_does(group: bytes, tmp_path: Path) 
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("number", [5, 6, 9])
+def test_fields_of_another_wire_type_are_nobodys(number: int, tmp_path: Path) -> None:
+    node = helper.make_node("Neg", ["x"], ["y"], name="/a/Neg")
+    data = node.SerializeToString() + bytes([number << 3, 7])  # a number
+    path = with_node(saved(tmp_path / "m.onnx", node), data)
+    before = path.read_bytes()
+    htp.tag(path)
+    htp.strip(path)
+    assert path.read_bytes() == before
+
+
 def test_node_that_protobuf_reads_and_nobody_can_walk_is_told(tmp_path: Path) -> None:
     node = helper.make_node("Neg", ["x"], ["y"], name="/a/Neg")
     padded = node.SerializeToString().replace(b"\x1a\x06/a/Neg", b"\x9a\x00\x06/a/Neg")

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.rewriter import Edit
-from modelexport_optimum.onnx_file.wire import bytes_fields, length_delimited, varint
+from modelexport_optimum.onnx_file.wire import LEN, bytes_fields, length_delimited, varint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
@@ -315,8 +315,8 @@ def _attribute_text(node: Node) -> str | None:
     if data is None:
         return None
     try:
-        for number, _, start, end in bytes_fields(data):
-            if number == _ATTRIBUTE_STRING:
+        for number, key, start, end in bytes_fields(data):
+            if number == _ATTRIBUTE_STRING and data[key] & 7 == LEN:
                 return data[start:end].decode()
     except (DecodeError, UnicodeDecodeError):
         return ""
@@ -449,6 +449,8 @@ def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
     ours = False
     docs = []
     for number, key, start, end in bytes_fields(data):
+        if data[key] & 7 != LEN:  # a field of no node's, whose number is one of a node's
+            continue
         payload = data[start:end]
         if number == _FIELD_ATTRIBUTE and _entry_key(payload) == ATTRIBUTE.encode():
             edits.append(Edit(key, end, b""))
@@ -478,8 +480,8 @@ def _entry_key(payload: bytes) -> bytes:
     """
     name = b""
     with contextlib.suppress(DecodeError):
-        for number, _, start, end in bytes_fields(payload):
-            if number == 1:
+        for number, key, start, end in bytes_fields(payload):
+            if number == 1 and payload[key] & 7 == LEN:
                 name = payload[start:end]  # of several, protobuf takes the last
     return name
 
