@@ -282,6 +282,8 @@ def test_transformers(place: Path, bert: Path) -> None:
     for command in ("tag", "verify", "inspect"):
         result = run(command, "out", *(["--provider", "cpu"] if command == "verify" else []))
         assert result.exit_code == 0, result.output
+        if command == "tag":
+            assert "which was not run (own_model.Evil" in " ".join(result.stdout.split())
     assert run("diff", "out", "out").exit_code == 0
     assert not ran(place)
 
@@ -479,6 +481,7 @@ def test_batch_beside_files_named_like_libraries(place: Path, sentences: Path, b
     records = [json.loads(line) for line in (place / "exports" / "results.jsonl").open()]
     errors = {Path(record["model"]).name: record["error"] for record in records}
     assert errors["bert"] is None
+    assert "bert: the model has code of its own, which was not run (own_model.Evil" in done.stderr
     assert errors["sentences"].endswith(
         "has code of its own, which was not run (evil_mod.Evil in modules.json): "
         "read it, then add --trust-remote-code"

@@ -81,6 +81,8 @@ class _Lines(Watcher):
         if record["log"]:
             parts += [(f" (log: {from_here(Path(record['log']))})", "dim")]
         self._print(*parts)
+        for warning in record.get("warnings", ()):  # a record of an earlier version has none
+            self.warned(f"{_model(job.model)}: {warning}")
         if self._verbose and record["log"] and Path(record["log"]).is_file():
             log = Path(record["log"]).read_text(encoding="utf-8", errors="replace")
             for line in log.splitlines():

@@ -213,7 +213,7 @@ def tag(
     elif as_json:
         printing.print_json({"ok": True, **report.to_dict()})
     else:
-        run_tables.print_tags(report, legend=legend)
+        run_tables.print_tags(report, legend=legend, trusted=trust_remote_code)
     printing.finish(written=explain is None)
 
 

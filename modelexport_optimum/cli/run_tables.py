@@ -20,6 +20,7 @@ from modelexport_optimum.cli.tables import (
     print_table,
     status_cell,
 )
+from modelexport_optimum.own_code import find_own_code, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,16 +86,22 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
     print_line(f"  modelexport-optimum inspect {shlex.quote(from_here(result.output))}")
 
 
-def print_tags(report: TagReport, *, legend: bool = False) -> None:
+def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> None:
     """Print what the pass did, file by file, and by which evidence the nodes were placed.
 
     Args:
         report: the pass's.
+        trusted: whether code that comes with the export might run.
         legend: whether to explain the columns.
     """
     print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}))
     if legend:
         print_legend({name: text for name, text in _LEGEND.items() if name != "size"})
+    for directory in [] if trusted else sorted({file.file.parent for file in report.files}):
+        own_code = find_own_code(directory)
+        if own_code:
+            line = f" {from_here(directory)} has {in_words(own_code)}"
+            print_line(("warning:", "yellow"), line)
     if not report.classes_known:
         print_line(
             ("warning:", "yellow"),
