@@ -257,7 +257,7 @@ def test_no_log_of_what_went_well(mixed: tuple[Path, Ran]) -> None:
 def test_table(mixed: tuple[Path, Ran]) -> None:
     lines = mixed[1].out.splitlines()
     header = lines[0].split()
-    assert header == ["model", "task", "nodes", "size", "seconds", "providers", "error"]
+    assert header == ["status", "model", "task", "nodes", "size", "seconds", "providers", "error"]
     assert len(lines) == 1 + 12 + 2
     (gpt2,) = (line for line in lines if "gpt2" in line)
     assert re.match(

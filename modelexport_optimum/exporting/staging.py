@@ -99,7 +99,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
     directory = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"
     locked, held = _lock_of(directory), None
     try:
-        with _said_of(output):
+        with _system_errors_named(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(output)
             held = _own(locked)
@@ -126,7 +126,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _said_of(output: Path) -> Iterator[None]:
+def _system_errors_named(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
