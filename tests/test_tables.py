@@ -9,7 +9,7 @@ import pytest
 from terminals import WIDTHS, printed
 
 from modelexport_optimum import diff, extract, inspect, profile
-from modelexport_optimum.cli import batch_progress, tables, view_tables
+from modelexport_optimum.cli import batch_progress, run_tables, tables, view_tables
 from modelexport_optimum.cli.tables import Cell, Column
 
 if TYPE_CHECKING:
@@ -158,6 +158,67 @@ def test_batch(show: Callable[..., list[str]], width: int) -> None:
     start = failed.index("CPUExecutionProv")
     words = [row[start:] for row in rows[rows.index(failed) :]]
     assert "".join("".join(words).split()) == "".join(ERROR.split())
+
+
+def verification() -> Any:
+    from modelexport_optimum.verifying.providers import INSTALL, ProviderResult
+    from modelexport_optimum.verifying.verify import Check, VerifyReport
+
+    cuda = "CUDAExecutionProvider"
+    providers = (
+        ProviderResult("CPUExecutionProvider", "failed", ERROR, node_count=290),
+        ProviderResult(cuda, "unavailable", "this build lacks it", install=INSTALL[cuda]),
+    )
+    checks = (Check("graphs", "ok", "1,081 nodes in 2 files"),)
+    return VerifyReport(Path("out"), "fill-mask", "transformers", None, checks, providers)
+
+
+def assert_checks_are_shown(lines: list[str], width: int) -> None:
+    from modelexport_optimum.verifying.providers import INSTALL
+
+    rows = rows_below(lines, "check ", width)
+    failed = next(number for number, row in enumerate(rows) if row.startswith("CPUExecution"))
+    assert rows[failed].split()[1] == "failed"
+    start = rows[failed].index("CPUExecutionProvider:")
+    until = next(n for n, row in enumerate(rows) if row.startswith("CUDAExecution"))
+    message = " ".join(row[start:] for row in rows[failed:until])
+    assert "".join(message.split()) == "".join(ERROR.split())
+    assert f"  {INSTALL['CUDAExecutionProvider']}" in lines  # a line of its own, to paste
+
+
+def test_verify(show: Callable[..., list[str]], width: int) -> None:
+    assert_checks_are_shown(show(run_tables.print_verification, verification()), width)
+
+
+def test_export(show: Callable[..., list[str]], width: int) -> None:
+    from modelexport_optimum.export_run import ExportResult
+    from modelexport_optimum.exporting.optimum_export import Comparison
+    from modelexport_optimum.tagging.tag_report import FileReport, TagReport
+
+    output = Path.cwd() / "an export"
+    name = "a_folder_with_a_long_name/decoder_with_past_model.onnx"
+    evidence = {"tracer": 10, "scope": 1000, "data flow": 71}
+    modules = {"bert": "BertModel"}
+    file = FileReport(output / name, 1081, modules, evidence, 700, 3, "Bert", True, True)
+    result = ExportResult(
+        output=output,
+        model="bert",
+        task="fill-mask",
+        files={name: 438_000_000, "config.json": 500},
+        tags=TagReport((file,)),
+        comparison=Comparison("ok", "the outputs equal PyTorch's within 1e-05"),
+        verification=verification(),
+        warnings=("the checkpoint lacks classifier.weight",),
+        stages={},
+    )
+    lines = show(run_tables.print_export, result, legend=True)
+    rows = rows_below(lines, "file ", width)
+    assert_left_out_are_said(rows, run_tables._FILE_COLUMNS, width)
+    assert "1,081" in rows[1].split()
+    assert "scope" in " ".join(rows)
+    assert_checks_are_shown(lines, width)
+    assert lines[-1] == "  modelexport-optimum inspect 'an export'"
+    assert "warning: the checkpoint lacks classifier.weight" in lines
 
 
 # --- The layout -----------------------------------------------------------------------------------

@@ -67,7 +67,11 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
     print_blank()
     print_line((from_here(result.output), "bold"), f"  {result.task}")
     print_blank()
-    print_table(_FILE_COLUMNS, _file_rows(result.tags, result.output, result.files))
+    print_table(
+        _FILE_COLUMNS,
+        _file_rows(result.tags, result.output, result.files),
+        elsewhere="--json has all",
+    )
     others = [name for name in result.files if not _is_model(name)]
     size = decimal(sum(result.files[name] for name in others))
     print_line(f"and {', '.join(others)} ({size})", style=DIM)
@@ -94,7 +98,7 @@ def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> Non
         trusted: whether code that comes with the export might run.
         legend: whether to explain the columns.
     """
-    print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}))
+    print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}), elsewhere="--json has all")
     if legend:
         print_legend({name: text for name, text in _LEGEND.items() if name != "size"})
     for directory in [] if trusted else sorted({file.file.parent for file in report.files}):
