@@ -1,4 +1,4 @@
-"""The views' commands: parse, call one function, print. No logic.
+"""The commands that look at a tagged export: parse, call one function, print.
 
 Nothing heavy is imported before a command runs.
 """
@@ -28,7 +28,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file th
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the program."""
+    """Add the commands to the program."""
     app.command()(inspect)
     app.command()(diff)
     app.command()(extract)
@@ -116,7 +116,9 @@ def inspect(
 
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A tagged export, or one .onnx file.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, or another version of it.")],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", help="Another export, or another version of A.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Compare two exports by module: exit status 0 if they are the same, 1 if not, 2 on trouble."""
@@ -186,21 +188,26 @@ def profile(
         int, typer.Option("--iterations", min=1, help="Runs to measure, after three to warm up.")
     ] = 20,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Batch size of inputs that are made up.")
+        int, typer.Option("--batch-size", min=1, help="Batch size of the generated inputs.")
     ] = 1,
     sequence_length: Annotated[
-        int, typer.Option("--sequence-length", min=1, help="Their number of tokens.")
+        int,
+        typer.Option("--sequence-length", min=1, help="Number of tokens of the generated inputs."),
     ] = 128,
     sizes: Annotated[
         list[str] | None,
         typer.Option(
-            "--size", metavar="NAME=N", help="Another dimension of theirs, by name; repeatable."
+            "--size",
+            metavar="NAME=N",
+            help="Another dimension of the generated inputs, by name; may be repeated.",
         ),
     ] = None,
     inputs: Annotated[
         Path | None,
         typer.Option(
-            "--inputs", metavar="FILE", help="Real inputs instead: a .npz file, arrays by name."
+            "--inputs",
+            metavar="FILE",
+            help="Take the inputs from this .npz file, which has an array for each by name.",
         ),
     ] = None,
     depth: Annotated[
@@ -241,7 +248,9 @@ def report(
     times: Annotated[
         Path | None,
         typer.Option(
-            "--profile", metavar="FILE", help="Show these times too: what profile --json printed."
+            "--profile",
+            metavar="FILE",
+            help="Show the times of this file, too, which profile --json printed.",
         ),
     ] = None,
     overwrite: _Overwrite = False,
@@ -270,7 +279,7 @@ def view(
             "--viewer",
             metavar="NAME",
             autocompletion=complete_viewer,
-            help="model-explorer or netron. By default what is there.",
+            help="model-explorer or netron. By default the first that is installed.",
         ),
     ] = None,
     port: Annotated[

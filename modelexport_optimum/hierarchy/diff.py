@@ -137,7 +137,7 @@ class Diff(Displayed):
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:
-    """Compares two tagged exports.
+    """Compare two tagged exports.
 
     Args:
         a: A tagged `.onnx` file, or a directory with any number of them.
@@ -370,7 +370,7 @@ def _sources(tagged: TaggedNode) -> list[str]:
 
 
 def _pairs(a: TaggedFile, b: TaggedFile) -> Iterator[tuple[TaggedNode, TaggedNode]]:
-    """Yields the nodes that are in both files, as their names tell."""
+    """Yield the nodes that are in both files, as their names tell."""
     others = _by_key(b)
     for key, node in _by_key(a).items():
         if key in others:

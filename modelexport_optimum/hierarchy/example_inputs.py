@@ -39,7 +39,7 @@ _MAX_ELEMENTS = 2**28
 def generate(
     file: TaggedFile, *, batch_size: int, sequence_length: int, sizes: Mapping[str, int]
 ) -> Arrays:
-    """Makes an array for each input of a graph, the same ones every time.
+    """Make an array for each input of a graph, the same ones every time.
 
     Numbers that select rows of a table are below its number of rows, other whole numbers
     (masks, mostly) are one, conditions are true, and the rest is normally distributed.
@@ -63,7 +63,7 @@ def generate(
 
 
 def load(path: Path, file: TaggedFile) -> Arrays:
-    """Reads the inputs of a graph from a file of NumPy's, as `numpy.savez` writes it.
+    """Read the inputs of a graph from a file of NumPy's, as `numpy.savez` writes it.
 
     Args:
         path: The `.npz` file, with an array for each input by its name.

@@ -117,7 +117,7 @@ def extract(
     *,
     overwrite: bool = False,
 ) -> Extracted:
-    """Cuts one module out of a tagged model.
+    """Cut one module out of a tagged model.
 
     Args:
         path: A tagged `.onnx` file, or a directory of which one file has the module.
@@ -198,7 +198,7 @@ def _model_fields(model: memoryview) -> list[Bytes]:
 def _initializers(
     tensors: Sequence[Tensor], weights: Weights, data: Path | None
 ) -> Iterator[Bytes]:
-    """Yields the TensorProtos to write, after writing those of external data to a file."""
+    """Yield the TensorProtos to write, after writing those of external data to a file."""
     external = [tensor for tensor in tensors if tensor.location]
     yield from (weights.message(tensor) for tensor in tensors if not tensor.location)
     if data is None:

@@ -165,7 +165,7 @@ def inspect(
     ops: Sequence[str] = (),
     depth: int | None = None,
 ) -> Inspection:
-    """Looks at the modules of a tagged export. Filters combine: all must match.
+    """Look at the modules of a tagged export. Filters combine: all must match.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
@@ -200,7 +200,7 @@ def inspect(
 
 
 def amounts(file: TaggedFile, ops: Sequence[str] = ()) -> dict[str, tuple[Amount, Amount]]:
-    """Counts the operators and parameters of every module of a file.
+    """Count the operators and parameters of every module of a file.
 
     Args:
         file: The file.

@@ -24,7 +24,7 @@ _BLOCKED = "_nchwc"
 
 
 class Places:
-    """Finds the modules of an optimized graph's nodes.
+    """Find the modules of an optimized graph's nodes.
 
     Args:
         file: The tagged file.

@@ -169,7 +169,7 @@ def profile(
     sizes: Mapping[str, int] | None = None,
     inputs: str | os.PathLike[str] | None = None,
 ) -> ProfileReport:
-    """Runs tagged files under ONNX Runtime's profiler and adds the times up by module.
+    """Run tagged files under ONNX Runtime's profiler and add the times up by module.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
@@ -292,7 +292,7 @@ def _failed(path: Path, arrays: Mapping[str, np.ndarray], error: Exception) -> M
 def _own_times(
     log: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[str, str, str, int]]:
-    """Yields name, operator, provider and microseconds of each kernel that ran in the runs.
+    """Yield name, operator, provider and microseconds of each kernel that ran in the runs.
 
     A node that runs nested graphs (If, Loop, Scan) is timed with their nodes: these are taken
     off, so that the times of all kernels add up to that of the outermost ones.

@@ -70,7 +70,7 @@ def report(
     profile: ProfileReport | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes an HTML page about a tagged export.
+    """Write an HTML page about a tagged export.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
@@ -133,7 +133,7 @@ def _plotly() -> str:
 
 
 def _filled(page: str, **values: str) -> str:
-    """Puts values into their places; what looks like a place inside a value is left."""
+    """Put values into their places; what looks like a place inside a value is left."""
     first, *parts = page.split("{{")
     filled = [first]
     for part in parts:

@@ -52,7 +52,7 @@ class _Peer:
 
 
 def cut_out(file: TaggedFile, module: Module) -> Cut:
-    """Finds the part of a file that is a module.
+    """Find the part of a file that is a module.
 
     Raises:
         ModelExportError: The module runs several times, or other modules run between parts
@@ -169,7 +169,7 @@ def _bounded(
     constant: Collection[int],
     one: TaggedNode,
 ) -> Cut:
-    """Adds the constants that the nodes read, and finds what enters and what leaves."""
+    """Add the constants that the nodes read, and find what enters and what leaves."""
     copied: dict[int, TaggedNode] = {}
     weights: set[int] = set()
     inputs: dict[str, None] = {}

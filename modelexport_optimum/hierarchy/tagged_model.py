@@ -125,13 +125,13 @@ class Module(Displayed):
         return sum(1 for _ in self.around())
 
     def around(self) -> Iterator[Module]:
-        """Yields the modules around it, inner before outer."""
+        """Yield the modules around it, inner before outer."""
         if self.parent is not None:
             yield self.parent
             yield from self.parent.around()
 
     def walk(self) -> Iterator[Module]:
-        """Yields the module and all modules inside it, outer before inner."""
+        """Yield the module and all modules inside it, outer before inner."""
         stack = [self]
         while stack:
             module = stack.pop()
@@ -139,7 +139,7 @@ class Module(Displayed):
             stack.extend(reversed(module.children))
 
     def walk_nodes(self) -> Iterator[TaggedNode]:
-        """Yields its nodes and those of all modules inside it, module by module."""
+        """Yield its nodes and those of all modules inside it, module by module."""
         for module in self.walk():
             yield from module.nodes
 
@@ -184,7 +184,7 @@ def tagged_files(path: Path) -> list[Path]:
 
 
 def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
-    """Reads a tagged `.onnx` file, or every one of a directory.
+    """Read a tagged `.onnx` file, or every one of a directory.
 
     Raises:
         UsageError: There is no such file, or none in the directory.
@@ -194,7 +194,7 @@ def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
 
 
 def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> TaggedFile:
-    """Reads a tagged file.
+    """Read a tagged file.
 
     Args:
         path: The `.onnx` file.
@@ -313,7 +313,7 @@ class _Tree:
         return module
 
     def link(self, nodes: list[TaggedNode]) -> dict[str, Module]:
-        """Puts modules into their parents and nodes into their modules.
+        """Put modules into their parents and nodes into their modules.
 
         Returns:
             The modules by path, outer before inner, in the order in which they ran.

@@ -1,4 +1,4 @@
-"""`view()`: opens a tagged export in a viewer that is installed. It draws nothing itself.
+"""`view()`: open a tagged export in a viewer that is installed. It draws nothing itself.
 
 Model Explorer groups the nodes by module; Netron shows the tag of each node.
 """
@@ -26,7 +26,7 @@ def view(
     port: int | None = None,
     browser: bool = True,
 ) -> None:
-    """Serves a viewer on this machine, until it is interrupted.
+    """Serve a viewer on this machine, until it is interrupted.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them; Netron opens

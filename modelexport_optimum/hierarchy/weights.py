@@ -129,5 +129,5 @@ def _raw_data(message: memoryview) -> memoryview:
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """Yields (number, key's start, payload's start, end) of each field of a message."""
+    """Yield (number, key's start, payload's start, end) of each field of a message."""
     return bytes_fields(cast("bytes", message))
