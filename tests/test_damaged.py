@@ -9,14 +9,16 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+import numpy
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
 from modelexport_optimum.hierarchy.diff import diff
 from modelexport_optimum.hierarchy.inspect import inspect
 from modelexport_optimum.hierarchy.profile import profile
+from modelexport_optimum.hierarchy.report import report
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, read_model
 from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.system.json_files import parse_json
@@ -379,3 +381,51 @@ def test_inputs_that_no_machine_holds_are_not_made(shape: list[int], tmp_path: P
     htp.tag(path)
     with pytest.raises(ModelExportError, match="--inputs"):
         profile(path)
+
+
+@pytest.fixture
+def times(tagged: Path) -> dict[str, object]:
+    """What `profile --json` writes of a file, in the parts that a report shows."""
+    module = {"module": "", "ms": 1.0, "own_ms": 1.0}
+    unplaced = {"op_type": "X", "ms": 1, "kernel_count": 1}
+    return {
+        "file": str(tagged), "iterations": 1, "run_ms": 1.0, "kernels_ms": 1.0,
+        "inputs": [{"name": "x", "type": "float[2]"}], "providers": [{"provider": "CPU"}],
+        "modules": [module], "unplaced": [unplaced],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"file": "\0"}, {"file": 1}, {"run_ms": "1"}, {"run_ms": 10**400}, {"run_ms": True},
+        {"kernels_ms": float("nan")}, {"inputs": {}}, {"providers": [1]}, {"iterations": None},
+        {"modules": [{"module": ""}]}, {"modules": [{"module": [], "ms": 1, "own_ms": 1}]},
+        {"unplaced": [{"op_type": None, "ms": 1, "kernel_count": 1}]},
+    ],
+)  # fmt: skip
+def test_times_of_another_form_are_refused(
+    change: dict[str, object], times: dict[str, object], tagged: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "times.json"
+    written.write_text(json.dumps({"files": [{**times, **change}]}))
+    page = tmp_path / "page.html"
+    if not change:
+        assert report(tagged, page, profile=written).exists()
+        return
+    with pytest.raises(UsageError, match=r"times\.json is not what"):
+        report(tagged, page, profile=written)
+    assert not page.exists()
+
+
+@pytest.mark.parametrize("place", [4, 8, 10])
+def test_archives_that_are_damaged_are_refused(place: int, tagged: Path, tmp_path: Path) -> None:
+    """Its version, the flag that says that it is encrypted, and its compression."""
+    archive = tmp_path / "inputs.npz"
+    numpy.savez(archive, x=numpy.ones(2, numpy.float32))
+    data = bytearray(archive.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + place + 2 * (place == 4)] = 99
+    archive.write_bytes(data)
+    with pytest.raises(UsageError, match=r"inputs\.npz"):
+        profile(tagged, inputs=archive)

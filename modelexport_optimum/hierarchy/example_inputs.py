@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from modelexport_optimum.errors import InvalidModelError, UsageError
+from modelexport_optimum.errors import InvalidModelError, UsageError, first_line
 from modelexport_optimum.hierarchy.tagged_model import type_text
 from modelexport_optimum.onnx_file.input_use import conv_channels, table_rows
 from modelexport_optimum.system.json_files import parse_json_object
@@ -84,9 +84,11 @@ def load(path: Path, file: TaggedFile) -> Arrays:
                     f"it has {', '.join(archive) or 'none'}"
                 )
             return {value.name: archive[value.name] for value in _asked(file)}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy have ten classes for a damaged archive
         raise UsageError(
-            f"cannot read {path} as a .npz file ({error}): write it with numpy.savez"
+            f"cannot read {path} as a .npz file ({first_line(error)}): write it with numpy.savez"
         ) from error
 
 

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.filesize import decimal
 
@@ -142,6 +142,33 @@ def _filled(page: str, **values: str) -> str:
     return "".join(filled)
 
 
+# What the page shows of what `profile` wrote, whose file may be anybody's.
+_TIMES = {
+    "file": str,
+    "iterations": int,
+    "run_ms": float,
+    "kernels_ms": float,
+    "inputs": [{"name": str, "type": str}],
+    "providers": [{"provider": str}],
+    "modules": [{"module": str, "ms": float, "own_ms": float}],
+    "unplaced": [{"op_type": str, "ms": float, "kernel_count": int}],
+}
+
+
+def _has_form(value: object, form: object) -> bool:
+    """Whether a value of JSON has a form: a type, or a list or an object of such."""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(
+            key in value and _has_form(value[key], inner) for key, inner in form.items()
+        )
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_has_form(one, form[0]) for one in value)
+    if form is str:
+        return isinstance(value, str) and "\0" not in value
+    numbers = (int, float) if form is float else (int,)
+    return type(value) in numbers and -1e15 < cast("float", value) < 1e15
+
+
 def _times(
     profile: ProfileReport | str | os.PathLike[str], files: Sequence[TaggedFile]
 ) -> list[Times | None]:
@@ -153,16 +180,15 @@ def _times(
             document = parse_json(Path(profile).read_bytes())
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read {profile} as JSON ({error})") from error
-    try:
-        known = {Path(times["file"]).resolve(): times for times in document["files"]}
-        found = [known.get(file.path.resolve()) for file in files]
-        for file, times in zip(files, found, strict=True):
-            rows = times["modules"] if times is not None else ()
-            strange = [row["module"] for row in rows if row["module"] not in file.modules]
-            if strange:
-                raise UsageError(f"{file.path} has no module {strange[0]}: profile it anew")
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{profile} is not what `profile --json` writes") from error
+    if not _has_form(document, {"files": [_TIMES]}):
+        raise UsageError(f"{profile} is not what `profile --json` writes")
+    known = {os.path.realpath(times["file"]): times for times in document["files"]}
+    found = [known.get(os.path.realpath(file.path)) for file in files]
+    for file, times in zip(files, found, strict=True):
+        rows = times["modules"] if times is not None else ()
+        strange = [row["module"] for row in rows if row["module"] not in file.modules]
+        if strange:
+            raise UsageError(f"{file.path} has no module {strange[0]}: profile it anew")
     if not any(found):
         raise UsageError(f"{profile} has times of {', '.join(map(str, known)) or 'no file'} alone")
     return found
