@@ -20,7 +20,7 @@ PACKAGE = "modelexport_optimum"
 
 ROOMS = (
     *("cli", "batches", "export_run", "exporting", "verifying", "hierarchy"),
-    *("tagging", "onnx_file", "system", "errors"),
+    *("tagging", "own_code", "onnx_file", "system", "errors"),
 )
 """From the top floor down, as the contract in pyproject.toml has them."""
 
