@@ -16,6 +16,7 @@ from modelexport_optimum.errors import first_line
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.verifying.exported_files import (
     compared_shapes,
     configured,
@@ -89,6 +90,7 @@ class VerifyReport(Displayed):
         return {"ok": self.ok, **asdict(self), "directory": str(self.directory)}
 
 
+@in_one_thread
 def verify(
     directory: str | os.PathLike[str],
     *,
