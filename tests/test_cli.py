@@ -330,7 +330,7 @@ def test_summary(
     row = next(line for line in lines if line.startswith("model.onnx"))
     nodes = len(list(read_hierarchy(tmp_path / "bert-onnx")))
     assert re.search(rf"model\.onnx +[\d.]+ [kM]B +{nodes} +\d+ +\d+ +scope \d+, ", row)
-    status = {line.split()[0]: line.split()[1] for line in lines if "ExecutionProvider" in line}
+    status = {line.split()[0]: line.split()[1] for line in lines if "ExecutionProvider  " in line}
     assert status["CPUExecutionProvider"] == "ok"
     assert len(status) == 3
     assert any(line.startswith("PyTorch") and " ok " in line for line in lines)

@@ -168,7 +168,7 @@ def test_the_real_sample_model(sample: Path, tmp_path: Path) -> None:
         assert report.ok, report
         assert (report.library, report.ort_class) == (library, ort_class)
         assert check(report, "dimensions").message == "65 parameters"
-        assert check(report, "tokenizer").message == "30522 tokens for 30522 embeddings"
+        assert check(report, "tokenizer").message == "30,522 tokens for 30,522 embeddings"
 
 
 @pytest.mark.parametrize(
