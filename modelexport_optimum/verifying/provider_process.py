@@ -63,6 +63,11 @@ class Outcome:
     log: str
 
 
+def start_importing() -> None:
+    """Start a server, so that its imports go on while something else is done."""
+    _waiting.append(_waiting_server() or _Server())
+
+
 def run_in_child(plan: RunPlan, provider: str, seconds: float) -> Outcome:
     """Run on a provider in another process.
 

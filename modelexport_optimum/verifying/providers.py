@@ -22,7 +22,7 @@ from modelexport_optimum.verifying.ort_messages import (
     named_node,
     tag_of,
 )
-from modelexport_optimum.verifying.provider_process import Outcome, run_in_child
+from modelexport_optimum.verifying.provider_process import Outcome, run_in_child, start_importing
 from modelexport_optimum.verifying.running import (
     COMPARING,
     CPU,
@@ -158,7 +158,10 @@ def check_providers(
 
     available = onnxruntime.get_available_providers()
     check = _Check(exported, loader)
-    if not exported.unreadable and any(name in available for name in names):
+    present = {name for name in names if name in available}
+    if present and not exported.unreadable:
+        if present - {CPU}:
+            start_importing()
         check.begin()
     results = []
     for name in names:
