@@ -7,8 +7,6 @@ this file knows no other.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -56,7 +54,8 @@ class InvalidModelError(ModelExportError):
 
 
 _MAX_LINE = 400
-"""Characters of ONNX Runtime's messages: some list a graph's nodes."""
+"""Characters of another library's message that are shown: some list the nodes of a graph, or every
+architecture that there is. `--verbose` shows the rest, and the log of a batch has it."""
 
 # --- Words for an error ---------------------------------------------------------------------------
 
@@ -69,26 +68,8 @@ def one_line(text: object) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its class when it says nothing."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def told_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Says of what the system refuses which file it is about, whoever asked for it.
-
-    Args:
-        path: What the block works on, for an error that names no file.
-
-    Raises:
-        ModelExportError: instead of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or os.fspath(path)
-        raise ModelExportError(
-            f"cannot read or write {where}: {error.strerror or error}"
-        ) from error
+    lines = (line.strip() for line in text.splitlines() if line.strip())
+    return _shortened(next(lines, type(error).__name__))
 
 
 def in_one_line(error: BaseException) -> str:
@@ -99,21 +80,24 @@ def in_one_line(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         message = f"{where}{error.strerror or error}"
     else:
-        message = f"{type(error).__name__}: {error} (unexpected: please report it with --verbose)"
+        said = _shortened(one_line(error))
+        message = f"{type(error).__name__}: {said} (unexpected: please report it with --verbose)"
     return one_line(message)
 
 
 def onnxruntime_line(text: object) -> str:
-    """What ONNX Runtime says, on one line, without the status and the places in its sources.
-
-    What went wrong stands at the end of its messages, so of a long one the middle is left out.
-    """
+    """What ONNX Runtime says, on one line, without the status and the places in its sources."""
     said = _without_places(_STATUS.split(str(text))[-1])
     said = re.sub(r"(Exception[\w ]*: )\1+", r"\1", one_line(said))
-    if len(said) > _MAX_LINE:
-        half = _MAX_LINE // 2
-        said = f"{said[:half].rstrip()} ... {said[-half:].lstrip()}"
-    return said
+    return _shortened(said)
+
+
+def _shortened(line: str) -> str:
+    """Leave out the middle of a long message: often its end says what went wrong."""
+    if len(line) <= _MAX_LINE:
+        return line
+    half = _MAX_LINE // 2
+    return f"{line[:half].rstrip()} ... {line[-half:].lstrip()}"
 
 
 def _without_places(text: str) -> str:

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from modelexport_optimum import batch, read_hierarchy
 from modelexport_optimum.batches import run as batch_module
+from modelexport_optimum.batches import scheduler
 from modelexport_optimum.batches.jobs import Done, Job, Stage
 from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.batches.results import Results, only_batch
@@ -138,7 +139,7 @@ def mixed(
         shutil.copytree(model_directory("bert"), place / "truncated")
         weights = place / "truncated" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
-        patch.setattr(batch_module, "_GRACE_SECONDS", 1)
+        patch.setattr(scheduler, "_GRACE_SECONDS", 1)
         lines = [
             f"{model_directory('bert')} --provider cpu",
             f"killer {CUSTOM}",
@@ -650,7 +651,7 @@ def test_signals(place: Path, model: Callable[..., Path], model_directory: Model
     started = time.monotonic()
     twice.signal(signal.SIGINT)
     twice.process.wait(240)
-    assert time.monotonic() - started < batch_module._GRACE_SECONDS / 2
+    assert time.monotonic() - started < scheduler._GRACE_SECONDS / 2
     to_all.until_loading("hangs")
     to_all.signal(signal.SIGTERM)
     ignored.until_loading("waits")

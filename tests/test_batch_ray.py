@@ -21,6 +21,7 @@ import pytest
 from modelexport_optimum import read_hierarchy
 from modelexport_optimum.batches import ray_cluster as cluster
 from modelexport_optimum.batches import run as batch_module
+from modelexport_optimum.batches import scheduler
 from modelexport_optimum.batches.jobs import Job, Watcher
 from modelexport_optimum.errors import ModelExportError, UsageError
 
@@ -136,7 +137,7 @@ class Recorder(Watcher):
     def __init__(self) -> None:
         self.stages: dict[str, list[str]] = {}
 
-    def running(self, event: Stage) -> None:
+    def stage_began(self, event: Stage) -> None:
         self.stages.setdefault(event.job.output.name, []).append(event.name)
 
 
@@ -148,7 +149,7 @@ def test_a_job_that_kills_and_one_that_hangs_cost_themselves_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batch_module, "_GRACE_SECONDS", 1)
+    monkeypatch.setattr(scheduler, "_GRACE_SECONDS", 1)
     custom(model_directory("custom-code"), tmp_path / "killer", KILLS)
     custom(model_directory("custom-code"), tmp_path / "hangs", HANGS)
     lines = [
@@ -264,7 +265,7 @@ def test_an_output_that_is_on_a_disk_of_its_own_is_told(tmp_path: Path) -> None:
 
 
 def test_a_node_with_another_version_is_told(tmp_path: Path) -> None:
-    record = cluster._run(1, Job(1, "bert", tmp_path), None, str(tmp_path), "0.0.1")
+    record = cluster._run_on_node(1, Job(1, "bert", tmp_path), None, str(tmp_path), "0.0.1")
     assert record["status"] == "failed"
     assert "is 0.0.1 here" in record["error"]
 

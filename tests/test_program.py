@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from modelexport_optimum import export
+from modelexport_optimum import errors, export
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.exporting import tasks
 
@@ -214,12 +214,12 @@ def test_modules_are_completed_from_the_file(exported: Path, tmp_path: Path) -> 
 
 def test_completing_modules_is_quick(exported: Path) -> None:
     code = (
-        "import sys, time; started = time.perf_counter()\n"
+        "import sys, time\n"
         "from modelexport_optimum.cli.main import app\n"
         "try: app(prog_name='modelexport-optimum')\n"
         "except SystemExit: pass\n"
         "heavy = [m for m in ('torch', 'transformers', 'onnxruntime') if m in sys.modules]\n"
-        "print(heavy, time.perf_counter() - started, file=sys.stderr)"
+        "print(heavy, time.process_time(), file=sys.stderr)"
     )
     environment = {
         "_MODELEXPORT_OPTIMUM_COMPLETE": "complete_bash",
@@ -232,7 +232,7 @@ def test_completing_modules_is_quick(exported: Path) -> None:
     assert "bert.encoder" in done.stdout.split()
     heavy, _, seconds = done.stderr.strip().rpartition(" ")
     assert heavy == "[]"
-    assert float(seconds) < 5
+    assert float(seconds) < 3  # of the processor: the machine may be busy
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------
@@ -254,3 +254,15 @@ def test_export_that_is_stopped_says_what_was_kept(
         "stopped: nothing was written or replaced; the same command starts again"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+# --- Messages -------------------------------------------------------------------------------------
+
+
+def test_messages_of_other_libraries_are_short() -> None:
+    names = ", ".join(f"architecture-{number}" for number in range(500))
+    error = ValueError(f"Unrecognized model. It should be one of {names}\nand more")
+    for line in (errors.first_line(error), errors.in_one_line(error)):
+        assert "Unrecognized model. It should be one of architecture-0, " in line
+        assert " ... " in line
+        assert len(line) < 500

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from modelexport_optimum.cli import view_commands
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.hierarchy import example_inputs as inputs
+from modelexport_optimum.hierarchy import run_inputs as inputs
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.profile import WARM_UP, FileProfile, profile
 from modelexport_optimum.hierarchy.tagged_model import read_tagged

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from selenium.webdriver import Chrome
 
-    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedNode
+    from modelexport_optimum.hierarchy.tagged_model import TaggedModule, TaggedNode
 
 LAYERS = r"layer count\s+(\d+)"
 """As Model Explorer says how many modules it shows."""
@@ -79,11 +79,11 @@ def test_model_explorer_groups_the_nodes_by_module(
     }
 
 
-def chain(module: Module | None) -> list[Module]:
+def chain(module: TaggedModule | None) -> list[TaggedModule]:
     return [] if module is None else [*chain(module.parent), module]
 
 
-def qualified(node: TaggedNode, module: Module) -> str:
+def qualified(node: TaggedNode, module: TaggedModule) -> str:
     metadata = dict(node.node.metadata)
     (name,) = (
         part.partition(": ")[2]

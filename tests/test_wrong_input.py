@@ -101,6 +101,15 @@ def test_directory_without_config(place: Path) -> None:
     assert line == "model bert has no config.json: give the directory that save_pretrained wrote"
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"hidden_size": 32}'])
+def test_config_that_names_no_model(place: Path, content: str) -> None:
+    (place / "bert" / "config.json").write_text(content)
+    (place / "bert").rename(place / "empty")  # transformers would find "mpt" in this name
+    status, line = refused(place, "empty", "--task", "fill-mask")
+    assert status == 1
+    assert line.startswith("model empty: config.json has no model_type, by which")
+
+
 def test_config_that_is_no_json(place: Path) -> None:
     (place / "bert" / "config.json").write_text('{"model_type": "be')
     status, line = refused(place, "bert", "--task", "fill-mask")

@@ -1,6 +1,6 @@
-"""What a batch is made of: a job, what is heard of it, who runs it, who watches.
+"""What a batch is made of: a job, the events of one, the interface of a runner, and a watcher.
 
-Data alone. The local pool and Ray are two runners, and a batch does not know which it has.
+Data alone. The local pool and Ray are two runners, and a batch does not know which one it has.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Job:
 
     @property
     def pending(self) -> Path | None:
-        """The file that has the record while the output is published.
+        """The file that has the record until results.jsonl has it.
 
-        A batch that is killed between that and results.jsonl is told by it.
+        By it the next batch knows of an output that was published just before this one died.
         """
         return None if self.log is None else self.log.with_suffix(".pending")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A job runs, and this stage of it has begun.
+    """A stage of a job has begun.
 
     Attributes:
-        job: which.
-        worker: what runs it, for the eye.
+        job: the job.
+        worker: the name of the process that runs it, for people.
         name: "start" when the job is taken up, then the stages of `export()`; "waiting" when
             its process died and it will be taken up again.
     """
@@ -62,11 +62,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Done:
-    """A job ended by itself, well or not.
+    """A job has ended by itself, well or not.
 
     Attributes:
-        job: which.
-        record: what `worker.convert` found, as JSON can carry it.
+        job: the job.
+        record: what `worker.run_job` returned.
     """
 
     job: Job
@@ -75,11 +75,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """A job ended with its process.
+    """A job has ended with its process.
 
     Attributes:
-        job: which.
-        reason: one line: what became of the process.
+        job: the job.
+        reason: what became of the process, in one line.
     """
 
     job: Job
@@ -87,44 +87,44 @@ class Lost:
 
 
 class Runner(Protocol):
-    """Runs jobs in other processes, some at a time.
+    """Runs jobs in other processes, several at a time.
 
-    A job that was started is heard of in `Stage`s, and last in one `Done` or `Lost`.
+    The events of a job that was started are any number of `Stage`, then one `Done` or `Lost`.
     """
 
     def has_room(self) -> bool:
-        """Whether `start` may be called."""
+        """Tell whether `start` may be called."""
 
     def start(self, job: Job) -> None:
-        """Take up a job; returns at once."""
+        """Take up a job, and return at once."""
 
     def wait(self, seconds: float) -> Sequence[Stage | Done | Lost]:
-        """What happened, waiting for it no longer than this."""
+        """Return the events since the last call, after this many seconds at most."""
 
     def cancel(self, job: Job, *, force: bool) -> None:
-        """End a job that was started: in an orderly way, or by force at once.
+        """End a job that was started: in an orderly way, or at once by force.
 
-        A `Lost` follows, unless the job ended by itself before.
+        `Lost` is its last event, unless it ended by itself before.
         """
 
     def close(self) -> None:
-        """End what is left, by force, and give back everything."""
+        """End by force what still runs, and release everything."""
 
 
 class Watcher:
-    """Is told how a batch goes on; this one says nothing."""
+    """Is called as a batch goes on. This one does nothing: derive from it what you need."""
 
     def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
-        """What will be run, how many were done before, and by how many workers if known."""
+        """Jobs will be run, besides those done before, by so many workers if that is known."""
 
-    def running(self, event: Stage) -> None:
-        """A job is in another stage."""
+    def stage_began(self, event: Stage) -> None:
+        """A stage of a job has begun."""
 
     def finished(self, job: Job, record: dict[str, Any]) -> None:
         """A job has ended."""
 
     def stopping(self, reason: str) -> None:
-        """What runs is being ended."""
+        """The jobs that run are being ended, for this reason."""
 
     def warned(self, message: str) -> None:
-        """Something is wrong that ends no job."""
+        """Something went wrong that ends no job."""

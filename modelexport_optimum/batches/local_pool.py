@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job
 
 _GRACE_SECONDS = 10
-"""What a worker has to clean up in when the batch is gone."""
+"""Time for a worker to clean up after its batch has died, before it ends itself by force."""
 
 _KILL_SECONDS = 1
-"""What processes that are killed have to be gone in."""
+"""Time for processes that were killed to be gone."""
 
-_GROWTH = 512 * 2**20
-"""Bytes that a worker may hold after a job above what it held after its first; one that holds
-more is replaced, which costs a fork. Libraries that a job is the first to use stay in memory,
-and take less than this."""
+_MAX_GROWTH = 512 * 2**20
+"""Bytes that a worker may hold after a job above what it held after its first. One that holds
+more is replaced, which costs a fork. Libraries that a later job is the first to use stay in
+memory, and take less than this."""
 
 
 def available_cores() -> int:
-    """The processor cores that this process may use."""
+    """Count the processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -50,6 +50,15 @@ def available_cores() -> int:
 
 @dataclass
 class _Worker:
+    """A worker process.
+
+    Attributes:
+        process: multiprocessing's.
+        pipe: jobs go in; names of stages and records come out.
+        job: what it runs, if anything.
+        memory: bytes that it held after its first job; 0 before.
+    """
+
     process: Any
     pipe: Connection
     job: Job | None = None
@@ -88,7 +97,7 @@ class LocalPool:
         first.join()
 
     def has_room(self) -> bool:
-        """Whether a worker is free, or may be started."""
+        """Tell whether a worker is free, or may be started."""
         busy = sum(worker.job is not None for worker in self._workers)
         return not self._importing.is_alive() and busy < self._size
 
@@ -111,39 +120,41 @@ class LocalPool:
         return worker
 
     def wait(self, seconds: float) -> Sequence[Stage | Done | Lost]:
-        """What the workers say, and which of them are gone."""
+        """Return what the workers report, and which of them have ended."""
         if self._importing.is_alive():
             self._importing.join(seconds)
             return []
         pipes = [worker.pipe for worker in self._workers]
-        # A process that a worker started may hold the pipe open when the worker is gone.
+        # A process that a worker started may hold the pipe open after the worker has ended.
         sentinels = [worker.process.sentinel for worker in self._workers]
         ready = connection.wait([*pipes, *sentinels], seconds)
         events: list[Stage | Done | Lost] = []
         for worker in list(self._workers):
             if worker.pipe in ready:
-                events += self._listen(worker)
+                events += self._receive(worker)
             elif worker.process.sentinel in ready and not worker.pipe.poll():
-                events += self._bury(worker)
+                events += self._remove_dead(worker)
         return events
 
-    def _listen(self, worker: _Worker) -> list[Stage | Done | Lost]:
+    def _receive(self, worker: _Worker) -> list[Stage | Done | Lost]:
+        """Read one message of a worker, or notice that it has ended."""
         try:
-            said = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, OSError):
-            return [*self._bury(worker)]
+            return [*self._remove_dead(worker)]
         job = worker.job
         if job is None:
-            raise AssertionError(f"{worker.name} speaks of no job: {said}")
-        if isinstance(said, str):
-            return [Stage(job, worker.name, said)]
+            raise AssertionError(f"{worker.name} has no job, and sent {message}")
+        if isinstance(message, str):
+            return [Stage(job, worker.name, message)]
         worker.job = None
-        worker.memory = worker.memory or said["memory"]
-        if said["memory"] > worker.memory + _GROWTH:
+        worker.memory = worker.memory or message["memory"]
+        if message["memory"] > worker.memory + _MAX_GROWTH:
             self._dismiss(worker)
-        return [Done(job, {**said, "worker": worker.name})]
+        return [Done(job, {**message, "worker": worker.name})]
 
-    def _bury(self, worker: _Worker) -> list[Lost]:
+    def _remove_dead(self, worker: _Worker) -> list[Lost]:
+        """Forget a worker that has ended, and kill what it started; its job is lost."""
         worker.process.join()
         _kill_group(worker)
         worker.pipe.close()
@@ -151,7 +162,8 @@ class LocalPool:
         return [] if worker.job is None else [Lost(worker.job, ending(worker.process.exitcode))]
 
     def _dismiss(self, worker: _Worker) -> None:
-        worker.pipe.close()  # it ends when there is nothing more to read
+        """Let a worker end, which it does when its pipe is closed."""
+        worker.pipe.close()
         self._workers.remove(worker)
 
     def cancel(self, job: Job, *, force: bool) -> None:
@@ -165,7 +177,7 @@ class LocalPool:
                     worker.process.terminate()
 
     def close(self) -> None:
-        """Kill what works still, and let the others end."""
+        """Kill the workers that have a job, and let the others end."""
         for worker in list(self._workers):
             if worker.job is not None:
                 _kill_group(worker)
@@ -177,7 +189,7 @@ class LocalPool:
 
 
 def _kill_group(worker: _Worker) -> None:
-    """Kill what a worker started, which may hold the lock of an output, and outlive it."""
+    """Kill the processes that a worker started: they may outlive it, and hold an output's lock."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.process.pid, signal.SIGKILL)
         deadline = time.monotonic() + _KILL_SECONDS
@@ -188,9 +200,9 @@ def _kill_group(worker: _Worker) -> None:
 
 @contextlib.contextmanager
 def _environment(threads: int) -> Iterator[None]:
-    """For the server: its libraries must not start threads, nor a driver of CUDA.
+    """Set the environment of the fork server: its libraries start no threads and no CUDA driver.
 
-    A process that is forked has neither.
+    A process that is forked from one that has them cannot use them.
     """
     settings = {
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
@@ -211,9 +223,10 @@ def _environment(threads: int) -> Iterator[None]:
 
 
 def _work(pipe: Connection, threads: int, directory: Path) -> None:
-    """What a worker does as long as it lives: a job, its record, the next."""
+    """Run jobs as they come through the pipe, in a worker process, until it is closed."""
     os.setpgid(0, 0)
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, for the batch, which tells us
+    # A terminal sends these to all its processes. The batch ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_batch, daemon=True).start()
     from modelexport_optimum.batches import worker
@@ -226,12 +239,12 @@ def _work(pipe: Connection, threads: int, directory: Path) -> None:
         except EOFError:
             return
         pipe.send("start")
-        record = worker.convert(job, pipe.send, threads)
+        record = worker.run_job(job, pipe.send, threads)
         pipe.send({**record, "memory": worker.release_memory()})
 
 
 def _end_with_batch() -> None:
-    """A batch that is killed must not leave workers behind."""
+    """End this worker when its batch has died, in an orderly way or else by force."""
     batch = multiprocessing.parent_process()
     assert batch is not None
     batch.join()

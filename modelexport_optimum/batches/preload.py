@@ -1,6 +1,6 @@
-"""What the local pool's workers have in common: importing this is all the imports.
+"""Importing this module imports what every worker of the local pool needs.
 
-The pool's server imports it once, and every worker is a copy of that process.
+multiprocessing's fork server imports it once, and every worker is a copy of that process.
 """
 
 import gc
@@ -12,4 +12,4 @@ forget_current_directory()
 from modelexport_optimum.batches.worker import import_all  # noqa: E402 (without that directory)
 
 import_all()
-gc.freeze()  # the collector would touch, and so copy, what the workers share
+gc.freeze()  # else the collector writes to each object, and a page that is written is copied

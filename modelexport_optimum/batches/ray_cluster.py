@@ -1,7 +1,7 @@
-"""The runner on a Ray cluster: one task a job.
+"""The runner on a Ray cluster: one task for each job.
 
-It is Ray that schedules, retries and scales; this asks and listens. A node needs this package
-in the same version, the batch's directory at the same path, and its own access to the Hub.
+Ray schedules, retries and scales. A node needs this package in the same version, the batch's
+directory at the same path, and its own access to the Hub.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches import worker
 from modelexport_optimum.batches.jobs import Done, Lost, Stage
+from modelexport_optimum.batches.records import new_record
 from modelexport_optimum.errors import ModelExportError, UsageError, one_line
 from modelexport_optimum.system.import_path import forget_current_directory
+from modelexport_optimum.system.private_names import (
+    RAY_CURRENT_CLUSTER,
+    RAY_HIDE_GPUS,
+    RAY_OOM_RETRIES,
+)
 from modelexport_optimum.system.version import __version__
 
 if TYPE_CHECKING:
@@ -30,92 +36,126 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job
 
 _RETRIES = 1
-"""How often Ray runs a job again whose process or node died, which it counts alike. A model that
-takes its process down does so each time; to lose two nodes under one job is rare, and the next
-batch runs it."""
+"""How often Ray runs a job again whose process or node died; it counts both alike. A model that
+takes its process down does so each time. A job that loses two nodes is rare, and the next batch
+runs it."""
 
-_HIDE_GPUS = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}}
-"""Hides GPUs from jobs that ask for none, which Ray leaves to us. To Ray, workers with another
-environment are others: no job with a GPU gets one in which PyTorch found none before."""
+_HIDE_GPUS = {"env_vars": {RAY_HIDE_GPUS: "1"}}
+"""The environment of jobs that ask for no GPU, in which they see none. Ray keeps worker processes
+of different environments apart: no job with a GPU gets a process in which PyTorch found none."""
 
-_MOST_CALLS = 100_000
-"""At a time, of the ear's: two for each job that runs."""
+_MAX_CALLS = 100_000
+"""Maximum number of concurrent calls to the event actor: two per running job."""
 
 _CONNECT_SECONDS = 10
-"""Ray itself goes on for minutes to try an address where nobody listens."""
+"""Time for a cluster to answer. Ray itself tries for minutes where nothing listens."""
 
 _END_SECONDS = 5
-"""What killed processes have to be gone in, before their outputs are cleaned up."""
+"""Time for processes that were killed to be gone, before their outputs are cleaned up."""
 
 _LOOK_SECONDS = 5
-"""Between two looks at the nodes."""
+"""Time between two looks at the nodes."""
 
 _AUTOSCALER_SECONDS = 600
-"""What a cluster has to add a node for jobs that none can run, when nothing else runs. It was
-asked for one when the batch began: all jobs are in Ray's queue from then on."""
+"""Time for a cluster to add a node for jobs that no node can run, when nothing else runs. All
+jobs are in Ray's queue from the beginning of the batch, so that it knows what is asked for."""
 
 
-class _Ear:
-    """An actor on the batch's node: hears the tasks, and the batch listens to it."""
+class _Events:
+    """The event actor, on the batch's node: tasks report stages to it, and the batch reads them."""
 
     def __init__(self) -> None:
-        self._heard: asyncio.Queue[tuple[int, str, str]] = asyncio.Queue()
+        self._stages: asyncio.Queue[tuple[int, str, str]] = asyncio.Queue()
 
-    async def tell(self, number: int, name: str, stage: str) -> None:
-        self._heard.put_nowait((number, name, stage))
+    async def report(self, number: int, name: str, stage: str) -> None:
+        """Take a stage of a task that runs in the process of this name."""
+        self._stages.put_nowait((number, name, stage))
 
-    async def listen(self) -> list[tuple[int, str, str]]:
-        heard = [await self._heard.get()]
-        while not self._heard.empty():
-            heard.append(self._heard.get_nowait())
-        return heard
+    async def next_stages(self) -> list[tuple[int, str, str]]:
+        """Wait for a stage, and return it with all that have come since the last call."""
+        stages = [await self._stages.get()]
+        while not self._stages.empty():
+            stages.append(self._stages.get_nowait())
+        return stages
 
-    async def live(self) -> None:
-        """Never ends. Its result is its caller's, and lost when that process dies."""
+    async def never(self) -> None:
+        """Never end. The result belongs to the process that calls, and is lost when that dies."""
         await asyncio.Event().wait()
 
-    async def attend(self, number: int, name: str, life: list[Any]) -> None:
-        """Notice that a task's process died, which Ray tells nobody while it has retries left."""
+    async def report_death(self, number: int, name: str, alive: list[Any]) -> None:
+        """Report when the process of a task dies, which Ray does not while it has retries left.
+
+        Args:
+            number: the task's.
+            name: the process's.
+            alive: the result of `never` that the process owns. It is in a list, for Ray waits for
+                a result that is an argument itself.
+        """
         from ray.exceptions import OwnerDiedError, RayError
 
         try:
-            await life[0]
+            await alive[0]
         except OwnerDiedError:
-            await self.tell(number, name, "waiting")
-        except RayError:  # cancelled, as the task has ended
+            await self.report(number, name, "waiting")
+        except RayError:  # it was cancelled, since the task has ended
             pass
 
 
-def _run(number: int, job: Job, ear: Any, directory: str, version: str) -> dict[str, Any]:  # noqa: ANN401
-    """The task, on whatever node."""
+def _run_on_node(
+    number: int,
+    job: Job,
+    events: Any,  # noqa: ANN401 (Ray's handle of the actor)
+    directory: str,
+    version: str,
+) -> dict[str, Any]:
+    """Run a job as a task of Ray, on whatever node.
+
+    Args:
+        number: the task's.
+        job: what to run.
+        events: the event actor.
+        directory: the batch's current directory.
+        version: the batch's version of this package.
+
+    Returns:
+        The record.
+    """
     import ray
 
     name = f"{socket.gethostname()} {os.getpid()}"
     if version != __version__:
         error = f"modelexport-optimum is {version} here and {__version__} there: install one"
-        return {**worker.new_record(job), "worker": name, "error": error}
+        return {**new_record(job), "worker": name, "error": error}
     with contextlib.suppress(FileNotFoundError):  # a name on the Hub needs no directory
         os.chdir(directory)
     forget_current_directory()
     # Ray cancels by it, and a cluster that a shell started in its background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker.import_all()
-    life = ear.live.remote()
-    ear.attend.remote(number, name, [life])
-    ear.tell.remote(number, name, "start")
+    alive = events.never.remote()
+    events.report_death.remote(number, name, [alive])
+    events.report.remote(number, name, "start")
     try:
-        record = worker.convert(
+        record = worker.run_job(
             job,
-            lambda stage: ear.tell.remote(number, name, stage),
+            lambda stage: events.report.remote(number, name, stage),
             max(1, int(job.resources.num_cpus)),
         )
     finally:
-        ray.cancel(life)
+        ray.cancel(alive)
     return {**record, "worker": name, "memory": worker.release_memory()}
 
 
 @dataclass
 class _Task:
+    """A job that Ray has.
+
+    Attributes:
+        job: the job.
+        result: Ray's reference to its record.
+        worker: the process that runs it; None while it waits for one.
+    """
+
     job: Job
     result: Any
     worker: str | None = None
@@ -139,8 +179,8 @@ class RayCluster:
             ModelExportError: there is no such cluster.
             UsageError: Ray is not installed.
         """
-        # For ever, by default: what Ray's memory monitor kills is run again and killed again.
-        os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
+        # By default what Ray's memory monitor kills is run and killed again for ever.
+        os.environ.setdefault(RAY_OOM_RETRIES, str(_RETRIES))
         try:
             import ray
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -156,36 +196,36 @@ class RayCluster:
                     logging_level=logging.ERROR,
                 )
         except Exception as error:
-            raise ModelExportError(f"Ray cannot be used: {_said(error)}") from error
+            raise ModelExportError(f"Ray cannot be used: {_message(error)}") from error
         self._ray: Any = ray
-        self._run: Any = ray.remote(_run)
-        self._run_on_gpu: Any = ray.remote(max_calls=1)(_run)
-        # On this node, so that no other takes it along.
+        self._run: Any = ray.remote(_run_on_node)
+        self._run_on_gpu: Any = ray.remote(max_calls=1)(_run_on_node)
+        # The event actor is on this node, so that it is not lost with another.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(_Ear)
-        self._ear = actor.options(
+        actor: Any = ray.remote(_Events)
+        self._events = actor.options(
             num_cpus=0,
-            max_concurrency=_MOST_CALLS,
+            max_concurrency=_MAX_CALLS,
             max_restarts=-1,
             max_task_retries=-1,
             scheduling_strategy=here,
         ).remote()
-        self._heard = self._ear.listen.remote()
+        self._next_stages = self._events.next_stages.remote()
         self._tasks: dict[int, _Task] = {}
         self._refused: list[Done] = []
         self._number = 0
         self._patience = _AUTOSCALER_SECONDS if found else 0
-        self._looked = self._moved = time.monotonic()
+        self._last_look = self._last_progress = time.monotonic()
 
     def has_room(self) -> bool:
-        """Always: it is Ray that queues."""
+        """Tell that there is: Ray has a queue."""
         return True
 
     def start(self, job: Job) -> None:
         """Give a job to Ray."""
         run = self._run_on_gpu if job.resources.num_gpus else self._run
         self._number += 1
-        self._moved = time.monotonic()
+        self._last_progress = time.monotonic()
         try:
             result = run.options(
                 name=job.model,
@@ -195,42 +235,44 @@ class RayCluster:
                 max_retries=_RETRIES,
                 retry_exceptions=False,
                 runtime_env=None if job.resources.num_gpus else _HIDE_GPUS,
-            ).remote(self._number, job, self._ear, str(Path.cwd()), __version__)
+            ).remote(self._number, job, self._events, str(Path.cwd()), __version__)
         except ValueError as error:  # 1.5 GPUs, as an example
-            self._refused.append(_failed(job, f"Ray refuses what it asks for: {_said(error)}"))
+            self._refused.append(_failed(job, f"Ray refuses what it asks for: {_message(error)}"))
         else:
             self._tasks[self._number] = _Task(job, result)
 
     def wait(self, seconds: float) -> Sequence[Stage | Done | Lost]:
-        """What the tasks say, and which have ended."""
+        """Return what the tasks report, and which have ended."""
         numbers = {task.result: number for number, task in self._tasks.items()}
-        ready, _ = self._ray.wait([self._heard, *numbers], timeout=seconds)
+        ready, _ = self._ray.wait([self._next_stages, *numbers], timeout=seconds)
         events: list[Stage | Done | Lost] = [*self._refused]
         self._refused.clear()
-        if self._heard in ready:
-            events += self._listen()
+        if self._next_stages in ready:
+            events += self._receive()
         if numbers:
             ended, _ = self._ray.wait([*numbers], num_returns=len(numbers), timeout=0)
             events += [self._end(self._tasks.pop(numbers[result])) for result in ended]
         return [*events, *self._give_up()]
 
-    def _listen(self) -> list[Stage]:
+    def _receive(self) -> list[Stage]:
+        """Read the stages that the event actor has, and ask it for the next."""
         stages = []
-        for number, name, stage in self._ray.get(self._heard):
+        for number, name, stage in self._ray.get(self._next_stages):
             task = self._tasks.get(number)
             if task is None or (stage == "waiting" and task.worker != name):
-                continue  # it has ended, or runs again already
+                continue  # the task has ended, or runs again already
             if stage == "waiting":
                 task.worker = None
-            elif task.worker != name:  # Ray keeps no order
+            elif task.worker != name:  # "start" may come after later stages: Ray keeps no order
                 task.worker = name
                 stages.append(Stage(task.job, name, "start"))
             if stage != "start":
                 stages.append(Stage(task.job, name, stage))
-        self._heard = self._ear.listen.remote()
+        self._next_stages = self._events.next_stages.remote()
         return stages
 
     def _end(self, task: _Task) -> Done | Lost:
+        """Make the last event of a task that has ended."""
         job = task.job
         try:
             record = self._ray.get(task.result)
@@ -242,11 +284,11 @@ class RayCluster:
         return Done(job, record)
 
     def _give_up(self) -> list[Done]:
-        """The jobs that no node can run, when nothing else runs and no node is added."""
+        """End the jobs that no node can run, when nothing else runs and no node is added."""
         now = time.monotonic()
-        if now < self._looked + _LOOK_SECONDS:
+        if now < self._last_look + _LOOK_SECONDS:
             return []
-        self._looked = now
+        self._last_look = now
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         stuck = [
             number
@@ -254,8 +296,8 @@ class RayCluster:
             if task.worker is None and not any(_fits(task.job, node) for node in nodes)
         ]
         if len(stuck) < len(self._tasks):
-            self._moved = now
-        if now < self._moved + self._patience:
+            self._last_progress = now
+        if now < self._last_progress + self._patience:
             return []
         events = []
         for number in stuck:
@@ -273,18 +315,18 @@ class RayCluster:
                 self._ray.cancel(task.result, force=force)
 
     def close(self) -> None:
-        """Kill what runs still, and disconnect: a cluster that was started here ends, too."""
+        """Kill the tasks that run, and disconnect, which ends a cluster that was started here."""
         results = [task.result for task in self._tasks.values()]
         for result in results:
             self._ray.cancel(result, force=True)
-        if results:  # it is one when its process has gone
+        if results:  # Ray has the result of a task that was killed when its process is gone
             self._ray.wait(results, num_returns=len(results), timeout=_END_SECONDS)
         self._ray.shutdown()
 
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the handler that Ray puts its own in the place of, for as long as the process lives."""
+    """Restore the handler of SIGTERM, which `ray.init` replaces for the life of the process."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -294,10 +336,14 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _find(address: str | None) -> str:
-    """What `ray.init` will connect to, as its documentation has it; "" if it starts a cluster."""
+    """Tell what `ray.init` will connect to, by its documentation; "" if it will start a cluster.
+
+    Raises:
+        ModelExportError: nothing answers there.
+    """
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     if address == "auto":
-        last = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+        last = Path(os.environ.get("RAY_TMPDIR", "/tmp"), *RAY_CURRENT_CLUSTER)
         address = last.read_text(encoding="utf-8").strip() if last.is_file() else "local"
     if address == "local":
         return ""
@@ -327,7 +373,7 @@ def _fits(job: Job, node: dict[str, float]) -> bool:
 
 
 def _failed(job: Job, error: str) -> Done:
-    return Done(job, {**worker.new_record(job), "error": error})
+    return Done(job, {**new_record(job), "error": error})
 
 
 def _reason(error: Exception) -> str:
@@ -343,9 +389,9 @@ def _reason(error: Exception) -> str:
         return "its node died, as its process or node did before"
     if isinstance(error, exceptions.RayTaskError):  # of the task's traceback, the error
         return f"its node cannot run it: {str(error).strip().splitlines()[-1]}"
-    return f"Ray: {_said(error)}"
+    return f"Ray: {_message(error)}"
 
 
-def _said(error: Exception) -> str:
-    """What an error of Ray's says on one line; some say it in several arguments."""
+def _message(error: Exception) -> str:
+    """Put what an error of Ray's says on one line; some have it in several arguments."""
     return one_line(" ".join(map(str, error.args)) or error)

@@ -29,13 +29,14 @@ LOGS = "logs"
 _LOCK = ".batch.lock"
 
 _PATIENCE_SECONDS = 15
-"""The workers of a batch that was killed need some to notice it."""
+"""Time to wait for another batch's lock: the workers of one that was killed hold it until they
+notice."""
 
 _BEGINNING = b'{"model": '
-"""Of every line."""
+"""The first bytes of every line."""
 
 _ALWAYS = {"model", "output", "status", "made"}
-"""What every record has, and no other tool's results."""
+"""Keys that every record has, by which the file is known as ours."""
 
 Record = dict[str, Any]
 
@@ -63,8 +64,8 @@ class Results:
         *lines, last = content.split(b"\n")
         if not last.startswith(_BEGINNING[: len(last)]) or _parsed(last):
             lines.append(last)
-        # Else it has no end because the machine stopped while it was written, and is cut off
-        # by the next.
+        # Else the machine stopped while the last line was written, and the next record is
+        # written over it.
         self._size = len(content) - len(last)
         for number, line in enumerate(lines, 1):
             record = _parsed(line)
@@ -76,11 +77,11 @@ class Results:
             self._records[self._directory / record["output"]] = record
 
     def get(self, output: Path) -> Record | None:
-        """The last record of an output."""
+        """Return the last record of an output; None if there is none."""
         return self._records.get(output)
 
     def add(self, output: Path, record: Record) -> None:
-        """Write a record behind the others, and see it on the disk.
+        """Append a record, and flush it to the disk.
 
         Raises:
             ModelExportError: it cannot be written; the file is as it was.
@@ -105,7 +106,7 @@ class Results:
             raise ModelExportError(f"cannot write {self.path}: {error.strerror}") from error
 
     def compact(self) -> None:
-        """Leave one line for each output."""
+        """Write the file anew with one line for each output."""
         if not self.path.exists():
             return
         from modelexport_optimum.system.atomic_write import replacing
@@ -123,7 +124,7 @@ class Results:
 
 
 def _parsed(line: bytes) -> object:
-    """What a line says; None if it is not JSON."""
+    """Parse a line; None if it is not JSON."""
     try:
         return json.loads(line)
     except ValueError:
@@ -132,7 +133,7 @@ def _parsed(line: bytes) -> object:
 
 @contextlib.contextmanager
 def only_batch(directory: Path) -> Iterator[None]:
-    """Make the directory, and keep other batches out of it, if there are locks there.
+    """Make the directory, and keep other batches out of it where the file system has locks.
 
     Raises:
         ModelExportError: another batch writes there, or it cannot be made.
@@ -163,10 +164,10 @@ def only_batch(directory: Path) -> Iterator[None]:
 
 
 def hold(directory: Path) -> None:
-    """Keep batches out of a directory as long as this process lives, which works for one.
+    """Keep other batches out of a directory as long as this process, a worker of one, lives.
 
     Raises:
-        SystemExit: another batch has it already, and the one of this process is dead.
+        SystemExit: another batch has the directory, since the one of this process has died.
     """
     try:
         if lock(directory / _LOCK, shared=True) is None:

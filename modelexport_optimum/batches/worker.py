@@ -1,7 +1,7 @@
-"""One job of a batch, run in this process: export, and a record of it whatever happens.
+"""One job of a batch, run in this process: an export, and a record of it whatever happens.
 
-The local pool and Ray both run this. It ends the job, never the batch: only what ends the
-process is left for the runner to notice.
+The local pool and Ray both call `run_job`. An error ends the job and is in its record; what ends
+the process, the runner notices.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ import os
 import sys
 import time
 import traceback
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.batches.records import new_record, now, recipe, source_state
 from modelexport_optimum.errors import in_one_line
-from modelexport_optimum.export_run import HUB_OPTIONS, export, files_to_list
-from modelexport_optimum.exporting.options import ExportOptions
-from modelexport_optimum.exporting.source import state_of, state_of_directory
+from modelexport_optimum.export_run import export, files_to_list
+from modelexport_optimum.exporting.source import state_of_directory
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.streams import output_to
 from modelexport_optimum.system.text import visible
-from modelexport_optimum.system.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,13 +32,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job
     from modelexport_optimum.export_run import ExportResult
 
-_NOT_IN_THE_OUTPUT = {
-    *("overwrite", "cache_dir", "local_files_only", "force_download", "token", "use_subprocess")
-}
-"""Arguments of `export()` that do not change what is written."""
-
 _threads = 0
-"""What ONNX Runtime's sessions are limited to; 0 as long as they are not."""
+"""Maximum number of threads of a session of ONNX Runtime; 0 for no limit."""
 
 
 def import_all() -> None:
@@ -64,9 +57,10 @@ def _limit_threads(count: int) -> None:
 
 
 def _limit_sessions() -> None:
-    """ONNX Runtime has no setting for all sessions of a process.
+    """Let each new session of ONNX Runtime use `_threads` threads.
 
-    By default each starts a thread for every core of the machine.
+    By default a session starts a thread for every core of the machine, and ONNX Runtime has no
+    setting for all sessions of a process.
     """
     from onnxruntime import InferenceSession, SessionOptions
 
@@ -88,16 +82,20 @@ def _limit_sessions() -> None:
 
 
 def release_memory() -> int:
-    """Give back what the last model took; returns the bytes that the process still holds."""
+    """Give the memory of the last model back to the system.
+
+    Returns:
+        The bytes that the process still holds.
+    """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc keeps what was freed unless it is told
+    if trim is not None:  # glibc keeps freed memory until this is called
         trim(0)
     return resident_bytes()
 
 
 def resident_bytes() -> int:
-    """The memory of this process that is in RAM; 0 where the system does not tell."""
+    """Tell how much memory of this process is in RAM; 0 where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -105,13 +103,13 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def convert(job: Job, tell: Callable[[str], None], threads: int) -> dict[str, Any]:
-    """Run one job, with all that is printed in its log.
+def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict[str, Any]:
+    """Run one job, and write all that it prints to its log.
 
     Args:
         job: what to export. Its log is removed when all is well.
-        tell: called with the name of each stage that begins.
-        threads: what PyTorch and ONNX Runtime may use.
+        report_stage: called with the name of each stage that begins.
+        threads: maximum number of threads of PyTorch, and of each session of ONNX Runtime.
 
     Returns:
         The job's record: status "ok", "check-failed" (the files are written) or "failed".
@@ -122,7 +120,7 @@ def convert(job: Job, tell: Callable[[str], None], threads: int) -> dict[str, An
     def seconds() -> float:
         return round(time.perf_counter() - started, 3)
 
-    def note(result: ExportResult, staging: Path) -> None:
+    def write_pending(result: ExportResult, staging: Path) -> None:
         record.update(_described(result, staging), seconds=seconds(), finished=now())
         if record["status"] == "ok":
             record["log"] = None
@@ -132,15 +130,21 @@ def convert(job: Job, tell: Callable[[str], None], threads: int) -> dict[str, An
             with replacing(job.pending) as descriptor:
                 os.write(descriptor, json.dumps(record).encode())
 
-    def progress(stage: str, ended: float | None) -> None:
-        if ended is None:
-            tell(stage)
+    def progress(stage: str, seconds_taken: float | None) -> None:
+        if seconds_taken is None:  # it begins
+            report_stage(stage)
 
     try:
         with _logged(job):
             _limit_threads(threads)
             record["made"] = recipe(job, source_state(job))
-            export(job.model, job.output, progress=progress, before_publish=note, **job.arguments)
+            export(
+                job.model,
+                job.output,
+                progress=progress,
+                before_publish=write_pending,
+                **job.arguments,
+            )
     except Exception as error:
         known = {key: record[key] for key in ("started", "made")}
         record = {**new_record(job), **known, "error": in_one_line(error)}
@@ -149,61 +153,8 @@ def convert(job: Job, tell: Callable[[str], None], threads: int) -> dict[str, An
     return {**record, "seconds": seconds(), "finished": now()}
 
 
-def source_state(job: Job) -> str | None:
-    """What changes whenever the model of a job does: see `source.state_of`."""
-    hub = {key: job.arguments[key] for key in HUB_OPTIONS if key in job.arguments}
-    return state_of(job.model, output=job.output, **hub)
-
-
-def new_record(job: Job) -> dict[str, Any]:
-    """The record of a job of which nothing is known yet."""
-    return {
-        "model": job.model,
-        "task": job.arguments.get("task", "auto"),
-        "output": str(job.output),
-        "line": job.line,
-        "ok": False,
-        "status": "failed",
-        "error": None,
-        "exit_status": 1,
-        "warnings": [],
-        "log": None if job.log is None else str(job.log),
-        "node_count": None,
-        "module_count": None,
-        "bytes": None,
-        "seconds": None,
-        "providers": [],
-        "files": [],
-        "started": None,
-        "finished": None,
-        "made": recipe(job, None),
-    }
-
-
-def recipe(job: Job, source: str | None) -> dict[str, Any]:
-    """What decides what a job writes: another recipe is another export.
-
-    Args:
-        job: the job.
-        source: what `source.state_of` tells of its model.
-    """
-    defaults = ExportOptions().arguments()
-    options = {
-        name: value
-        for name, value in job.arguments.items()
-        if name not in _NOT_IN_THE_OUTPUT and value != defaults.get(name)
-    }
-    content = {"version": __version__, "source": source, "options": options}
-    read_back: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    return read_back
-
-
-def now() -> str:
-    """The time, as records have it."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
 def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
+    """The part of a record that says what was exported."""
     failed = [
         f"{check.name}: {check.message}"
         for check in result.verification.checks
@@ -238,7 +189,7 @@ def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _logged(job: Job) -> Iterator[None]:
-    """Send what is printed to the job's log, by C++ libraries and crashing processes, too."""
+    """Send what is printed to the job's log, also by C++ libraries and as the process crashes."""
     if job.log is None:
         yield
         return

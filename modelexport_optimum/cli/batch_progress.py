@@ -149,7 +149,7 @@ class _Bars(_Lines):
         super().planned(jobs, skipped, workers)
         self._bar = self._all.add_task("Import Optimum", total=len(jobs))
 
-    def running(self, event: Stage) -> None:
+    def stage_began(self, event: Stage) -> None:
         self._all.update(self._bar, description="Export")
         output = event.job.output
         if event.name == "start" and output in self._rows:  # again, after its worker died

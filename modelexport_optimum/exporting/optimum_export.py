@@ -28,6 +28,13 @@ from modelexport_optimum.exporting.options import check_conflicts
 from modelexport_optimum.exporting.source import Source, explain_hub_error
 from modelexport_optimum.exporting.tasks import check_task
 from modelexport_optimum.own_code import in_words, own_code_refused, pickled_code
+from modelexport_optimum.system.private_names import (
+    COMPARISON_WITH_PYTORCH,
+    DUMMY_SHAPES,
+    EXPORT_OF_LOADED_MODEL,
+    LIBRARY_OF_MODEL,
+    TOKENIZER_LOADER,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonWithPyTorch:
     """How the outputs of the exported model compare with PyTorch's.
 
     Attributes:
@@ -56,7 +63,7 @@ class Comparison:
 
 
 @dataclass
-class Exported:
+class ConvertedModel:
     """What Optimum exported.
 
     Attributes:
@@ -72,7 +79,9 @@ class Exported:
     library: str | None = None
     trees: list[ModuleTree] = field(default_factory=list)
     calls: list[Calls] = field(default_factory=list)
-    comparison: Comparison = Comparison("skipped", "Optimum did not compare with PyTorch")
+    comparison: ComparisonWithPyTorch = ComparisonWithPyTorch(
+        "skipped", "Optimum did not compare with PyTorch"
+    )
     warnings: list[str] = field(default_factory=list)
 
 
@@ -104,11 +113,10 @@ def optimum_imported(begin: Begin) -> Iterator[None]:
 def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> None:
     """Refuse what can be seen to be wrong before a model is loaded."""
     from optimum.exporters.onnx import main_export, onnx_export_from_model
-    from optimum.utils import DEFAULT_DUMMY_SHAPES
 
     function = onnx_export_from_model if in_memory else main_export
     # Both take any further name for the size of a dummy input, and ignore a wrong one.
-    known = {*inspect.signature(function).parameters, *DEFAULT_DUMMY_SHAPES}
+    known = {*inspect.signature(function).parameters, *DUMMY_SHAPES.get()}
     for name in options:
         if name not in known:
             raise UsageError(
@@ -122,13 +130,12 @@ def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> 
 
 def export_source(
     source: Source, directory: Path, task: str, options: Mapping[str, Any], begin: Begin
-) -> Exported:
+) -> ConvertedModel:
     """Let Optimum load a model and export it."""
-    from optimum.exporters.onnx import __main__ as exporter
     from optimum.exporters.onnx import main_export
     from optimum.exporters.tasks import TasksManager
 
-    exported = Exported(task, options.get("library_name"))
+    exported = ConvertedModel(task, options.get("library_name"))
     trust = bool(options.get("trust_remote_code"))
     if source.own_code:
         exported.warnings.append(f"the model has {in_words(source.own_code)}")
@@ -149,8 +156,8 @@ def export_source(
         _explained(source, options),
         own_code_refused(source.directory, trusted=trust),
         _random_weights_noted(exported),
-        _replaced(exporter, "AutoTokenizer", _TokenizerLoader(trust)),
-        _replaced(exporter, "onnx_export_from_model", export_loaded),
+        TOKENIZER_LOADER.replaced(_TokenizerLoader(trust)),
+        EXPORT_OF_LOADED_MODEL.replaced(export_loaded),
     ):
         if task == "auto" and source.directory is not None:
             subfolder = options.get("subfolder") or ""
@@ -184,10 +191,8 @@ def export_model(
     task: str,
     options: Mapping[str, Any],
     begin: Begin,
-) -> Exported:
+) -> ConvertedModel:
     """Let Optimum export a model in memory, and leave the model as it was."""
-    from optimum.exporters.tasks import TasksManager
-
     if preprocessors is None:
         preprocessors = []
     elif not isinstance(preprocessors, list | tuple):
@@ -202,11 +207,11 @@ def export_model(
     with (
         _explained(Source(type(model).__name__, None), options),
         _unchanged(model),
-        _replaced(TasksManager, "infer_library_from_model", infer_library),
+        LIBRARY_OF_MODEL.replaced(infer_library),
     ):
         if task == "auto":
             task = _task_of_model(model, library, directory, options)
-        exported = Exported(task, library)
+        exported = ConvertedModel(task, library)
         _export_loaded(
             exported,
             list(preprocessors),
@@ -225,7 +230,7 @@ _HUB_PLACES = ("revision", "cache_dir", "token", "local_files_only")
 
 
 def _export_loaded(
-    exported: Exported,
+    exported: ConvertedModel,
     preprocessors: Sequence[Any],
     begin: Begin,
     options: Mapping[str, Any],
@@ -247,7 +252,7 @@ def _export_loaded(
     exported.library = TasksManager.infer_library_from_model(model)
     exported.trees = model_trees(model)
 
-    validate = convert.validate_models_outputs
+    validate = COMPARISON_WITH_PYTORCH.get()
 
     def compare(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         begin("compare")
@@ -255,17 +260,21 @@ def _export_loaded(
             validate(*args, **kwargs)
         except (AtolError, OutputMatchError) as error:
             asked = options.get("atol") is not None
-            exported.comparison = Comparison("failed" if asked else "differs", one_line(error))
+            exported.comparison = ComparisonWithPyTorch(
+                "failed" if asked else "differs", one_line(error)
+            )
         except Exception as error:
-            exported.comparison = Comparison("failed", one_line(error))
+            exported.comparison = ComparisonWithPyTorch("failed", one_line(error))
         else:
             atol = kwargs.get("atol")
             within = "" if atol is None else f" within {atol:g}"
-            exported.comparison = Comparison("ok", f"the outputs equal PyTorch's{within}")
+            exported.comparison = ComparisonWithPyTorch(
+                "ok", f"the outputs equal PyTorch's{within}"
+            )
 
     begin("export")
     with (
-        _replaced(convert, "validate_models_outputs", compare),
+        COMPARISON_WITH_PYTORCH.replaced(compare),
         recorded_calls(model) as exported.calls,
     ):
         convert.onnx_export_from_model(
@@ -387,7 +396,7 @@ def _save_preprocessors(preprocessors: Sequence[Any], directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _random_weights_noted(exported: Exported) -> Iterator[None]:
+def _random_weights_noted(exported: ConvertedModel) -> Iterator[None]:
     """Keep the one warning of loading that must not get lost: weights that were made up."""
 
     class Handler(logging.Handler):
@@ -401,16 +410,6 @@ def _random_weights_noted(exported: Exported) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:  # noqa: ANN401
-    original = inspect.getattr_static(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes, first_line
 from modelexport_optimum.own_code import OwnCode, find_own_code, refuse_needed
+from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 
 CONFIGS = ("config.json", "model_index.json", "modules.json")
 """What a model directory has one of: transformers, diffusers, sentence-transformers."""
@@ -132,6 +134,31 @@ def _check_directory(directory: Path, subfolder: str) -> None:
         raise ModelExportError(
             f"model {place} has no config.json: give the directory that save_pretrained wrote"
         )
+    _check_config(place)
+
+
+def _check_config(place: Path) -> None:
+    """Refuse a config.json that does not say which model it is.
+
+    transformers guesses from the directory's name where there is no model_type: `empty` becomes
+    an mpt model (`AutoConfig.from_pretrained`).
+    """
+    path = place / CONFIGS[0]
+    if not path.is_file() or any((place / name).is_file() for name in CONFIGS[1:]):
+        return
+    try:
+        config = parse_json(path.read_bytes(), doubles=True)
+    except ValueError as error:
+        raise ModelExportError(
+            f"model {place}: config.json is not JSON ({first_line(error)}): "
+            "write it anew with save_pretrained"
+        ) from error
+    # timm's have an architecture instead.
+    if not isinstance(config, dict) or not config.keys() & {"model_type", "architecture"}:
+        raise ModelExportError(
+            f"model {place}: config.json has no model_type, by which the model would be known: "
+            "write it anew with save_pretrained"
+        )
 
 
 def _find_on_hub(
@@ -144,10 +171,9 @@ def _find_on_hub(
 ) -> Source:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
-        validate_repo_id(name)
+        CHECK_OF_REPOSITORY_NAME.get()(name)
     except HFValidationError as error:
         raise UsageError(
             f"model {name!r} is neither a directory nor a name on the Hub: check the spelling"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
-    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile, TaggedNode
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Node
 
 _ATTRIBUTE_NAME, _ATTRIBUTE_TENSOR, _ATTRIBUTE_DOC_STRING = 1, 5, 13
@@ -249,7 +249,9 @@ def _operator(node: Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
-def _diff_operators(a: Module, side_a: _Side, b: Module, side_b: _Side) -> Iterator[Change]:
+def _diff_operators(
+    a: TaggedModule, side_a: _Side, b: TaggedModule, side_b: _Side
+) -> Iterator[Change]:
     counts = [Counter(_operator(tagged.node) for tagged in module.nodes) for module in (a, b)]
     for operator in sorted({*counts[0], *counts[1]}):
         one, other = (count[operator] for count in counts)
@@ -260,7 +262,7 @@ def _diff_operators(a: Module, side_a: _Side, b: Module, side_b: _Side) -> Itera
 
 
 def _attributes(
-    module: Module, operator: str, side: _Side
+    module: TaggedModule, operator: str, side: _Side
 ) -> Counter[frozenset[tuple[str, bytes]]]:
     """What the attributes of a module's operators are, of one kind of operator."""
     opsets = side.file.model.opsets
@@ -309,7 +311,7 @@ def _defaults(op_type: str, version: int, domain: str) -> frozenset[tuple[str, b
 
 
 def _diff_parameters(
-    path: str, a: tuple[Module, _Side], b: tuple[Module, _Side]
+    path: str, a: tuple[TaggedModule, _Side], b: tuple[TaggedModule, _Side]
 ) -> Iterator[Change]:
     one, other = _own_tensors(a[0]), _own_tensors(b[0])
     # What is the same may have another name: the exporter numbers weights that it transposes.
@@ -334,7 +336,7 @@ def _diff_parameters(
         yield _parameter_change(path, None, tensor)
 
 
-def _own_tensors(module: Module) -> list[Tensor]:
+def _own_tensors(module: TaggedModule) -> list[Tensor]:
     return list({id(t): t for node in module.nodes for t in node.weights}.values())
 
 

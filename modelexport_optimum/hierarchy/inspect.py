@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Iterable, Sequence
 
-    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile, TaggedNode
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Tensor
 
 
@@ -61,7 +61,7 @@ class ModuleView(Displayed):
         share: Bytes in total as a part of the file's.
     """
 
-    module: Module
+    module: TaggedModule
     name: str
     level: int
     own: Amount

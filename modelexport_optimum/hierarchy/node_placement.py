@@ -15,7 +15,7 @@ from modelexport_optimum.onnx_file.skeleton import walk_graphs
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
     from modelexport_optimum.onnx_file.skeleton import Model, Node
 
 # ONNX Runtime names a convolution in its blocked layout after the value that it makes
@@ -51,16 +51,16 @@ class Places:
         there = {(node.name, node.op_type) for node in nodes}
         kept = (node.node for node in file.nodes if (node.name, node.op_type) in there)
         self._values.update(output for node in kept for output in node.outputs)
-        same: dict[tuple[str, str], list[Module | None]] = defaultdict(list)
+        same: dict[tuple[str, str], list[TaggedModule | None]] = defaultdict(list)
         for built in nodes:
             same[built.name, built.op_type].append(self._place(built))
         self._modules = {key: nearest_around(modules) for key, modules in same.items()}
 
-    def module(self, name: str, op_type: str) -> Module | None:
+    def module(self, name: str, op_type: str) -> TaggedModule | None:
         """The module of the nodes of that name and operator, if they have one."""
         return self._modules.get((name, op_type))
 
-    def _place(self, node: Node) -> Module | None:
+    def _place(self, node: Node) -> TaggedModule | None:
         # Its doc_string may be ONNX Runtime's own text, and even look like a tag.
         own = self._by_tag.get(node.doc_string.partition("\n")[0])
         if own is not None:
@@ -82,9 +82,9 @@ def _made(node: Node) -> list[str]:
     return [*node.outputs, *([value] if blocked else [])]
 
 
-def nearest_around(modules: Iterable[Module | None]) -> Module | None:
+def nearest_around(modules: Iterable[TaggedModule | None]) -> TaggedModule | None:
     """The nearest module that holds all of these; None if one is None, or there is none."""
-    common: list[Module] | None = None
+    common: list[TaggedModule] | None = None
     for module in modules:
         if module is None:
             return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
-from modelexport_optimum.hierarchy import example_inputs as inputs_of
+from modelexport_optimum.hierarchy import run_inputs as inputs_of
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 from modelexport_optimum.onnx_file.reader import read_model
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
 
-    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
     from modelexport_optimum.onnx_file.skeleton import Model
 
 # Runs before the measured ones: the first allocates memory, and some providers choose their
@@ -350,7 +350,7 @@ def _add_up(
             module = module.parent
     iterations = len(runs)
 
-    def rows(module: Module) -> Iterator[ModuleTime]:
+    def rows(module: TaggedModule) -> Iterator[ModuleTime]:
         path = module.path
         if path not in total:
             return

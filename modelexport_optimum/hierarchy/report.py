@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from modelexport_optimum.hierarchy.inspect import Amount
-    from modelexport_optimum.hierarchy.tagged_model import Module, TaggedFile
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
 
     # What `FileProfile.to_dict` gives.
     Times = Mapping[str, Any]
@@ -271,7 +271,7 @@ class _Slice(NamedTuple):
     text: str
 
 
-def _slice(module: Module, value: float, text: str) -> _Slice:
+def _slice(module: TaggedModule, value: float, text: str) -> _Slice:
     # A path after a slash: plotly takes an empty parent for none.
     key = f"/{module.path}"
     around = f"/{module.parent.path}" if module.parent is not None else ""

@@ -16,7 +16,7 @@ from modelexport_optimum.onnx_file.skeleton import Tensor, Value, walk_graphs
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from modelexport_optimum.hierarchy.tagged_model import Module, Read, TaggedFile
+    from modelexport_optimum.hierarchy.tagged_model import Read, TaggedFile, TaggedModule
 
 # They make other values each time: what a copy of one makes is another tensor.
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
@@ -51,7 +51,7 @@ class _Peer:
     reads: dict[str, Read | None] = field(default_factory=dict)
 
 
-def cut_out(file: TaggedFile, module: Module) -> Cut:
+def cut_out(file: TaggedFile, module: TaggedModule) -> Cut:
     """Find the part of a file that is a module.
 
     Raises:
@@ -78,7 +78,7 @@ def cut_out(file: TaggedFile, module: Module) -> Cut:
     return cut
 
 
-def _own_nodes(file: TaggedFile, module: Module) -> list[TaggedNode]:
+def _own_nodes(file: TaggedFile, module: TaggedModule) -> list[TaggedNode]:
     """The nodes of a module and of those inside it, without what other ones of them hold."""
     ids = {id(node) for node in module.walk_nodes()}
     # A node that holds nodes of the module and of no other one is the module's, although its
@@ -210,7 +210,7 @@ def _bounded(
 # How often a module ran
 
 
-def _runs(module: Module) -> int | None:
+def _runs(module: TaggedModule) -> int | None:
     """How often a module ran, None if neither names nor weights tell.
 
     The tracer counts the calls of a scope at its end: `attention`, `attention_1`. A module
@@ -240,7 +240,7 @@ def _runs(module: Module) -> int | None:
 
 def _runs_around(
     file: TaggedFile,
-    module: Module,
+    module: TaggedModule,
     runs: int,
     peers: Mapping[int, _Peer],
     taken: Collection[int],
@@ -265,11 +265,11 @@ def _runs_around(
     return _refusal(file, module, f"{why}: {returning}; {_advice(module)}")
 
 
-def _refusal(file: TaggedFile, module: Module, why: str) -> ModelExportError:
+def _refusal(file: TaggedFile, module: TaggedModule, why: str) -> ModelExportError:
     return ModelExportError(f"{module.path} cannot be cut out of {file.path}: {why}")
 
 
-def _advice(module: Module) -> str:
+def _advice(module: TaggedModule) -> str:
     for outer in module.around():
         if (_runs(outer) or 1) == 1 and outer.parent is not None:
             return f"{outer.path} around it runs once"

@@ -59,7 +59,7 @@ class TaggedNode(Displayed):
     graph: str
     holder: TaggedNode | None
     tag: str
-    module: Module | None
+    module: TaggedModule | None
     evidence: str
     reads: tuple[Read | None, ...]
 
@@ -95,7 +95,7 @@ Read: TypeAlias = Tensor | TaggedNode | Value
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Module(Displayed):
+class TaggedModule(Displayed):
     """One module that was called, as the tags tell.
 
     Attributes:
@@ -108,8 +108,8 @@ class Module(Displayed):
 
     path: str
     module_class: str
-    parent: Module | None
-    children: list[Module] = field(default_factory=list)
+    parent: TaggedModule | None
+    children: list[TaggedModule] = field(default_factory=list)
     nodes: list[TaggedNode] = field(default_factory=list)
 
     @property
@@ -124,13 +124,13 @@ class Module(Displayed):
         """How many modules are around it."""
         return sum(1 for _ in self.around())
 
-    def around(self) -> Iterator[Module]:
+    def around(self) -> Iterator[TaggedModule]:
         """Yield the modules around it, inner before outer."""
         if self.parent is not None:
             yield self.parent
             yield from self.parent.around()
 
-    def walk(self) -> Iterator[Module]:
+    def walk(self) -> Iterator[TaggedModule]:
         """Yield the module and all modules inside it, outer before inner."""
         stack = [self]
         while stack:
@@ -160,8 +160,8 @@ class TaggedFile(Displayed):
 
     path: Path
     model: Model
-    root: Module
-    modules: dict[str, Module]
+    root: TaggedModule
+    modules: dict[str, TaggedModule]
     nodes: list[TaggedNode]
     untagged: list[TaggedNode]
     initializers: list[Tensor]
@@ -294,11 +294,11 @@ class _Tree:
     """The modules that the tags name, while a file is read."""
 
     def __init__(self) -> None:
-        self._modules: dict[str, Module] = {}
+        self._modules: dict[str, TaggedModule] = {}
         # Of the many nodes of a module each spells the whole chain anew.
-        self._chains: dict[tuple[str, str], Module] = {}
+        self._chains: dict[tuple[str, str], TaggedModule] = {}
 
-    def module_of(self, node: Node, carried: carriers.Carried) -> Module | None:
+    def module_of(self, node: Node, carried: carriers.Carried) -> TaggedModule | None:
         metadata = dict(node.metadata) if carried.complete else {}
         key = (carried.tag, metadata.get(carriers.NAMESPACE, ""))
         module = self._chains.get(key)
@@ -307,12 +307,12 @@ class _Tree:
             if chain is None:
                 return None
             for path, name in chain:
-                module = self._modules.setdefault(path, Module(path, name, None))
+                module = self._modules.setdefault(path, TaggedModule(path, name, None))
             assert module is not None  # a tag names the root at least
             self._chains[key] = module
         return module
 
-    def link(self, nodes: list[TaggedNode]) -> dict[str, Module]:
+    def link(self, nodes: list[TaggedNode]) -> dict[str, TaggedModule]:
         """Put modules into their parents and nodes into their modules.
 
         Returns:
@@ -330,7 +330,7 @@ class _Tree:
                 node.module.nodes.append(node)
                 prepares = node.op_type in ("Constant", "Identity")
                 order = index + prepares * len(nodes)
-                around: Module | None = node.module
+                around: TaggedModule | None = node.module
                 while around is not None and order < ran.get(around.path, order + 1):
                     ran[around.path] = order
                     around = around.parent

@@ -20,6 +20,11 @@ from modelexport_optimum.own_code import (
     pickled_code,
     refuse_needed,
 )
+from modelexport_optimum.system.private_names import (
+    CLASS_OF_REMOTE_CODE,
+    EMPTY_WEIGHTS,
+    NO_INITIALIZATION,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -193,9 +198,7 @@ def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN
         model_class: A class of transformers or diffusers.
         config: Its configuration.
     """
-    from transformers.integrations.accelerate import init_empty_weights
-    from transformers.modeling_utils import no_init_weights
-
+    no_init_weights, init_empty_weights = NO_INITIALIZATION.get(), EMPTY_WEIGHTS.get()
     with no_init_weights(), init_empty_weights():
         if hasattr(model_class, "_from_config"):
             model = model_class._from_config(config)
@@ -262,14 +265,14 @@ def _transformers_candidates(
     directory: Path, described: dict[str, Any], trust_remote_code: bool
 ) -> list[Candidate]:
     import transformers
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     custom = described.get("auto_map", {})
     if custom and trust_remote_code:
         try:
             config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
+            class_of = CLASS_OF_REMOTE_CODE.get()
             return [
-                Candidate(get_class_from_dynamic_module(reference, directory), config)
+                Candidate(class_of(reference, directory), config)
                 for loader, reference in custom.items()
                 if loader.startswith("AutoModel")
             ]

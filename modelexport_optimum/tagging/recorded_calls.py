@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.system.private_names import IS_TRACING
 from modelexport_optimum.tagging.attribution import Labels, inside
 from modelexport_optimum.tagging.module_tree import ModuleTree
 
@@ -35,21 +36,21 @@ def recorded_calls(model: object) -> Iterator[list[Calls]]:
         A list that gains one entry for each traced graph.
     """
     import torch
-    from torch.jit._trace import is_tracing
     from torch.nn.modules.module import (
         register_module_forward_hook,
         register_module_forward_pre_hook,
     )
 
+    is_tracing = IS_TRACING.get()
     whole = model if isinstance(model, torch.nn.Module) else None
     recorder = _Recorder(whole)
 
     def enter(module: torch.nn.Module, _inputs: object) -> None:
-        if is_tracing():  # type: ignore[no-untyped-call]
+        if is_tracing():
             recorder.enter(module)
 
     def leave(_module: torch.nn.Module, _inputs: object, _output: object) -> None:
-        if is_tracing():  # type: ignore[no-untyped-call]
+        if is_tracing():
             recorder.leave()
 
     hooks = [

@@ -18,6 +18,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.input_use import conv_channels, table_rows
+from modelexport_optimum.system.private_names import DUMMY_SHAPES
 from modelexport_optimum.verifying.exported_files import configured, export_config
 
 if TYPE_CHECKING:
@@ -124,9 +125,7 @@ def _dummies(exported: Exported, names: list[str], *, encoder: bool) -> Arrays:
 
 def _shapes(exported: Exported) -> dict[str, int]:
     """The exporter's default shapes, but one of each, and no longer than the model takes."""
-    from optimum.utils import DEFAULT_DUMMY_SHAPES
-
-    shapes: dict[str, int] = {**DEFAULT_DUMMY_SHAPES, "batch_size": 1}
+    shapes: dict[str, int] = {**DUMMY_SHAPES.get(), "batch_size": 1}
     longest = configured(exported.config, "max_source_positions")
     if longest is not None:
         shapes["audio_sequence_length"] = min(shapes["audio_sequence_length"], longest)
@@ -186,8 +185,6 @@ def _without_padding(exported: Exported, tokens: NDArray[Any]) -> NDArray[Any]:
 
 def _size(exported: Exported, dim: int | str | None) -> int:
     """A size for an axis, the same wherever the axis has that name."""
-    from optimum.utils import DEFAULT_DUMMY_SHAPES
-
     if isinstance(dim, int):
         return dim
     if dim is None or dim.isdigit():
@@ -199,8 +196,8 @@ def _size(exported: Exported, dim: int | str | None) -> int:
     if "batch" in dim or "past" in dim:
         return 1
     known = configured(exported.config, "image_size" if dim in ("height", "width") else dim)
-    default = DEFAULT_DUMMY_SHAPES["sequence_length"]
-    return known or int(DEFAULT_DUMMY_SHAPES.get(dim, default))
+    default = DUMMY_SHAPES.get()["sequence_length"]
+    return known or int(DUMMY_SHAPES.get().get(dim, default))
 
 
 def as_array(value: Any) -> NDArray[Any]:  # noqa: ANN401

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.system.private_names import DIFFUSION_CLASS
 from modelexport_optimum.verifying.exported_files import has_common_outputs
 
 if TYPE_CHECKING:
@@ -43,10 +44,9 @@ def find_loader(exported: Exported) -> Loader:
         return Loader(None, "it is not known what the model is for")
     if exported.library == "diffusers":
         from optimum.onnxruntime import ORTDiffusionPipeline
-        from optimum.onnxruntime.modeling_diffusion import _get_ort_class
 
         name = exported.settings["_class_name"]
-        if _get_ort_class(name, throw_error_if_not_exist=False) is None:
+        if DIFFUSION_CLASS.get()(name, throw_error_if_not_exist=False) is None:
             return Loader(None, f"Optimum has no ONNX Runtime pipeline for {name}")
         return Loader(ORTDiffusionPipeline)
     found = _class_of_task(exported, task)

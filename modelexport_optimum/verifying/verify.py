@@ -16,7 +16,6 @@ from modelexport_optimum.errors import first_line
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.system.display import Displayed
-from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.verifying.exported_files import (
     compared_shapes,
     configured,
@@ -90,7 +89,6 @@ class VerifyReport(Displayed):
         return {"ok": self.ok, **asdict(self), "directory": str(self.directory)}
 
 
-@in_one_thread
 def verify(
     directory: str | os.PathLike[str],
     *,
@@ -318,11 +316,7 @@ def _check_tokenizers(exported: Exported) -> tuple[str, str]:
     found = []
     for folder in sorted({Path(file).parent.name for file in exported.graphs}):
         if folder.startswith("text_encoder"):
-            config = AutoConfig.from_pretrained(
-                exported.directory / folder,
-                trust_remote_code=exported.trust_remote_code,
-                local_files_only=True,
-            )
+            config = AutoConfig.from_pretrained(exported.directory / folder, local_files_only=True)
             size = configured(config, "vocab_size")
             tokenizer = folder.replace("text_encoder", "tokenizer")
             found.append(_check_tokenizer(exported, tokenizer, size))

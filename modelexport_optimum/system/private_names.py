@@ -1,0 +1,180 @@
+"""Names of other packages that we use and that they do not promise to keep, each with its reason.
+
+A name is looked up when it is used. `tests/test_private_names.py` says which of them the installed
+versions no longer have; whoever uses the package with such a version is told so in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class PrivateName:
+    """A name of another package.
+
+    Attributes:
+        package: the distribution that has it.
+        module: where it is imported from.
+        path: its name there, or that of a class and one of its attributes.
+        reason: what it is used for, and why nothing public will do.
+    """
+
+    package: str
+    module: str
+    path: str
+    reason: str
+
+    def get(self) -> Any:  # noqa: ANN401
+        """Look it up.
+
+        Raises:
+            ModelExportError: the installed version has it no longer.
+        """
+        owner, name = self._owner_and_name()
+        return getattr(owner, name)
+
+    @contextlib.contextmanager
+    def replaced(self, value: object) -> Iterator[None]:
+        """Put something else in its place for the block.
+
+        Raises:
+            ModelExportError: the installed version has it no longer.
+        """
+        owner, name = self._owner_and_name()
+        original = inspect.getattr_static(owner, name)
+        setattr(owner, name, value)
+        try:
+            yield
+        finally:
+            setattr(owner, name, original)
+
+    def _owner_and_name(self) -> tuple[Any, str]:
+        *outer, name = self.path.split(".")
+        try:
+            owner = importlib.import_module(self.module)
+            for part in outer:
+                owner = getattr(owner, part)
+            getattr(owner, name)
+        except (ModuleNotFoundError, AttributeError) as error:
+            version = importlib.metadata.version(self.package)
+            raise ModelExportError(
+                f"{self.package} {version} has no {self.module}.{self.path} any longer: install a "
+                "version that this package was tested with (constraints.txt)"
+            ) from error
+        return owner, name
+
+
+# --- Optimum --------------------------------------------------------------------------------------
+
+EXPORT_OF_LOADED_MODEL = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.__main__",
+    "onnx_export_from_model",
+    "`main_export` loads the model and calls this by its name in that module. Replaced, so that "
+    "the modules of the very model that is converted are known; main_export gives the model to "
+    "nobody.",
+)
+TOKENIZER_LOADER = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.__main__",
+    "AutoTokenizer",
+    "Where a text model has no padding token, `main_export` loads the tokenizer by this name in "
+    "that module, and does not pass `trust_remote_code` on. Replaced by one that does.",
+)
+COMPARISON_WITH_PYTORCH = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.convert",
+    "validate_models_outputs",
+    "Called at the end of a conversion, where its error would take the files away that are "
+    "written. Replaced, so that a failed comparison is a result and not the end.",
+)
+LIBRARY_OF_MODEL = PrivateName(
+    "optimum",
+    "optimum.exporters.tasks",
+    "TasksManager.infer_library_from_model",
+    "Tells the library of a model in memory by the module that defines its class, which is the "
+    "user's own for a class derived from one of transformers'. Replaced by what its bases tell.",
+)
+DUMMY_SHAPES = PrivateName(
+    "optimum",
+    "optimum.utils",
+    "DEFAULT_DUMMY_SHAPES",
+    "The names that the exporter takes for sizes of its example inputs. It ignores any other, so "
+    "that a mistyped one has to be refused here.",
+)
+DIFFUSION_CLASS = PrivateName(
+    "optimum-onnx",
+    "optimum.onnxruntime.modeling_diffusion",
+    "_get_ort_class",
+    "The class with which `ORTDiffusionPipeline` would load a pipeline, which is wanted before "
+    "it is loaded, to give its sessions options.",
+)
+
+# --- transformers ---------------------------------------------------------------------------------
+
+EMPTY_WEIGHTS = PrivateName(
+    "transformers",
+    "transformers.integrations.accelerate",
+    "init_empty_weights",
+    "Makes a model without memory for its weights as `from_pretrained` does; no public function "
+    "has it. Gone in transformers 5.",
+)
+NO_INITIALIZATION = PrivateName(
+    "transformers",
+    "transformers.modeling_utils",
+    "no_init_weights",
+    "Leaves out the random numbers of weights that nobody looks at, as `from_pretrained` does. In "
+    "`transformers.initialization` since transformers 5.",
+)
+CLASS_OF_REMOTE_CODE = PrivateName(
+    "transformers",
+    "transformers.dynamic_module_utils",
+    "get_class_from_dynamic_module",
+    "The class that a model's own code defines, where that code was trusted. `AutoModel` loads "
+    "weights with it.",
+)
+
+# --- PyTorch and the Hub --------------------------------------------------------------------------
+
+IS_TRACING = PrivateName(
+    "torch",
+    "torch.jit",
+    "is_tracing",
+    "Whether a call of a module is being traced. It is documented, but `torch.jit` does not "
+    "declare it among its own names.",
+)
+CHECK_OF_REPOSITORY_NAME = PrivateName(
+    "huggingface_hub",
+    "huggingface_hub.utils",
+    "validate_repo_id",
+    "What can be a name on the Hub. Functions that are documented check it only when they ask "
+    "the Hub.",
+)
+
+ALL = [name for name in tuple(globals().values()) if isinstance(name, PrivateName)]
+"""Every one, for the test."""
+
+# --- Ray: settings that its documentation does not have -------------------------------------------
+
+RAY_HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+"""Set to 1 in a task's environment, Ray hides the GPUs from a task that asks for none, which it
+otherwise leaves to us (`ray/_private/accelerators/accelerator.py`)."""
+
+RAY_OOM_RETRIES = "RAY_task_oom_retries"
+"""How often a task is run again that Ray's memory monitor killed: for ever, by default
+(`src/ray/common/ray_config_def.h`)."""
+
+RAY_CURRENT_CLUSTER = ("ray", "ray_current_cluster")
+"""The file below RAY_TMPDIR, or /tmp, that has the address of the cluster that was last started
+on this machine: `ray.init` reads it for the address "auto" (`ray/_common/utils.py`)."""

@@ -1,0 +1,64 @@
+"""The names of other packages that they do not promise to keep: which are gone is said at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system import private_names
+
+PACKAGE = Path(private_names.__file__).parent.parent
+
+
+def test_installed_versions_have_them_all() -> None:
+    gone = {}
+    for name in private_names.ALL:
+        try:
+            name.get()
+        except ModelExportError as error:
+            gone[f"{name.module}.{name.path}"] = str(error)
+    assert private_names.ALL
+    assert gone == {}
+
+
+def test_name_that_is_gone_is_told_with_the_package() -> None:
+    for module, path in (("optimum.utils", "Gone"), ("optimum.gone", "name")):
+        name = private_names.PrivateName("optimum", module, path, "a test")
+        with pytest.raises(ModelExportError, match=rf"^optimum \d.* has no {module}\.{path} any"):
+            name.get()
+
+
+def test_replaced_name_is_put_back() -> None:
+    name = private_names.LIBRARY_OF_MODEL
+    before = name.get()
+    with pytest.raises(ZeroDivisionError), name.replaced(staticmethod(lambda: "mine")):
+        assert name.get()() == "mine"
+        raise ZeroDivisionError
+    assert name.get() == before
+
+
+def test_no_other_file_imports_what_begins_with_an_underscore() -> None:
+    pattern = re.compile(
+        r"^\s*(from (?!modelexport)[\w.]+ import .*\b_[a-z]|from (?!__)[\w.]*\._[a-z])"
+    )
+    found = [
+        f"{file.relative_to(PACKAGE)}: {line.strip()}"
+        for file in PACKAGE.rglob("*.py")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if pattern.match(line)
+    ]
+    assert found == []
+
+
+def test_ray_reads_what_we_set() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray._common import utils
+    from ray._private.accelerators import accelerator
+
+    assert accelerator.RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO_ENV_VAR == private_names.RAY_HIDE_GPUS
+    assert utils.get_ray_address_file("/tmp/ray") == str(
+        Path("/tmp", *private_names.RAY_CURRENT_CLUSTER)
+    )
