@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers zoo lint format fuzz bench docs picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo lint format fuzz bench docs picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,9 @@ test-providers: $(STAMP) $(OTHER)/openvino/.installed $(OTHER)/lowest/.installed
 		PYTHONPATH=$$PWD/$(OTHER)/$$runtime $(BIN)/python -m pytest -rs tests/test_other_providers.py $(ARGS); \
 		status=$$?; case $$status in 0|5) ;; *) exit $$status ;; esac; \
 	done
+
+test-wheel: ## install the wheel into a fresh environment, without extras, and export there
+	@$(PYTHON) scripts/wheel_test.py
 
 zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes were placed
 	@$(BIN)/python scripts/zoo.py $(ARGS)

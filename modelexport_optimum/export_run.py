@@ -154,6 +154,7 @@ def export(
             providers=providers,
             task=None if exported.task == "auto" else exported.task,
             library=exported.library,
+            model=exported.model,
             trust_remote_code=trust,
         )
         stages.end()

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from modelexport_optimum.errors import UsageError
+from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.verifying.exported_files import read_exported
 from modelexport_optimum.verifying.ort_classes import find_loader
 from modelexport_optimum.verifying.ort_messages import log_reason
@@ -134,15 +135,12 @@ def test_what_is_checked(exported: Exported) -> None:
 
 def test_parameters_are_compared_in_every_file_and_under_every_root(exported: Exported) -> None:
     """An encoder alone, a wrapped model, the components of a pipeline."""
-    from modelexport_optimum.verifying.exported_files import (
-        compared_shapes,
-        described_tensors,
-        read_exported,
-    )
+    from modelexport_optimum.verifying.described_model import compared_shapes, described_models
+    from modelexport_optimum.verifying.exported_files import read_exported
 
     for name in ("t5", "vit-gpt2", "sentence-transformers", "stable-diffusion"):
         read = read_exported(exported(name), task=None, library=None, trust_remote_code=False)
-        pairs = compared_shapes(read, described_tensors(read))
+        pairs = compared_shapes(read, described_models(read))
         assert pairs.keys() == read.graphs.keys()
         assert all(pairs.values()), name
 
@@ -214,7 +212,7 @@ def test_the_report_is_json(exported: Exported) -> None:
     assert read["ok"] is True
     assert read["directory"] == str(exported("bert"))
     assert read["providers"][0]["node_count"] == report.providers[0].node_count
-    assert read["checks"][0] == {"name": "graphs", "status": "ok", "message": "221 nodes in 1 file"}
+    assert read["checks"][0] == {"name": "graphs", "status": "ok", "message": "222 nodes in 1 file"}
 
 
 def test_a_relative_path(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,6 +370,78 @@ def test_a_wrong_configuration(
     assert words in failed(report)[failing]
     assert "\n" not in failed(report)[failing]
     assert not report.ok
+
+
+# Modules that config.json has and no graph, and the other way round: of tagged files, and of those
+# that Optimum wrote, where names alone tell.
+OTHER_MODULES = [
+    (
+        "bert",
+        {"num_hidden_layers": 4},
+        "no graph shows: bert.encoder.layer.2, bert.encoder.layer.3",
+    ),
+    ("bert", {"num_hidden_layers": 1}, "config.json does not describe: bert.encoder.layer.1"),
+    ("t5", {"num_decoder_layers": 3}, "no graph shows: decoder.block.2"),
+    ("t5", {"num_layers": 1}, "config.json does not describe: encoder.block.1"),
+    ("whisper", {"encoder_layers": 5}, "model.encoder.layers.2, model.encoder.layers.3, model.enc"),
+    ("resnet", {"depths": [2, 3]}, "no graph shows: resnet.encoder.stages.1.layers.2"),
+    ("gpt2", {"n_layer": 3}, "no graph shows: transformer.h.2"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "words"), OTHER_MODULES)
+def test_modules_are_those_of_config_json(
+    exported: Exported, tagged: Exported, tmp_path: Path, name: str, changes: Any, words: str
+) -> None:
+    for number, source in enumerate((exported(name), tagged(name))):
+        directory = shutil.copytree(source, tmp_path / str(number))
+        assert check(verify(directory, providers=["coreml"]), "dimensions").status == "ok"
+        edit(directory, **changes)
+        assert words in failed(verify(directory, providers=["coreml"]))["dimensions"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        (
+            "t5",
+            {"feed_forward_proj": "gated-gelu"},
+            "does not describe: encoder.block.0.layer.1.Den",
+        ),
+        ("wav2vec2", {"add_adapter": True}, "no graph shows: wav2vec2.adapter"),
+    ],
+)
+def test_a_module_of_another_kind_is_seen_where_the_model_s_own_are_recorded(
+    exported: Exported, model_directory: Exported, tmp_path: Path,
+    name: str, changes: Any, words: str,
+) -> None:  # fmt: skip
+    from modelexport_optimum.tagging import htp
+
+    directory = shutil.copytree(exported(name), tmp_path / name)
+    htp.tag(directory, model=model_directory(name))
+    assert check(verify(directory, providers=["coreml"]), "dimensions").status == "ok"
+    edit(directory, **changes)
+    assert words in failed(verify(directory, providers=["coreml"]))["dimensions"]
+
+
+@pytest.mark.parametrize(
+    "name", ["bert-fresh", "deberta", "esm", "resnet", "whisper-audio", "vits"]
+)
+def test_modules_that_no_export_of_the_task_shows_are_no_fault(
+    exported: Exported, model_directory: Exported, tmp_path: Path, name: str
+) -> None:
+    """A pooler, a folded table, a head of another task, BatchNorm, sines, a flow left out."""
+    from modelexport_optimum.tagging import htp
+    from modelexport_optimum.tagging.model_record import read_silent
+
+    directory = shutil.copytree(exported(name), tmp_path / name)
+    assert check(verify(directory, providers=["coreml"]), "dimensions").status == "ok"
+    before = (directory / "model.onnx").read_bytes()
+    htp.tag(directory, model=model_directory(name))
+    assert read_silent(read_model(directory / "model.onnx"))
+    assert check(verify(directory, providers=["coreml"]), "dimensions").status == "ok"
+    htp.strip(directory)
+    assert (directory / "model.onnx").read_bytes() == before
 
 
 def test_a_base_model_of_any_architecture_may_be_exported(copy: Callable[[str], Path]) -> None:

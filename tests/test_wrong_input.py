@@ -242,13 +242,20 @@ def test_value_that_an_option_cannot_have(place: Path) -> None:
 # --- The Hub --------------------------------------------------------------------------------------
 
 
+AS_TRANSFORMERS = ["--library-name", "transformers", "--task", "feature-extraction"]
+
+
 @pytest.fixture(scope="module")
 def hub_answers(
     tmp_path_factory: pytest.TempPathFactory, model_directory: ModelDirectory
 ) -> tuple[Path, Mapping[str, Any]]:
     """The results of commands that talk to a Hub, all in one process, and where they ran."""
     directory = tmp_path_factory.mktemp("hub")
-    models = {"team/bert": model_directory("bert"), "team/gated": model_directory("bert")}
+    models = {
+        "team/bert": model_directory("bert"),
+        "team/gated": model_directory("bert"),
+        "team/sentences": model_directory("sentence-transformers"),
+    }
     at_revision = ["team/bert", "--revision", "v1", "--provider", "cpu"]
     commands = {
         "missing": ["team/missing"],
@@ -261,6 +268,7 @@ def hub_answers(
         "gated": ["team/gated", "--task", "fill-mask"],
         "found": at_revision,
         "cached": [*at_revision, "--local-files-only", "-o", "cached"],
+        "sentences": ["team/sentences", "--provider", "cpu", *AS_TRANSFORMERS],
         "": [hub.OUT_OF_ORDER],
         "unreachable, cached": [*at_revision, "-o", "unreachable"],
         "unreachable": ["team/other"],
@@ -301,7 +309,21 @@ def test_hub_answers(hub_answers: tuple[Path, Mapping[str, Any]]) -> None:
         names = {path.name for path in (directory / output).iterdir()}
         assert {"model.onnx", "config.json", "tokenizer.json"} <= names
         assert "hf_secret" not in results[case]["stdout"] + results[case]["stderr"]
-    assert {path.name for path in directory.iterdir()} == {"cache", *outputs.values()}
+    assert {path.name for path in directory.iterdir()} == {
+        *("cache", "sentences-onnx"),
+        *outputs.values(),
+    }
+
+
+def test_a_sentence_transformers_model_of_the_hub_comes_with_its_modules(
+    hub_answers: tuple[Path, Mapping[str, Any]], model_directory: ModelDirectory
+) -> None:
+    directory, results = hub_answers
+    assert results["sentences"]["exit"] == 0, results["sentences"]["stderr"]
+    output, source = directory / "sentences-onnx", model_directory("sentence-transformers")
+    for name in ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"):
+        assert (output / name).read_bytes() == (source / name).read_bytes()
+    assert "gives the model's embeddings within" in " ".join(results["sentences"]["stdout"].split())
 
 
 def test_no_network(place: Path) -> None:

@@ -10,12 +10,12 @@ import json
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -102,6 +102,29 @@ def tokenizer(
         cls_token="<s>",
         sep_token="</s>",
     )
+
+
+def _sentencepiece(directory: Path) -> None:
+    """Train a SentencePiece model, and save a tokenizer that has no other form, as Marian's."""
+    import io
+
+    import sentencepiece
+    import transformers
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=60, minloglevel=2,
+        hard_vocab_limit=False, pad_id=-1, bos_id=-1, eos_id=0, unk_id=1,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    names = [pieces.id_to_piece(number) for number in range(len(pieces))]
+    with TemporaryDirectory() as folder:
+        spm, vocabulary = f"{folder}/source.spm", f"{folder}/vocab.json"
+        Path(spm).write_bytes(model.getvalue())
+        Path(vocabulary).write_text(json.dumps({n: i for i, n in enumerate([*names, "<pad>"])}))
+        transformers.MarianTokenizer(
+            source_spm=spm, target_spm=spm, vocab=vocabulary, model_max_length=LENGTH // 2
+        ).save_pretrained(directory)
 
 
 def _text(*args: str) -> Builder:
@@ -820,3 +843,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
                  {"trust_remote_code": True}),
 )
 # fmt: on
+
+OPUS_MT = _seq2seq("opus-mt", TEXT2TEXT, "MarianMTModel", SEQ2SEQ, preprocessors=(_sentencepiece,))
+"""As `marian`, with the tokenizer that translation models have: sentencepiece alone reads it."""

@@ -248,6 +248,14 @@ def verify(
             autocompletion=complete_task,
         ),
     ] = None,
+    model: Annotated[
+        Path | None,
+        option(
+            "--model",
+            "The directory of the model that was exported: are all its files there, and are its "
+            "embeddings the same?",
+        ),
+    ] = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -260,7 +268,13 @@ def verify(
     ):
         from modelexport_optimum.verifying.verify import verify as run
 
-        report = run(directory, providers=providers, task=task, trust_remote_code=trust_remote_code)
+        report = run(
+            directory,
+            providers=providers,
+            task=task,
+            model=model,
+            trust_remote_code=trust_remote_code,
+        )
     if as_json:
         printing.print_json(report.to_dict())
     else:

@@ -24,6 +24,7 @@ from modelexport_optimum.errors import (
     first_line,
     one_line,
 )
+from modelexport_optimum.exporting.companions import copy_companions, fetch_companions
 from modelexport_optimum.exporting.options import check_conflicts
 from modelexport_optimum.exporting.source import Source, explain_hub_error
 from modelexport_optimum.exporting.tasks import check_task
@@ -73,6 +74,7 @@ class ConvertedModel:
         calls: the calls of modules in each graph that was traced.
         comparison: its outputs against PyTorch's.
         warnings: what the user must know, a line each.
+        model: the directory of the model's files beside its weights, if it has one.
     """
 
     task: str
@@ -83,6 +85,7 @@ class ConvertedModel:
         "skipped", "Optimum did not compare with PyTorch"
     )
     warnings: list[str] = field(default_factory=list)
+    model: Path | None = None
 
 
 @contextlib.contextmanager
@@ -166,6 +169,9 @@ def export_source(
             )
             task = _task_of_directory(source.directory / subfolder, library, options)
         main_export(str(source), directory, task=task, **options)
+        exported.model = fetch_companions(source, options)
+        pooled = exported.library == "transformers" and exported.task == "feature-extraction"
+        copy_companions(exported.model, directory, pooled=pooled)
     return exported
 
 
@@ -244,6 +250,7 @@ def _export_loaded(
     from optimum.exporters.error_utils import AtolError, OutputMatchError
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager
+    from transformers.utils.import_utils import is_accelerate_available
 
     from modelexport_optimum.tagging.module_tree import model_trees
     from modelexport_optimum.tagging.recorded_calls import recorded_calls
@@ -251,6 +258,11 @@ def _export_loaded(
     exported.task = task
     exported.library = TasksManager.infer_library_from_model(model)
     exported.trees = model_trees(model)
+    if not is_accelerate_available() and (tied := _tied_parameters(model)):
+        exported.warnings.append(
+            f"tied weights were not deduplicated ({', '.join(tied)}), since accelerate is not "
+            "installed: pip install accelerate, and export again"
+        )
 
     validate = COMPARISON_WITH_PYTORCH.get()
 
@@ -281,6 +293,20 @@ def _export_loaded(
             model=model, output=output, task=task, preprocessors=preprocessors, **arguments
         )
     _name_architecture(output / "config.json", model)
+
+
+def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
+    """The names under which a model has parameters that it has under another name, too."""
+    import torch
+
+    parts = [model] if isinstance(model, torch.nn.Module) else list(model.components.values())
+    tied = []
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            own = {name for name, _ in part.named_parameters()}
+            every = [name for name, _ in part.named_parameters(remove_duplicate=False)]
+            tied += [name for name in every if name not in own]
+    return tied
 
 
 def _task_of_directory(directory: Path, library: str, options: Mapping[str, Any]) -> str:

@@ -120,7 +120,7 @@ def tag(
                 trees = trees_of_files(directory, group, given, trust_remote_code)
                 for file in group:
                     placed = attribute_file(file, *trees[file.path], given is not None, recorded)
-                    plans.append(_planned_tags(file, placed, source))
+                    plans.append(_planned_tags(file, placed, source, exported=given is not None))
         for plan in plans:
             plan.write()
         reports = tuple(plan.report for plan in plans if plan.report is not None)
@@ -243,7 +243,9 @@ class _Plan:
         return None
 
 
-def _planned_tags(file: OpenFile, placed: attribution.Attribution, source: str | None) -> _Plan:
+def _planned_tags(
+    file: OpenFile, placed: attribution.Attribution, source: str | None, *, exported: bool
+) -> _Plan:
     nodes = list(walk_nodes(file.model.graph))
     spelled: dict[attribution.Paths, carriers.Spelled] = {}
     tags = {}
@@ -266,7 +268,7 @@ def _planned_tags(file: OpenFile, placed: attribution.Attribution, source: str |
         removed = _removal(file, node)
         edits[node.start] = [*removed, Edit(node.end, node.end, added)]
     chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
-    metadata = record_edits(file, chains, source)
+    metadata = record_edits(file, chains, source, placed.tree if exported else None)
     changed = _would_change(file, nodes, edits) or bool(metadata)
     rewrite = Rewrite(file.fd, file.model, edits, metadata) if changed else None
     report = FileReport(

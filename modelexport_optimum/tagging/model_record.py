@@ -13,10 +13,11 @@ from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterator, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging import carriers
+    from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.open_files import OpenFile
 
 # Keys of the model's own metadata_props that are ours.
@@ -24,6 +25,10 @@ PREFIX = "modelexport_optimum."
 _VERSION = f"{PREFIX}version"
 _SOURCE = f"{PREFIX}source"
 CLASSES = f"{PREFIX}classes"
+SILENT = f"{PREFIX}silent"
+"""The modules of the exported model that have parameters and no node in the file: a pooler that
+nobody asks for, a BatchNorm that was folded into its convolution, the other half of a model that
+is exported in two. Of those inside each other, the outermost."""
 _RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 
 
@@ -56,10 +61,33 @@ def read_classes(text: str) -> dict[str, str]:
     }
 
 
+def read_silent(model: Model) -> list[str] | None:
+    """The record's modules without nodes, None if it has none or it is damaged."""
+    for key, value, *_ in model.metadata:
+        if key == SILENT:
+            try:
+                found = parse_json(value)
+            except ValueError:
+                return None
+            if isinstance(found, list) and all(isinstance(path, str) for path in found):
+                return found
+    return None
+
+
 def record_edits(
-    file: OpenFile, chains: Iterable[carriers.Chain], source: str | None
+    file: OpenFile,
+    chains: Sequence[carriers.Chain],
+    source: str | None,
+    exported: ModuleTree | None,
 ) -> list[Edit]:
-    """The model's own record: who tagged it, from what, with what."""
+    """The model's own record: who tagged it, from what, with what.
+
+    Args:
+        file: The file.
+        chains: The modules of its nodes.
+        source: Name of the source model.
+        exported: The modules of the very model that was exported, if they are known.
+    """
     from modelexport_optimum.system.version import __version__
 
     old = {key: value for key, value, *_ in file.model.metadata if key.startswith(PREFIX)}
@@ -71,6 +99,11 @@ def record_edits(
             classes[name] = segment.qualified if same else None
     unambiguous = {name: qualified for name, qualified in sorted(classes.items()) if qualified}
     new = {_VERSION: __version__, CLASSES: json.dumps(unambiguous)}
+    if exported is not None:
+        shown = {segment.path for chain in chains for segment in chain}
+        new[SILENT] = json.dumps(silent_modules(exported, shown))
+    elif SILENT in old:
+        new[SILENT] = old[SILENT]
     recorded = source or old.get(_SOURCE)
     if recorded:
         new[_SOURCE] = recorded
@@ -87,3 +120,27 @@ def record_edits(
         for k, v in sorted(new.items())
     )
     return [*removed, Edit(file.model.size, file.model.size, added)]
+
+
+def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:
+    """The outermost modules that own parameters and neither stand in a tag nor hold one that does.
+
+    Args:
+        tree: The model's modules.
+        shown: The paths that stand in tags.
+    """
+    primary = {tree.modules[path].primary for path in shown if path in tree.modules}
+    every = {*shown, *(path for path, module in tree.modules.items() if module.primary in primary)}
+    held = {outer for path in every for outer in (path, *outer_paths(path))}
+    owning = {outer for name in tree.tensors for outer in outer_paths(name)}
+    silent = owning - held
+    return [
+        path for path in tree.modules if path in silent and path.rpartition(".")[0] not in silent
+    ]
+
+
+def outer_paths(path: str) -> Iterator[str]:
+    """The paths of all modules around a module or a parameter, the innermost first."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path

@@ -8,7 +8,6 @@ classes are asked of Optimum: there is no table of architectures. Nothing is jud
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,10 @@ from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.own_code import find_own_code, in_words
 from modelexport_optimum.tagging.module_tree import Candidate, candidates, class_named
+from modelexport_optimum.verifying.described_model import compared_shapes, described_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PretrainedConfig
 
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 CACHE_PREFIXES = ("past_key_values", "present")
 """How Optimum's names of a decoder's cached keys and values begin, as inputs and outputs."""
-
-
-_MERGED = re.compile(r"_merged_\d+$")
-"""What Optimum's `merge_decoders` appends to the weights that two decoders share."""
 
 
 @dataclass(frozen=True)
@@ -383,7 +379,7 @@ def _decide(exported: Exported) -> str | None:
     if len(tasks) > 1:
 
         def carried(task: str) -> int:
-            described = described_tensors(replace(exported, task=task))
+            described = described_models(replace(exported, task=task))
             return sum(len(pairs) for pairs in compared_shapes(exported, described).values())
 
         # The head's parameters tell fill-mask from token-classification.
@@ -424,91 +420,3 @@ def precision(exported: Exported) -> str:
         if kind in found:
             return name
     return "float32"
-
-
-def described_tensors(exported: Exported) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The shapes of the described model's parameters and buffers; no weight is loaded.
-
-    Returns:
-        Tensors by name, for each folder that has its own config.json: "" alone, or the
-        components of a diffusion pipeline.
-
-    Raises:
-        Exception: the model cannot be built; its class may raise anything.
-    """
-    if exported.library == "diffusers":
-        folders = sorted({Path(name).parent.as_posix() for name in exported.graphs})
-        return {
-            folder: found[0].tree().tensors
-            for folder in folders
-            if (found := candidates(exported.directory / folder))
-        }
-    if not exported.classes:
-        return {}
-    # The class that the exporter loads for the task, or what `architectures` names first.
-    for_task = [found for found in exported.classes if found.task == exported.task]
-    return {"": (for_task or exported.classes)[0].tree().tensors}
-
-
-@dataclass(frozen=True)
-class NamedShape:
-    """A tensor that a graph carries under its own name.
-
-    Attributes:
-        name: its name in the described model.
-        described: its shape there.
-        carried: its shape in the graph.
-    """
-
-    name: str
-    described: tuple[int, ...]
-    carried: tuple[int, ...]
-
-
-def compared_shapes(
-    exported: Exported, described: Mapping[str, Mapping[str, tuple[int, ...]]]
-) -> dict[str, list[NamedShape]]:
-    """Pair each file's initializers with the described tensors of their names.
-
-    Weights that were folded or transposed have other names, and no pair.
-    """
-    pairs = {}
-    for file, initializers in exported.initializers.items():
-        folder = "" if "" in described else Path(file).parent.as_posix()
-        pairs[file] = _pair(initializers, described.get(folder, {}))
-    return pairs
-
-
-def _pair(
-    initializers: Iterable[Tensor], tensors: Mapping[str, tuple[int, ...]]
-) -> list[NamedShape]:
-    """Pair by name, whatever module of the model the graph was traced from.
-
-    An encoder that is exported alone names its parameters from the encoder on, and
-    sentence-transformers wraps the model in one of its own: one of the names is the other
-    one with a prefix. The prefix is that of most names; of equals, that of most shapes.
-    """
-    by_tail: dict[str, list[str]] = {}
-    for name in tensors:
-        for tail in _tails(name):
-            by_tail.setdefault(tail, []).append(name)
-    paired: dict[tuple[str, str], list[NamedShape]] = {}
-    for tensor in initializers:
-        carried = _MERGED.sub("", tensor.name)
-        found = {(name[: -len(carried)], "", name) for name in by_tail.get(carried, ())}
-        found |= {("", carried[: -len(tail)], tail) for tail in _tails(carried) if tail in tensors}
-        for ours, theirs, name in found:
-            pair = NamedShape(name, tensors[name], tensor.dims)
-            paired.setdefault((ours, theirs), []).append(pair)
-    return max(
-        paired.values(),
-        key=lambda pairs: (len(pairs), sum(p.described == p.carried for p in pairs)),
-        default=[],
-    )
-
-
-def _tails(name: str) -> Iterator[str]:
-    """A dotted name, then the same without its first part, and so on."""
-    while name:
-        yield name
-        name = name.partition(".")[2]

@@ -1,0 +1,76 @@
+"""The model's files that Optimum leaves behind, copied beside the graphs.
+
+Optimum saves the tokenizer and the processors that it could load, in the files that their
+classes write now. What the source has besides is copied as it is, so that whatever reads the
+source reads the export. A tokenizer or processor that could not be loaded is not copied: the
+check of the files tells why.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.system.model_files import (
+    PATTERNS,
+    PROCESSOR,
+    TOKENIZER,
+    companion_files,
+    component_folders,
+    module_folders,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelexport_optimum.exporting.source import Source
+
+
+def fetch_companions(source: Source, options: Mapping[str, Any]) -> Path:
+    """The directory of a model's companion files: its own, or the Hub's cache.
+
+    Args:
+        source: the model.
+        options: arguments of `main_export`, of which some say where on the Hub it is.
+
+    Raises:
+        Exception: the Hub did not give them; `explain_hub_error` tells which errors these are.
+    """
+    subfolder = options.get("subfolder") or ""
+    if source.directory is not None:
+        return source.directory / subfolder
+    from huggingface_hub import snapshot_download
+
+    hub = {
+        name: options[name]
+        for name in ("revision", "cache_dir", "token", "local_files_only")
+        if name in options
+    }
+    below = f"{subfolder}/" if subfolder else ""
+    names = [pattern for patterns in PATTERNS.values() for pattern in patterns]
+    wanted = [f"{below}{name}" for name in (*names, "model_index.json")]
+    directory = Path(snapshot_download(source.name, allow_patterns=wanted, **hub)) / subfolder
+    folders = {f"{below}{name}/*.*" for name in module_folders(directory) if name}
+    for folder in component_folders(directory):
+        folders |= {f"{below}{folder}/{name}" for name in names if folder}
+    if folders:
+        snapshot_download(source.name, allow_patterns=sorted(folders), **hub)
+    return directory
+
+
+def copy_companions(model: Path, output: Path, *, pooled: bool) -> None:
+    """Copy the companion files that the output lacks.
+
+    Args:
+        model: the directory of the model.
+        output: the export.
+        pooled: whether sentence-transformers' own modules run after the graph.
+    """
+    saved = {(file.folder, file.kind) for file in companion_files(output)}
+    for file in companion_files(model, pooled=pooled):
+        target = output / file.place
+        left_out = file.kind in (TOKENIZER, PROCESSOR) and (file.folder, file.kind) not in saved
+        if not (left_out or file.leads_out or target.exists()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.source, target)

@@ -1,0 +1,166 @@
+"""The files of a model beside its weights and config.json, by what they are for.
+
+Its users need them beside the graphs as much as beside the weights: a tokenizer's, a
+processor's, those of generation, and what sentence-transformers reads to pool and normalize.
+Only names are looked at here; nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+TOKENIZER, PROCESSOR, GENERATION, MODULES, SCHEDULER = (
+    "tokenizer",
+    "processor",
+    "generation config",
+    "sentence-transformers modules",
+    "scheduler",
+)
+
+PATTERNS = {
+    # The second line on: `vocab_files_names` of the tokenizers of transformers 4.57.6.
+    TOKENIZER: (
+        *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
+        *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+        *("additional_chat_templates/*",),
+        *("vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "dict.txt", "emoji.json"),
+        *("normalizer.json", "entity_vocab.json", "byte_maps.json", "prophetnet.tokenizer"),
+        *("vocab-src.json", "vocab-tgt.json", "target_vocab.json", "word_shape.json"),
+        *("word_pronunciation.json", "source.spm", "target.spm", "spiece.model", "spm.model"),
+        *("spm_char.model", "tokenizer.model", "sentencepiece.model", "sentencepiece.bpe.model"),
+    ),
+    # The last two: a language model for CTC's decoder (`Wav2Vec2ProcessorWithLM`).
+    PROCESSOR: (
+        *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+        *("alphabet.json", "language_model/*"),
+    ),
+    GENERATION: ("generation_config.json",),
+    SCHEDULER: ("scheduler_config.json",),
+    # The pattern is the older and newer names of `Transformer`'s own settings.
+    MODULES: ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+}
+
+
+@dataclass(frozen=True)
+class CompanionFile:
+    """A file of the source that its export must have, too.
+
+    Attributes:
+        kind: what it is for, one of `PATTERNS`.
+        source: where it is.
+        folder: where it belongs in the export: "", or the folder of a pipeline's component.
+        name: its path below that folder.
+        leads_out: whether it is a link to something outside the model's directory.
+    """
+
+    kind: str
+    source: Path
+    folder: str
+    name: str
+    leads_out: bool = False
+
+    @property
+    def place(self) -> str:
+        """Its path below the export."""
+        return (Path(self.folder) / self.name).as_posix()
+
+
+def companion_files(source: Path, *, pooled: bool = False) -> list[CompanionFile]:
+    """The files of a model that its export must have, too.
+
+    Args:
+        source: the model's directory: of transformers, of sentence-transformers, or of a
+            diffusion pipeline.
+        pooled: whether sentence-transformers' own modules run after the graph, so that
+            their settings and weights are needed, too.
+    """
+    found = []
+    pipeline = (source / "model_index.json").is_file()
+    kinds = [TOKENIZER, PROCESSOR, GENERATION, *([SCHEDULER] if pipeline else [])]
+    for folder in component_folders(source):
+        place = folder if pipeline else ""
+        for file in _files(source / folder):
+            name = file.relative_to(source / folder).as_posix()
+            kind = next((kind for kind in kinds if _matches(name, kind)), None)
+            if kind is not None:
+                found.append(CompanionFile(kind, file, place, name, _leads_out(file, source)))
+    return [*found, *(_module_files(source) if pooled else [])]
+
+
+def component_folders(source: Path) -> list[str]:
+    """The folders that a model's tokenizers and processors are in, "" for its own."""
+    index = _read_json(source / "model_index.json", dict)
+    if index is not None:
+        return [name for name, value in index.items() if isinstance(value, list) and _inside(name)]
+    # sentence-transformers may keep the transformer and its tokenizer in a folder.
+    return module_folders(source)[:1] or [""]
+
+
+def module_folders(source: Path) -> list[str]:
+    """The folders of sentence-transformers' modules, the first "" where it lies at the top."""
+    modules = _read_json(source / "modules.json", list) or []
+    return [
+        _inside(str(module["path"]))
+        for module in modules
+        if isinstance(module, dict) and "path" in module
+    ]
+
+
+def _module_files(source: Path) -> list[CompanionFile]:
+    folders = module_folders(source)
+    if folders[:1] != [""]:  # the graph is not where its first module would look for it
+        return []
+    files = [file for file in source.iterdir() if _matches(file.name, MODULES)]
+    for folder in folders[1:]:
+        files += _files(source / folder) if folder else []
+    return [
+        CompanionFile(MODULES, f, "", f.relative_to(source).as_posix(), _leads_out(f, source))
+        for f in sorted(files)
+    ]
+
+
+def _inside(folder: str) -> str:
+    """A folder that a file names, "" if it leads out of the directory."""
+    path = Path(folder)
+    return "" if path.is_absolute() or ".." in path.parts or not path.parts else path.as_posix()
+
+
+def _leads_out(file: Path, source: Path) -> bool:
+    """Whether a file is elsewhere; the Hub's cache keeps all files beside its snapshots."""
+    directory = source.resolve()
+    inside = [directory]
+    if directory.parent.name == "snapshots":
+        inside.append(directory.parent.parent / "blobs")
+    return not any(file.resolve().is_relative_to(place) for place in inside)
+
+
+def _matches(name: str, kind: str) -> bool:
+    """Whether a path below a folder is one of a kind's; a `*` stands for no slash."""
+    patterns = [pattern for pattern in PATTERNS[kind] if pattern.count("/") == name.count("/")]
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder and of the folders in it, hidden ones left out."""
+    if not folder.is_dir():
+        return []
+    inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    deeper = [
+        file
+        for path in inner
+        if path.is_dir() and not path.is_symlink()
+        for file in sorted(path.iterdir())
+    ]
+    return [path for path in (*inner, *deeper) if path.is_file()]
+
+
+def _read_json(path: Path, kind: type) -> Any:  # noqa: ANN401
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, kind) else None

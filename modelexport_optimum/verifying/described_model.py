@@ -1,0 +1,140 @@
+"""The model that config.json describes, beside what the graphs carry of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.tagging.module_tree import ModuleTree, build_empty, candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from modelexport_optimum.onnx_file.skeleton import Tensor
+    from modelexport_optimum.tagging.module_tree import Candidate
+    from modelexport_optimum.verifying.exported_files import Exported
+
+_MERGED = re.compile(r"_merged_\d+$")
+"""What Optimum's `merge_decoders` appends to the weights that two decoders share."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """The model that a config.json describes, or a component of a pipeline.
+
+    Attributes:
+        tree: its modules, parameters and buffers.
+        parameters: the names of its parameters.
+        encoder: the path of what Optimum exports as its encoder, "" if it has none.
+    """
+
+    tree: ModuleTree
+    parameters: frozenset[str]
+    encoder: str = ""
+
+
+def described_models(exported: Exported) -> dict[str, Described]:
+    """What config.json describes, built on the meta device; no weight is loaded.
+
+    Returns:
+        A model for each folder that has its own config.json: "" alone, or the components of a
+        diffusion pipeline.
+
+    Raises:
+        Exception: the model cannot be built; its class may raise anything.
+    """
+    if exported.library == "diffusers":
+        folders = sorted({Path(name).parent.as_posix() for name in exported.graphs})
+        return {
+            folder: _described(found[0])
+            for folder in folders
+            if (found := candidates(exported.directory / folder))
+        }
+    if not exported.classes:
+        return {}
+    # The class that the exporter loads for the task, or what `architectures` names first.
+    for_task = [found for found in exported.classes if found.task == exported.task]
+    return {"": _described((for_task or exported.classes)[0])}
+
+
+def _described(candidate: Candidate) -> Described:
+    model: Any = build_empty(candidate.model_class, candidate.config)
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    paths = {id(module): path for path, module in model.named_modules()}
+    encoder = model.get_encoder() if _is_encoder_decoder(candidate) else None
+    return Described(
+        ModuleTree.from_module(model), frozenset(names), encoder=paths.get(id(encoder), "")
+    )
+
+
+def _is_encoder_decoder(candidate: Candidate) -> bool:
+    return bool(getattr(candidate.config, "is_encoder_decoder", False)) and hasattr(
+        candidate.model_class, "get_encoder"
+    )
+
+
+@dataclass(frozen=True)
+class NamedShape:
+    """A tensor that a graph carries under its own name.
+
+    Attributes:
+        name: its name in the described model.
+        described: its shape there.
+        carried: its shape in the graph.
+    """
+
+    name: str
+    described: tuple[int, ...]
+    carried: tuple[int, ...]
+
+
+def compared_shapes(
+    exported: Exported, described: Mapping[str, Described]
+) -> dict[str, list[NamedShape]]:
+    """Pair each file's initializers with the described tensors of their names.
+
+    Weights that were folded or transposed have other names, and no pair.
+    """
+    pairs = {}
+    for file, initializers in exported.initializers.items():
+        folder = "" if "" in described else Path(file).parent.as_posix()
+        model = described.get(folder)
+        pairs[file] = [] if model is None else _pair(initializers, model.tree.tensors)
+    return pairs
+
+
+def _pair(
+    initializers: Iterable[Tensor], tensors: Mapping[str, tuple[int, ...]]
+) -> list[NamedShape]:
+    """Pair by name, whatever module of the model the graph was traced from.
+
+    An encoder that is exported alone names its parameters from the encoder on, and
+    sentence-transformers wraps the model in one of its own: one of the names is the other
+    one with a prefix. The prefix is that of most names; of equals, that of most shapes.
+    """
+    by_tail: dict[str, list[str]] = {}
+    for name in tensors:
+        for tail in _tails(name):
+            by_tail.setdefault(tail, []).append(name)
+    paired: dict[tuple[str, str], list[NamedShape]] = {}
+    for tensor in initializers:
+        carried = _MERGED.sub("", tensor.name)
+        found = {(name[: -len(carried)], "", name) for name in by_tail.get(carried, ())}
+        found |= {("", carried[: -len(tail)], tail) for tail in _tails(carried) if tail in tensors}
+        for ours, theirs, name in found:
+            pair = NamedShape(name, tensors[name], tensor.dims)
+            paired.setdefault((ours, theirs), []).append(pair)
+    return max(
+        paired.values(),
+        key=lambda pairs: (len(pairs), sum(p.described == p.carried for p in pairs)),
+        default=[],
+    )
+
+
+def _tails(name: str) -> Iterator[str]:
+    """A dotted name, then the same without its first part, and so on."""
+    while name:
+        yield name
+        name = name.partition(".")[2]

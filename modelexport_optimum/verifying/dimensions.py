@@ -1,0 +1,73 @@
+"""The check of the dimensions: the model that config.json describes is the one in the graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import first_line
+from modelexport_optimum.verifying.described_model import compared_shapes, described_models
+from modelexport_optimum.verifying.shown_modules import missing_modules, unknown_modules
+
+if TYPE_CHECKING:
+    from modelexport_optimum.verifying.exported_files import Exported
+
+NAMED = 5
+"""How many modules to name: of a layer too many, the first ones tell which."""
+
+
+def check_dimensions(exported: Exported) -> tuple[str, str]:
+    """Whether the graphs have the modules and the parameters that config.json describes.
+
+    Args:
+        exported: the export.
+
+    Returns:
+        A check's status and message.
+    """
+    if exported.library == "timm":
+        return "unavailable", "models of timm are not built from their config.json"
+    named = {found.model_class.__name__ for found in exported.classes}
+    declared = set(exported.settings.get("architectures") or ())
+    if "auto_map" in exported.settings and not named & declared:
+        return "unavailable", "the model is custom code, which is not here or not allowed to run"
+    try:
+        described = described_models(exported)
+    except Exception as error:  # the model's class may raise anything about its configuration
+        what = f"the model that config.json describes cannot be built: {first_line(error)}"
+        return "unavailable" if isinstance(error, ImportError) else "failed", what
+    problems = []
+    agreeing = 0
+    for file, pairs in compared_shapes(exported, described).items():
+        for pair in pairs:
+            if pair.described == pair.carried:
+                agreeing += 1
+            else:
+                problems.append(
+                    f"{pair.name} is {list(pair.described)} by config.json, "
+                    f"{list(pair.carried)} in {file}"
+                )
+    if problems:
+        return "failed", first_of(problems)
+    unknown = unknown_modules(exported, described)
+    if unknown:
+        return (
+            "failed",
+            f"the graphs have modules that config.json does not describe: {_some(unknown)}",
+        )
+    missing = missing_modules(exported, described)
+    if missing:
+        return "failed", f"config.json describes modules that no graph shows: {_some(missing)}"
+    if not agreeing:
+        return "unavailable", "the graphs carry no parameter under its own name"
+    return "ok", f"{agreeing:,} parameters"
+
+
+def _some(modules: list[str]) -> str:
+    """The first modules by name, and how many there are besides."""
+    more = len(modules) - NAMED
+    return ", ".join(modules[:NAMED]) + (f" (and {more} more)" if more > 0 else "")
+
+
+def first_of(problems: list[str]) -> str:
+    """The first problem, and how many there are besides."""
+    return problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")

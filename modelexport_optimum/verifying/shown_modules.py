@@ -1,0 +1,232 @@
+"""Which modules the graphs show, beside those of the model that config.json describes.
+
+A graph shows a module by the tags of its nodes; without tags, by the scopes in the nodes'
+names and by the parameters that go by their own names. Of the described model it may lack
+what no node is left of: a pooler that nobody asks for, a BatchNorm that was folded into its
+convolution, a table that was folded into a constant. A file that was tagged when it was
+exported records these (`model_record.SILENT`), and the comparison is exact. In any other
+file a missing module proves nothing by itself, but one of a list does: of equal modules in
+a list, an exporter leaves none out at the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.tagging import carriers
+from modelexport_optimum.tagging.model_record import (
+    is_marked,
+    outer_paths,
+    read_silent,
+    silent_modules,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from modelexport_optimum.verifying.described_model import Described
+    from modelexport_optimum.verifying.exported_files import Exported
+
+
+@dataclass(frozen=True)
+class _Tags:
+    """What the tags of a file tell.
+
+    Attributes:
+        root_class: the class of the exported model.
+        paths: the modules that stand in the tags.
+        silent: the exported model's modules that have no node, None if that is not recorded.
+    """
+
+    root_class: str
+    paths: list[str]
+    silent: list[str] | None
+
+
+def missing_modules(exported: Exported, described: Mapping[str, Described]) -> list[str]:
+    """The described modules that the exported model cannot have had.
+
+    Args:
+        exported: the export.
+        described: the described model, or the components of a pipeline, by folder.
+    """
+    found = []
+    for folder, model in described.items():
+        shown: set[str] = set()
+        recorded: set[str] | None = set()
+        for file in _files(exported, folder):
+            tags = _read_tags(exported, file)
+            same = tags is not None and tags.root_class == model.tree.root_class
+            if tags is None or tags.silent is None or not same:
+                recorded = None
+            elif recorded is not None:
+                recorded.update(tags.silent)
+            if tags is None:
+                shown.update(_aligned(_scopes(exported, file), model, _base(file, model)))
+            else:
+                shown.update(_aligned(tags.paths, model))
+            parameters = _parameter_modules(exported, file)
+            shown.update(_aligned(parameters, model, _base(file, model)))
+        missing = _left_out(model, shown) if recorded is None else _absent(model, shown, recorded)
+        found += [_placed(folder, path) for path in missing]
+    return found
+
+
+def unknown_modules(exported: Exported, described: Mapping[str, Described]) -> list[str]:
+    """The modules that a graph shows and the described model has not.
+
+    A tag names a module of the exported model for certain. A parameter's name may come from
+    what Optimum wraps around the model, so only one more of a described list counts.
+
+    Args:
+        exported: the export.
+        described: the described model, or the components of a pipeline, by folder.
+    """
+    found: dict[str, None] = {}
+    for folder, model in described.items():
+        modules = model.tree.modules
+        for file in _files(exported, folder):
+            tags = _read_tags(exported, file)
+            paths = _aligned(() if tags is None else tags.paths, model)
+            named = _parameter_modules(exported, file)
+            for path in _aligned(named, model, _base(file, model)):
+                chain = [path, *outer_paths(path)]
+                first = next((one for one in reversed(chain) if one not in modules), "")
+                above, _, label = first.rpartition(".")
+                if label.isdecimal() and f"{above}.0" in modules:
+                    paths.append(first)
+            found.update((_placed(folder, path), None) for path in paths if path not in modules)
+    # Of what is inside another one, the outer one says enough.
+    return [path for path in found if not any(outer in found for outer in outer_paths(path))]
+
+
+def _files(exported: Exported, folder: str) -> list[str]:
+    if not folder:
+        return list(exported.graphs)
+    return [file for file in exported.graphs if Path(file).parent.as_posix() == folder]
+
+
+def _placed(folder: str, path: str) -> str:
+    return f"{folder}: {path}" if folder else path
+
+
+def _read_tags(exported: Exported, file: str) -> _Tags | None:
+    """What the tags of a file tell, None if it has none."""
+    model = read_model(exported.directory / file)
+    marked = is_marked(model)
+    paths: dict[str, None] = {}
+    root_class = ""
+    for node in walk_nodes(model.graph):
+        for path, name in carriers.read(node, marked=marked).modules or ():
+            if path:
+                paths[path] = None
+            else:
+                root_class = name
+    return _Tags(root_class, list(paths), read_silent(model)) if root_class else None
+
+
+def _scopes(exported: Exported, file: str) -> Iterator[str]:
+    """The scopes in the names of the nodes, `/bert/encoder/layer.0/MatMul`, as paths."""
+    scopes = {node.name.rpartition("/")[0] for node in walk_nodes(exported.graphs[file])}
+    for scope in sorted(scopes):
+        path = label = ""
+        for part in scope.split("/")[1:]:
+            # A Sequential's children carry its own label: `layer1/layer1.0`.
+            inner = part.removeprefix(f"{label}.") if label else part
+            path = f"{path}.{inner}" if path else inner
+            label = part
+        if path:
+            yield path
+
+
+def _parameter_modules(exported: Exported, file: str) -> list[str]:
+    """The modules whose parameters a file carries under their own names."""
+    names = (tensor.name for tensor in exported.initializers[file])
+    paths = (name.rpartition(".")[0] for name in names if not {"/", ":"} & set(name))
+    return [path for path in dict.fromkeys(paths) if path]
+
+
+def _base(file: str, model: Described) -> str:
+    """What stands before the names of a file that was traced from the encoder alone."""
+    alone = Path(file).name.startswith("encoder_model") and model.encoder
+    return f"{model.encoder}." if alone else ""
+
+
+def _aligned(paths: Iterable[str], model: Described, base: str = "") -> list[str]:
+    """Paths in a graph as paths in the tree, whatever module the graph was traced from.
+
+    An encoder that is exported alone names its modules from the encoder on, and
+    sentence-transformers wraps the model in one of its own: what is before the name in the
+    tree, or before the name in the graph, is the same for most. Others are left out.
+
+    Args:
+        paths: what stands in the graph.
+        model: the described model.
+        base: what is before the names, if it is known and fits any.
+    """
+    tree = model.tree
+    given = list(dict.fromkeys(paths))
+    by_tail: dict[str, list[str]] = {}
+    for path in tree.modules:
+        for tail in _tails(path):
+            by_tail.setdefault(tail, []).append(path[: len(path) - len(tail)])
+    prefixes = Counter[tuple[str, str]]()
+    for path in given:
+        prefixes.update((ours, "") for ours in by_tail.get(path, ()) if ours)
+        prefixes.update(
+            ("", path[: len(path) - len(tail)]) for tail in _tails(path) if tail in tree.modules
+        )
+    if not prefixes:
+        return []
+    known = (base, "")
+    if base and prefixes[known]:
+        ours, theirs = known
+    else:
+        ours, theirs = max(prefixes, key=lambda both: (prefixes[both], both == ("", "")))
+    return [ours + path.removeprefix(theirs) for path in given if path.startswith(theirs)]
+
+
+def _absent(model: Described, shown: set[str], silent: set[str]) -> list[str]:
+    """The outermost modules with parameters that are neither shown nor recorded as silent."""
+    inside_silent = {
+        path
+        for path in model.tree.modules
+        if path in silent or any(outer in silent for outer in outer_paths(path))
+    }
+    candidates = silent_modules(model.tree, shown | inside_silent)
+    owning = {outer for name in model.parameters for outer in outer_paths(name)}
+    return [path for path in candidates if path in owning]
+
+
+def _left_out(model: Described, shown: set[str]) -> list[str]:
+    """The last of equal modules in a list, if the first ones are shown and they are not.
+
+    What has no parameter may be a table of constants, of which a graph keeps what it uses.
+    """
+    tree = model.tree
+    held = {outer for path in shown for outer in (path, *outer_paths(path))}
+    held |= {path for path, module in tree.modules.items() if module.primary in held}
+    owning = {outer for name in model.parameters for outer in outer_paths(name)}
+    lists: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for path, module in tree.modules.items():
+        outer, _, label = path.rpartition(".")
+        if label.isdecimal() and path in owning:
+            lists.setdefault((outer, module.qualified), []).append((int(label), path))
+    found: list[str] = []
+    for equal in lists.values():
+        last = max((index for index, path in equal if path in held), default=None)
+        if last is not None:
+            found += [path for index, path in sorted(equal) if index > last]
+    return found
+
+
+def _tails(path: str) -> Iterator[str]:
+    """A dotted path, then the same without its first part, and so on."""
+    while path:
+        yield path
+        path = path.partition(".")[2]
