@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
 from modelexport_optimum.hierarchy.diff import diff
+from modelexport_optimum.hierarchy.extract import extract
 from modelexport_optimum.hierarchy.inspect import inspect
 from modelexport_optimum.hierarchy.profile import profile
 from modelexport_optimum.hierarchy.report import report
@@ -381,6 +382,18 @@ def test_inputs_that_no_machine_holds_are_not_made(shape: list[int], tmp_path: P
     htp.tag(path)
     with pytest.raises(ModelExportError, match="--inputs"):
         profile(path)
+
+
+def test_types_that_nothing_can_infer_are_told(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Unheard", ["x"], ["v"], name="/a/Unheard", domain="of.nobody"),
+        helper.make_node("Neg", ["v"], ["y"], name="/b/Neg"),
+    ]
+    path = saved(tmp_path / "m.onnx", *nodes)
+    htp.tag(path)
+    with pytest.raises(ModelExportError, match=r"m\.onnx: its types cannot be inferred"):
+        extract(path, "a", tmp_path / "part.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @pytest.fixture

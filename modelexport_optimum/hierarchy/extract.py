@@ -7,6 +7,7 @@ between which it takes everything.) What belongs to the module is found by `cut`
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.hierarchy.subgraph import cut_out
 from modelexport_optimum.hierarchy.tagged_model import (
     graph_of,
@@ -26,6 +27,7 @@ from modelexport_optimum.hierarchy.tagged_model import (
     unknown,
 )
 from modelexport_optimum.hierarchy.weights import Weights, fields
+from modelexport_optimum.onnx_file.reader import whole
 from modelexport_optimum.onnx_file.wire import length_delimited, varint
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.display import Displayed
@@ -238,8 +240,10 @@ def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
 def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeProto]:
     """The types of what enters and leaves, as the file or shape inference tells them."""
     wanted = {*cut.inputs, *cut.outputs}
-    skeleton = _skeleton(file, cut, weights)
-    inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    with whole(file.path):
+        skeleton = _skeleton(file, cut, weights)
+    with _told_of(file.path):
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
     values = itertools.chain(inferred.value_info, inferred.input, inferred.output)
     types = {v.name: v.type for v in values if v.name in wanted and v.type.WhichOneof("value")}
     for kind in types.values():
@@ -247,7 +251,8 @@ def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeP
             if dim.dim_param.startswith(_INVENTED):
                 dim.Clear()
     if types.keys() < wanted:
-        types |= _runtime_types(skeleton, wanted - types.keys())
+        with _told_of(file.path):
+            types |= _runtime_types(skeleton, wanted - types.keys())
     unknown_types = sorted(wanted - types.keys())
     if unknown_types:
         raise ModelExportError(
@@ -255,6 +260,18 @@ def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeP
             "cut the module out of the model before it was optimized or quantized"
         )
     return types
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Says of which file it is that onnx or ONNX Runtime, which raise anything, find no types."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelExportError(
+            f"{path}: its types cannot be inferred ({first_line(error)[:300]}): check it with "
+            "onnx.checker"
+        ) from error
 
 
 def _skeleton(file: TaggedFile, cut: Cut, weights: Weights) -> onnx.ModelProto:

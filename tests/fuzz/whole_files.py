@@ -42,7 +42,7 @@ SECONDS = 3.0
 MEMORY_FACTOR, MEMORY_BYTES = 50, 96 * 2**20
 
 # A worker that has not begun another case for so long hangs where no signal is heeded.
-_HANGS_SECONDS = 60
+_HANGS_SECONDS = 600
 
 
 @dataclass
@@ -212,7 +212,7 @@ class Case:
         started = time.process_time()
         ended: bool | None = True
         try:
-            with _limited(20 * SECONDS):
+            with _limited(100 * SECONDS):
                 function(self)
         except ModelExportError as error:
             ended = False
