@@ -201,7 +201,7 @@ def test_made_up_inputs_select_rows_that_exist(tagged: Callable[[str], Path]) ->
 
     assert {array.shape for array in arrays.values()} == {(64, SHORT)}
     rows = onnx.numpy_helper.to_array
-    weights = {t.name: rows(t).shape[0] for t in onnx.load(file.file).graph.initializer}
+    weights = {t.name: rows(t).shape[0] for t in onnx.load(file.path).graph.initializer}
     words = weights["bert.embeddings.word_embeddings.weight"]
     assert arrays["input_ids"].max() in range(words // 2, words)
     assert set(arrays["token_type_ids"].flat) == {0, 1}
