@@ -122,7 +122,7 @@ def optimized(path: Path, file: Path) -> Path:
 
 def test_fused_nodes_are_in_the_module_around_what_was_fused(bert: Path, tmp_path: Path) -> None:
     file = read_tagged(bert / "model.onnx")
-    built = read_model(optimized(tmp_path / "optimized.onnx", file.file))
+    built = read_model(optimized(tmp_path / "optimized.onnx", file.path))
     places = Places(file, built)
 
     classes: dict[str, set[str]] = {}
@@ -141,7 +141,7 @@ def test_blocked_convolutions_are_placed_and_what_is_added_is_not(
     tagged: Callable[[str], Path], tmp_path: Path
 ) -> None:
     file = read_tagged(tagged("resnet") / "model.onnx")
-    built = read_model(optimized(tmp_path / "optimized.onnx", file.file))
+    built = read_model(optimized(tmp_path / "optimized.onnx", file.path))
     places = Places(file, built)
 
     values = {value for node in file.nodes for value in node.node.outputs}
