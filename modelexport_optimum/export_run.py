@@ -16,6 +16,7 @@ from modelexport_optimum.exporting import optimum_export
 from modelexport_optimum.exporting.source import find_source
 from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.locks import ONE_THREAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,9 @@ def export(
 ) -> ExportResult:
     """Export a model to ONNX, tag every node with its module, and check the result.
 
+    Threads of one process export one after another: Optimum's exporter and PyTorch's are not
+    made for two at once.
+
     Args:
         model: a name on the Hugging Face Hub, a directory, or a model in memory: a
             `PreTrainedModel`, `SentenceTransformer` or `DiffusionPipeline`.
@@ -124,7 +128,13 @@ def export(
     path = check_output(output, directory, overwrite=overwrite)
     stages = _Stages(progress)
 
-    with staging_directory(path) as staging, optimum_export.optimum_imported(stages.begin):
+    with (
+        staging_directory(path) as staging,
+        ONE_THREAD,
+        optimum_export.optimum_imported(stages.begin),
+    ):
+        # Another run may have published since, or while this one waited for its turn.
+        check_output(path, directory, overwrite=overwrite)
         from modelexport_optimum.tagging import htp
         from modelexport_optimum.verifying.providers import provider_names
         from modelexport_optimum.verifying.verify import DEFAULT_PROVIDERS, verify

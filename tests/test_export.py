@@ -441,20 +441,34 @@ def test_publishing_over_an_old_output(
 
 
 def test_abandoned_staging_is_removed_and_a_live_one_is_not(tmp_path: Path) -> None:
-    dead, alive = tmp_path / ".out.staging-dead", tmp_path / ".out.staging-alive"
-    for directory in (dead, alive):
-        directory.mkdir()
-        (directory / "model.onnx").touch()
-        directory.with_name(f"{directory.name}.lock").touch()
-    held = locks.lock(tmp_path / f"{alive.name}.lock")
-    assert held is not None
-    with staging.staging_directory(tmp_path / "out"):
-        assert not dead.exists()
+    left = tmp_path / ".out.staging-dead"
+    left.mkdir()
+    (left / "model.onnx").touch()
+    (tmp_path / ".out.staging.lock").touch()
+    with staging.staging_directory(tmp_path / "out") as alive:
+        assert not left.exists()
+        staging.remove_abandoned(tmp_path / "out")
         assert alive.exists()
-    os.close(held)
-    with staging.staging_directory(tmp_path / "out"):
-        assert not alive.exists()
     assert names(tmp_path) == set()
+    left.mkdir()
+    (tmp_path / ".out.staging.lock").touch()
+    staging.remove_abandoned(tmp_path / "out")
+    assert names(tmp_path) == set()
+
+
+def test_second_run_to_an_output_is_refused_before_it_does_anything(
+    tmp_path: Path, model_directory: ModelDirectory
+) -> None:
+    output = tmp_path / "out"
+    stages: list[str] = []
+    with staging.staging_directory(output) as first:
+        with pytest.raises(ModelExportError, match="is being written by another run"):
+            export(model_directory("bert"), output, progress=lambda name, _: stages.append(name))
+        (first / "config.json").touch()
+        staging.publish(first, output, overwrite=False)
+    assert stages == []
+    assert names(tmp_path) == {"out"}
+    assert names(output) == {"config.json"}
 
 
 @pytest.mark.parametrize("fate", ["swallowed", "replaced"])
@@ -539,8 +553,8 @@ def test_killed_run_leaves_nothing_that_looks_finished(
             process.kill()
     assert statuses == {terminated: 128 + signal.SIGTERM, killed: -signal.SIGKILL}
     assert names(terminated) == set()
-    directory, lock = sorted(names(killed), key=len)
+    lock, directory = sorted(names(killed), key=len)
     assert directory.startswith(".out.staging-")
-    assert lock == f"{directory}.lock"
+    assert lock == ".out.staging.lock"
     assert export(model_directory("bert"), killed / "out", providers=CPU).ok
     assert names(killed) == {"out"}

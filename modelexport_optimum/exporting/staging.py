@@ -37,9 +37,6 @@ _AT_FDCWD = -100
 _AGAIN_SECONDS = 1.0
 """Between two attempts to leave a run that was asked to end."""
 
-_LOCK = ".lock"
-"""Follows the name of the directory that it locks."""
-
 
 def check_output(output: str | os.PathLike[str], source: Path | None, *, overwrite: bool) -> Path:
     """The absolute path of the output, if it may be written; nothing is created.
@@ -92,20 +89,26 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
 def staging_directory(output: Path) -> Iterator[Path]:
     """A hidden directory beside the output, gone when the block ends unless published.
 
-    It is removed on an exception, on Ctrl-C and on SIGTERM. What a killed run left
-    behind is removed by the next one: a live run holds a lock on its directory.
+    It is removed on an exception, on Ctrl-C and on SIGTERM. A live run holds a lock for its
+    output, so that no other one writes there, and so that the next one removes what a killed
+    run left.
+
+    Raises:
+        ModelExportError: another run is writing the output, or it cannot be written.
     """
     missing = [parent for parent in output.parents if not parent.exists()]
     directory = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"
-    locked, held = _lock_of(directory), None
     try:
         with _system_errors_named(output):
             output.parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(output)
-            held = _own(locked)
-            directory.mkdir()
-        with _terminating_as_exit():
-            yield directory
+        with _owned(output):
+            with _said_of(output):
+                directory.mkdir()
+            try:
+                with _terminating_as_exit():
+                    yield directory
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
     except Exception as error:
         for cause in causes(error):  # Optimum's and PyTorch's errors may wrap it
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -115,11 +118,6 @@ def staging_directory(output: Path) -> Iterator[Path]:
                 ) from error
         raise
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        if held is not None:
-            os.close(held)
-        with contextlib.suppress(OSError):  # it was never there
-            locked.unlink()
         for parent in missing:  # nearest first; one that is in use by now stays
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -161,33 +159,57 @@ def _prefix(output: Path) -> str:
     return f".{output.name}.staging-"
 
 
-def _lock_of(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}{_LOCK}")
+def _lock_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.staging.lock")
 
 
-def _own(locked: Path) -> int | None:
-    """Take a lock that nobody else wants, if there are locks here."""
+@contextlib.contextmanager
+def _owned(output: Path) -> Iterator[None]:
+    """Hold an output's lock, where there are locks, and remove what killed runs left of it."""
+    locked = _lock_of(output)
+    with _said_of(output):
+        try:
+            held = lock(locked)
+        except NoLocksError:
+            locked.unlink(missing_ok=True)
+            held = -1
+    if held is None:
+        raise ModelExportError(
+            f"output {output} is being written by another run: "
+            "wait for its end, or give another directory with -o"
+        )
     try:
-        return lock(locked)
-    except NoLocksError:
-        locked.touch()
-        return None
+        if held >= 0:
+            _remove_stagings(output)
+        yield
+    finally:
+        if held >= 0:
+            with contextlib.suppress(OSError):  # an empty file, which the next run takes over
+                locked.unlink()
+            os.close(held)
+
+
+def _remove_stagings(output: Path) -> None:
+    for left in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def remove_abandoned(output: Path) -> None:
-    """Remove what killed runs left beside an output; a live run holds the lock of its own.
+    """Remove what killed runs left beside an output; nothing while a run is writing it.
 
     Where there are no locks nothing is removed: it may be a live run's.
     """
-    for locked in output.parent.glob(f"{glob.escape(_prefix(output))}*{_LOCK}"):
-        try:
-            held = lock(locked)
-        except OSError:  # not ours
-            continue
-        if held is not None:
-            shutil.rmtree(locked.with_name(locked.name.removesuffix(_LOCK)), ignore_errors=True)
-            os.close(held)
-            locked.unlink(missing_ok=True)
+    locked = _lock_of(output)
+    if not locked.exists():
+        return
+    try:
+        held = lock(locked)
+    except OSError:  # not ours
+        return
+    if held is not None:
+        _remove_stagings(output)
+        locked.unlink(missing_ok=True)
+        os.close(held)
 
 
 @contextlib.contextmanager

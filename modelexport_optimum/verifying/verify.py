@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.verifying.config_checks import Check, check_all
 from modelexport_optimum.verifying.exported_files import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
@@ -64,6 +65,7 @@ class VerifyReport(Displayed):
         return {"ok": self.ok, **asdict(self), "directory": str(self.directory)}
 
 
+@in_one_thread
 def verify(
     directory: str | os.PathLike[str],
     *,
