@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo lint format fuzz bench docs picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo lint format fuzz bench docs faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -90,6 +90,9 @@ bench: $(STAMP) ## measure time and memory against Optimum alone (some minutes)
 docs: $(STAMP) ## write anew what is written from the code: the reference and the design
 	@$(BIN)/python scripts/reference.py
 	@$(BIN)/python scripts/rooms.py
+
+faults: $(STAMP) ## let every system call of tag, strip and publishing fail in turn (some minutes)
+	@$(BIN)/python scripts/faults.py $(ARGS)
 
 picture: $(STAMP) ## take the README's picture of `make demo` anew
 	@$(BIN)/python scripts/picture.py

@@ -7,6 +7,8 @@ this file knows no other.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -70,6 +72,25 @@ def first_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = (line.strip() for line in text.splitlines() if line.strip())
     return _shortened(next(lines, type(error).__name__))
+
+
+@contextlib.contextmanager
+def told_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says of what the system refuses which file it is about, whoever asked for it.
+
+    Args:
+        path: What the block works on, for an error that names no file.
+
+    Raises:
+        ModelExportError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or os.fspath(path)
+        raise ModelExportError(
+            f"cannot read or write {where}: {error.strerror or error}"
+        ) from error
 
 
 def in_one_line(error: BaseException) -> str:

@@ -96,13 +96,14 @@ def staging_directory(output: Path) -> Iterator[Path]:
     Raises:
         ModelExportError: another run is writing the output, or it cannot be written.
     """
-    missing = [parent for parent in output.parents if not parent.exists()]
+    missing: list[Path] = []
     directory = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"
     try:
         with _system_errors_named(output):
+            missing += [parent for parent in output.parents if not parent.exists()]
             output.parent.mkdir(parents=True, exist_ok=True)
         with _owned(output):
-            with _said_of(output):
+            with _system_errors_named(output):
                 directory.mkdir()
             try:
                 with _terminating_as_exit():
@@ -129,7 +130,7 @@ def _system_errors_named(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelExportError(
-            f"cannot write beside output {output}: {error.strerror} ({error.filename}): "
+            f"cannot write beside output {output}: {error.strerror}: "
             "give a directory that can be written with -o"
         ) from error
 
@@ -140,18 +141,21 @@ def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
     With `overwrite` the old output takes the staging directory's name, which is then
     removed with everything in it.
     """
-    if overwrite and output.is_dir() and any(output.iterdir()):
-        if not _exchange(staging, output):
-            _swap_in_two_steps(staging, output)
-        return
     try:
+        if overwrite and output.is_dir() and any(output.iterdir()):
+            if not _exchange(staging, output):
+                _swap_in_two_steps(staging, output)
+            return
         staging.rename(output)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise ModelExportError(
+                f"output {output} was written by something else in the meantime: "
+                "export again with another -o, or with --overwrite"
+            ) from error
         raise ModelExportError(
-            f"output {output} was written by something else in the meantime: "
-            "export again with another -o, or with --overwrite"
+            f"cannot rename the finished export to output {output}: {error.strerror}; "
+            "what was there is as it was"
         ) from error
 
 
@@ -167,7 +171,7 @@ def _lock_of(output: Path) -> Path:
 def _owned(output: Path) -> Iterator[None]:
     """Hold an output's lock, where there are locks, and remove what killed runs left of it."""
     locked = _lock_of(output)
-    with _said_of(output):
+    with _system_errors_named(output):
         try:
             held = lock(locked)
         except NoLocksError:
@@ -180,13 +184,15 @@ def _owned(output: Path) -> Iterator[None]:
         )
     try:
         if held >= 0:
-            _remove_stagings(output)
+            with _system_errors_named(output):
+                _remove_stagings(output)
         yield
     finally:
         if held >= 0:
             with contextlib.suppress(OSError):  # an empty file, which the next run takes over
                 locked.unlink()
-            os.close(held)
+            with contextlib.suppress(OSError):  # the lock is gone with the descriptor
+                os.close(held)
 
 
 def _remove_stagings(output: Path) -> None:

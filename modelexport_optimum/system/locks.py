@@ -110,7 +110,8 @@ def waiting_lock(path: Path, what: str) -> Iterator[bool]:
     finally:
         with contextlib.suppress(OSError):  # an empty file, which the next run takes over
             path.unlink(missing_ok=True)
-        os.close(held)
+        with contextlib.suppress(OSError):  # the lock is gone with the descriptor
+            os.close(held)
 
 
 def share(descriptor: int) -> None:

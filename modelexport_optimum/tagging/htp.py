@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.errors import ModelExportError, told_of
 from modelexport_optimum.onnx_file.reader import read_model, whole
 from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
@@ -105,7 +105,7 @@ def tag(
     given = given_trees(model, trust_remote_code)
     if source is None and isinstance(model, str | os.PathLike):
         source = os.fspath(model)
-    with contextlib.ExitStack() as stack:
+    with told_of(path), contextlib.ExitStack() as stack:
         files = open_to_write(Path(path), stack)
         groups = by_directory(files)
         for directory in groups:
@@ -143,7 +143,7 @@ def strip(path: str | os.PathLike[str]) -> list[Path]:
         ModelExportError: As for `tag`.
     """
     changed = []
-    with contextlib.ExitStack() as stack:
+    with told_of(path), contextlib.ExitStack() as stack:
         files = open_to_write(Path(path), stack)
         groups = by_directory(files)
         for directory in groups:
