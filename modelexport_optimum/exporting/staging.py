@@ -109,7 +109,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
                 with _terminating_as_exit():
                     yield directory
             finally:
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove_tree(directory)
     except Exception as error:
         for cause in causes(error):  # Optimum's and PyTorch's errors may wrap it
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -197,7 +197,12 @@ def _owned(output: Path) -> Iterator[None]:
 
 def _remove_stagings(output: Path) -> None:
     for left in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        _remove_tree(left)
+
+
+def _remove_tree(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # rmtree does not ignore those of fstat and close
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_abandoned(output: Path) -> None:
@@ -283,4 +288,4 @@ def _swap_in_two_steps(staging: Path, output: Path) -> None:
     except BaseException:
         aside.rename(output)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove_tree(aside)
