@@ -119,9 +119,11 @@ _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementati
 _MEGATRON = "megatron_core"
 """Key of an adapter's configuration that peft imports as a module (tuners/lora/tp_layer.py)."""
 
-_SENTENCE_CLASSES = ("sentence_transformers.",)
-_MODULE_CLASSES = ("sentence_transformers.", "torch.nn.")
-"""What sentence-transformers imports by a name from a file and is no code of the model's."""
+_MODULES = re.compile(r"sentence_transformers\.(\w+\.)*(models|modules)\.\w+(\.\w+)*")
+"""The modules that sentence-transformers has itself; its functions and losses are none."""
+
+_OWN_CLASSES = ("sentence_transformers.", "torch.nn.")
+"""What else it imports by a name from a file and is no code of the model's."""
 
 _PIPELINE_LIBRARIES = ("diffusers", "transformers", "optimum", "onnxruntime")
 """The packages that a pipeline's components are classes of."""
@@ -195,7 +197,7 @@ def _named_in_modules(directory: Path) -> Iterator[OwnCode]:
         if not isinstance(module, dict):
             continue
         name = module.get("type")
-        if isinstance(name, str) and not name.startswith(_SENTENCE_CLASSES):
+        if isinstance(name, str) and not _MODULES.fullmatch(name):
             yield OwnCode("modules.json", name, needed=True)
         folder = module.get("path", "")
         if isinstance(folder, str):
@@ -215,11 +217,11 @@ def _named_in_module(directory: Path, folder: str) -> Iterator[OwnCode]:
         for key in ("activation_function", "tokenizer_class"):
             value = content.get(key)
             # Without a dot it is a name in a table of transformers: "gelu", "BertTokenizer".
-            if isinstance(value, str) and "." in value and not value.startswith(_MODULE_CLASSES):
+            if isinstance(value, str) and "." in value and not value.startswith(_OWN_CLASSES):
                 yield OwnCode(file, value, needed=True)
         routes = content.get("types")
         for inner, value in routes.items() if isinstance(routes, dict) else ():
-            if isinstance(value, str) and not value.startswith(_SENTENCE_CLASSES):
+            if isinstance(value, str) and not _MODULES.fullmatch(value):
                 yield OwnCode(file, value, needed=True)
             nested = os.path.join(folder, inner)  # noqa: PTH118
             _check_inside(directory, nested, file)

@@ -35,11 +35,11 @@ def wrong(node: htp.NodeTag, graph: Graph) -> bool:
 
     An Identity stands on its parameter's module, which is perhaps never called.
     """
-    if graph.tree.modules.get(node.module_path) != node.module_class:
+    if graph.tree.modules.get(node.module) != node.module_class:
         return True
     ran = [path for paths in graph.times for path in paths]
-    prefix = f"{node.module_path}." if node.module_path else ""
-    held = any(path == node.module_path or path.startswith(prefix) for path in ran)
+    prefix = f"{node.module}." if node.module else ""
+    held = any(path == node.module or path.startswith(prefix) for path in ran)
     return not held and node.evidence != "parameter"
 
 

@@ -100,7 +100,7 @@ def test_config_gains_its_key_and_loses_it_again(bert: Path) -> None:
     assert described == json.loads(before)
     tags = {node.tag for node in htp.read_hierarchy(bert)}
     named = {module for tag in tags for module in carriers.parse_tag(tag) or ()}
-    assert metadata["hierarchy_modules"] == len(named) == report.modules
+    assert metadata["hierarchy_modules"] == len(named) == report.module_count
     assert metadata["module_types"] == sorted({name for _, name in named})
     assert "BertLayer" in metadata["module_types"]  # which owns no node itself
     assert metadata["export_strategy"] == "htp"

@@ -193,7 +193,11 @@ def _check_tokenizers(exported: Exported) -> tuple[str, str]:
     found = []
     for folder in sorted({Path(file).parent.name for file in exported.graphs}):
         if folder.startswith("text_encoder"):
-            config = AutoConfig.from_pretrained(exported.directory / folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                exported.directory / folder,
+                trust_remote_code=exported.trust_remote_code,
+                local_files_only=True,
+            )
             size = configured(config, "vocab_size")
             tokenizer = folder.replace("text_encoder", "tokenizer")
             found.append(_check_tokenizer(exported, tokenizer, size))
