@@ -22,6 +22,35 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+SLOW = {
+    "test_batch.py": "each test runs a batch, in processes that import PyTorch",
+    "test_batch_ray.py": "a Ray cluster is started, and each of its workers imports PyTorch",
+    "test_concurrency.py": "exports run at once, in processes that import PyTorch",
+    "test_docs.py": "the demo exports the real model",
+    "test_export.py": "runs are killed, in processes that import PyTorch",
+    "test_faults.py": "every system call fails in turn",
+    "test_fuzz.py": "half a minute of random files",
+    "test_other_providers.py": "every provider runs in processes of its own",
+    "test_other_sources.py": "models are exported by other exporters",
+    "test_own_code.py": "models with code of their own are exported, in processes of their own",
+    "test_properties.py": "hundreds of random modules are exported",
+    "test_providers.py": "every provider runs in processes of its own",
+    "test_scripts.py": "each script runs a batch",
+    "test_used.py": "models are exported, loaded and run by other libraries",
+    "test_verify.py": "models are loaded and run on each provider",
+    "test_wrong_input.py": "each error is told by a program that imports PyTorch",
+    "test_zoo.py": "every architecture is exported",
+}
+"""Files that everyday work leaves out, and why they take long: see CONTRIBUTING.md."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files as slow."""
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def spared() -> None:
     """Keep the garbage collector off what was imported: a million objects, all of which stay."""

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     ModelDirectory = Callable[[str], Path]
 
-pytestmark = pytest.mark.slow  # each test runs a batch, in processes that import PyTorch
-
 GRACE_SECONDS = scheduler._GRACE_SECONDS
 """As the batches of other processes have it: a fixture changes that of this one."""
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     ModelDirectory = Callable[[str], Path]
 
-pytestmark = pytest.mark.slow  # a Ray cluster is started, and each of its workers imports PyTorch
-
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'modelexport-optimum[ray]'")
 
 CUSTOM = "--task text-classification --trust-remote-code --provider cpu"

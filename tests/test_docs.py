@@ -19,8 +19,6 @@ from modelexport_optimum.cli.main import app
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow  # the demo exports the real model
-
 REPOSITORY = Path(__file__).parent.parent
 LEFT_BY_THE_DEMO = "demo/all-MiniLM-L6-v2"
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-pytestmark = pytest.mark.slow  # models are exported by other exporters
-
-
 @pytest.fixture
 def tagged(exported: Callable[[str], Path], tmp_path: Path) -> Path:
     directory = shutil.copytree(exported("bert"), tmp_path / "tagged")

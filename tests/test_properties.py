@@ -27,8 +27,6 @@ from modelexport_optimum.tagging.recorded_calls import recorded_calls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow  # hundreds of random modules are exported
-
 GENERATED = settings(
     max_examples=120,
     deadline=None,

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     ModelDirectory = Callable[[str], Path]
 
-pytestmark = pytest.mark.slow  # each script runs a batch
-
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = REPOSITORY / "scripts" / "batch"
 WORKFLOW = SCRIPTS / "github-actions.yml"

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     Tagged = Callable[[str], Path]
 
-pytestmark = pytest.mark.slow  # models are exported, loaded and run by other libraries
-
 WAVE = np.sin(np.arange(16000) / 50).astype(np.float32)
 TEXT = "the quick brown fox"
 

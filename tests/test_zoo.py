@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.tagging.htp import NodeTag
     from modelexport_optimum.tagging.tag_report import TagReport
 
-pytestmark = pytest.mark.slow  # every architecture is exported
-
 LEVELS = ["DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"]
 RANDOM = {
     *("Bernoulli", "Multinomial"),
