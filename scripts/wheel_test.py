@@ -32,7 +32,8 @@ for name in {models!r}:
     zoo.build(rows[name], Path(name))
     result = export(name, f"{{name}}-onnx", task=rows[name].task, providers=["cpu"])
     source = sorted(path.name for path in Path(name).iterdir())
-    results[name] = {{"source": source, **result.to_dict()}}
+    found = {{"source": source, "node_count": result.tags.node_count, "paths": list(result.files)}}
+    results[name] = {{**result.to_dict(), **found}}
 print(json.dumps(results))
 """
 
@@ -46,8 +47,7 @@ def main() -> None:
         results = export_all(Path(folder))
     problems = [f"{name}: {problem}" for name, found in results.items() for problem in wrong(found)]
     for name, found in results.items():
-        files = ", ".join(sorted(found["files"]))
-        print(f"{name}: {found['tags']['nodes']} nodes; {files}")
+        print(f"{name}: {found['node_count']} nodes; {', '.join(sorted(found['paths']))}")
     for problem in problems:
         print(f"failed: {problem}")
     print(
@@ -93,7 +93,7 @@ def wrong(found: dict) -> list[str]:
     ]
     if found["comparison"]["status"] != "ok":
         problems.append(f"PyTorch: {found['comparison']['message']}")
-    missing = set(found["source"]) - WEIGHTS - set(found["files"])
+    missing = set(found["source"]) - WEIGHTS - set(found["paths"])
     return [*problems, *(f"{name} is missing" for name in sorted(missing))]
 
 
