@@ -154,7 +154,7 @@ def export(
             model=trees,
             source=name,
             trust_remote_code=trust,
-            recorded=exported.calls,
+            traced=exported.traced,
         )
 
         stages.begin("check")

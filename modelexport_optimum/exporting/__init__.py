@@ -6,5 +6,5 @@ It gives to others: `options.ExportOptions`, which declares the options of one e
 a directory by one rename.
 
 It must not know Typer, batches, or what is checked of a finished export. Of `tagging` it uses the
-module tree and the recorded calls of the model that is converted, and it writes no tag.
+module tree and the traced graphs of the model that is converted, and it writes no tag.
 """

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelexport_optimum.tagging.module_tree import ModuleTree
-    from modelexport_optimum.tagging.recorded_calls import Calls
+    from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
     Begin = Callable[[str], None]
     """Called with the name of the stage that begins."""
@@ -71,7 +71,7 @@ class ConvertedModel:
         task: after detection, as Optimum names it.
         library: "transformers", "diffusers", "timm" or "sentence_transformers".
         trees: the modules of the exported model, one tree for each component of a pipeline.
-        calls: the calls of modules in each graph that was traced.
+        traced: which module's call made each node of each graph that was traced.
         comparison: its outputs against PyTorch's.
         warnings: what the user must know, a line each.
         model: the directory of the model's files beside its weights, if it has one.
@@ -80,7 +80,7 @@ class ConvertedModel:
     task: str
     library: str | None = None
     trees: list[ModuleTree] = field(default_factory=list)
-    calls: list[Calls] = field(default_factory=list)
+    traced: list[TracedGraph] = field(default_factory=list)
     comparison: ComparisonWithPyTorch = ComparisonWithPyTorch(
         "skipped", "Optimum did not compare with PyTorch"
     )
@@ -253,7 +253,7 @@ def _export_loaded(
     from transformers.utils.import_utils import is_accelerate_available
 
     from modelexport_optimum.tagging.module_tree import model_trees
-    from modelexport_optimum.tagging.recorded_calls import recorded_calls
+    from modelexport_optimum.tagging.traced_graphs import traced_graphs
 
     exported.task = task
     exported.library = TasksManager.infer_library_from_model(model)
@@ -287,7 +287,7 @@ def _export_loaded(
     begin("export")
     with (
         COMPARISON_WITH_PYTORCH.replaced(compare),
-        recorded_calls(model) as exported.calls,
+        traced_graphs(model) as exported.traced,
     ):
         convert.onnx_export_from_model(
             model=model, output=output, task=task, preprocessors=preprocessors, **arguments

@@ -2,8 +2,8 @@
 
 It gives to others: `htp.tag`, `htp.strip`, `htp.read_hierarchy`; `carriers`, the form of a tag and
 where it stands; `module_tree`, the modules of a model without its weights; and
-`recorded_calls`, what `exporting` notes while a model is traced.
+`traced_graphs`, what `exporting` has noted while a model is traced.
 
-It must not know how a model was exported or what is checked of it: `tag` works on any `.onnx`
-file. It changes a file through `onnx_file` alone, and never reads a weight.
+It must not know how a file was made or what is checked of it: `tag` works on any `.onnx` file,
+and `retracing` alone drives an exporter, where names leave a choice. It changes a file through `onnx_file` alone, and never reads a weight.
 """

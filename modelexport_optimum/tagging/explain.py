@@ -11,7 +11,7 @@ from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.tagging import carriers
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
-from modelexport_optimum.tagging.htp import attribute_file
+from modelexport_optimum.tagging.htp import attribute_files
 from modelexport_optimum.tagging.open_files import by_directory, open_file, writable_files
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def explain(
             if not wanted:
                 continue
             trees = trees_of_files(directory, group, given, trust_remote_code, afresh=True)
-            placed = {
-                file.path: attribute_file(file, *trees[file.path], True, ()) for file, _ in wanted
-            }
+            placed = attribute_files(group, trees, afresh=True)
             for file, node in wanted:
                 placement = placed[file.path].placements[node.start]
                 chain = placed[file.path].chain(node)

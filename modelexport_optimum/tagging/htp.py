@@ -28,6 +28,7 @@ from modelexport_optimum.tagging.open_files import (
     open_to_write,
     tagged_beside,
 )
+from modelexport_optimum.tagging.retracing import retrace
 from modelexport_optimum.tagging.tag_report import (
     FileReport,
     TagReport,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model, Node
     from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.open_files import OpenFile
-    from modelexport_optimum.tagging.recorded_calls import Calls
+    from modelexport_optimum.tagging.scopes import Paths
+    from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def tag(
     model: Any = None,  # noqa: ANN401
     trust_remote_code: bool = False,
     source: str | None = None,
-    recorded: Sequence[Calls] = (),
+    traced: Sequence[TracedGraph] = (),
 ) -> TagReport:
     """Writes onto every node which module it came from, in place and atomically.
 
@@ -92,7 +94,7 @@ def tag(
             file; without one the tags are made of the paths alone.
         trust_remote_code: Whether code in the model's repository may be run.
         source: Name of the source model for the record; by default that of `model`.
-        recorded: The calls that `calls.recorded_calls` saw while the files were traced.
+        traced: What `traced_graphs` noted while the files were exported.
 
     Returns:
         What was found in each file.
@@ -118,9 +120,10 @@ def tag(
                 plans += [_Plan(file, None, report_of_carried(file)) for file in group]
             else:
                 trees = trees_of_files(directory, group, given, trust_remote_code)
+                placed = attribute_files(group, trees, given is not None, traced)
                 for file in group:
-                    placed = attribute_file(file, *trees[file.path], given is not None, recorded)
-                    plans.append(_planned_tags(file, placed, source, exported=given is not None))
+                    own = placed[file.path]
+                    plans.append(_planned_tags(file, own, source, exported=given is not None))
         for plan in plans:
             plan.write()
         reports = tuple(plan.report for plan in plans if plan.report is not None)
@@ -198,19 +201,43 @@ def _read_nodes(given: str | os.PathLike[str], files: Iterable[Path]) -> Iterato
                 )
 
 
-def attribute_file(
-    file: OpenFile, tree: ModuleTree, base: str, afresh: bool, recorded: Sequence[Calls]
-) -> attribution.Attribution:
-    """Asks for each node's module; tags that it carries are believed unless placed afresh."""
-    prior: dict[int, tuple[attribution.Paths, str]] = {}
+def attribute_files(
+    group: Sequence[OpenFile],
+    trees: Mapping[Path, tuple[ModuleTree, str]],
+    afresh: bool,
+    traced: Sequence[TracedGraph] = (),
+) -> dict[Path, attribution.Attribution]:
+    """Asks for the module of each node of a directory's files.
+
+    Tags that a node carries are believed unless it is placed afresh. Where the names leave a
+    choice and nothing was noted while the files were made, the model is traced once more.
+    """
+    prior = {file.path: {} if afresh else _prior(file, trees[file.path][0]) for file in group}
+
+    def attribute(file: OpenFile, traced: Sequence[TracedGraph]) -> attribution.Attribution:
+        tree, base = trees[file.path]
+        return attribution.attribute(file.model, tree, base, prior=prior[file.path], traced=traced)
+
+    placed = {file.path: attribute(file, traced) for file in group}
+    undecided = [file for file in group if placed[file.path].undecided]
+    if undecided and not traced:
+        model = trees[undecided[0].path][0].build()
+        if model is not None:
+            again = retrace(model, [file.model for file in undecided])
+            placed.update({file.path: attribute(file, again) for file in undecided})
+    return placed
+
+
+def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
+    """The placements that nodes carry already, of modules that the tree has."""
+    prior: dict[int, tuple[Paths, str]] = {}
     for node in walk_nodes(file.model.graph):
         carried = file.carried[node.start]
-        modules = carried.modules
-        if modules is not None and not afresh:
-            paths = tuple(path for path, _ in modules)
+        if carried.modules is not None:
+            paths = tuple(path for path, _ in carried.modules)
             if all(path in tree.modules for path in paths):
                 prior[node.start] = (paths, carried.evidence or attribution.CARRIER)
-    return attribution.attribute(file.model, tree, base, prior=prior, recorded=recorded)
+    return prior
 
 
 @dataclass(slots=True)
@@ -247,7 +274,7 @@ def _planned_tags(
     file: OpenFile, placed: attribution.Attribution, source: str | None, *, exported: bool
 ) -> _Plan:
     nodes = list(walk_nodes(file.model.graph))
-    spelled: dict[attribution.Paths, carriers.Spelled] = {}
+    spelled: dict[Paths, carriers.Spelled] = {}
     tags = {}
     for node in nodes:
         paths = placed.placements[node.start].paths

@@ -8,6 +8,7 @@ names in a graph. It keeps no reference to the model.
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +28,7 @@ from modelexport_optimum.system.private_names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
 
     import torch
@@ -65,12 +66,18 @@ class ModuleTree:
     Attributes:
         modules: Every path to its module, in the order of `named_modules`.
         tensors: Shape of every parameter and buffer, under every name.
+        tied: For each name of a parameter or buffer that has several, all of them.
         classes_known: False if the tree was made from names alone.
+        build: Gives the model once more, with or without its weights, or None if it cannot.
     """
 
     modules: dict[str, Module] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tied: dict[str, list[str]] = field(default_factory=dict)
     classes_known: bool = True
+    build: Callable[[], torch.nn.Module | None] = field(
+        default=lambda: None, repr=False, compare=False
+    )
 
     @property
     def root_class(self) -> str:
@@ -84,18 +91,6 @@ class ModuleTree:
         Args:
             model: The model; only names, classes and shapes are read.
         """
-        tree = cls.without_tensors(model)
-        for path, module in model.named_modules(remove_duplicate=False):
-            prefix = f"{path}." if path else ""
-            for kept in (module._parameters, module._buffers):
-                for name, tensor in kept.items():
-                    if tensor is not None:
-                        tree.tensors[prefix + name] = tuple(tensor.shape)
-        return tree
-
-    @classmethod
-    def without_tensors(cls, model: torch.nn.Module) -> ModuleTree:
-        """Reads the modules alone, which leaves no trace when PyTorch is tracing."""
         import torch
 
         tree = cls()
@@ -107,6 +102,16 @@ class ModuleTree:
             name = f"{kind.__module__}.{kind.__name__}"
             has_forward = kind.forward is not unimplemented or "forward" in vars(module)
             tree.modules[path] = Module(path, name, first, has_forward)
+        names: dict[int, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            prefix = f"{path}." if path else ""
+            for kept in (module._parameters, module._buffers):
+                for name, tensor in kept.items():
+                    if tensor is not None:
+                        tree.tensors[prefix + name] = tuple(tensor.shape)
+                        names.setdefault(id(tensor), []).append(prefix + name)
+        tree.tied = {name: same for same in names.values() if len(same) > 1 for name in same}
+        tree.build = weakref.ref(model)  # the tree is not what keeps a model in memory
         return tree
 
     @classmethod
@@ -188,7 +193,9 @@ class Candidate:
 
     def tree(self) -> ModuleTree:
         """Builds the model on the meta device and reads its tree."""
-        return ModuleTree.from_module(build_empty(self.model_class, self.config))
+        tree = ModuleTree.from_module(build_empty(self.model_class, self.config))
+        tree.build = lambda: build_empty(self.model_class, self.config)
+        return tree
 
 
 def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN401
@@ -206,6 +213,9 @@ def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN
             model = model_class.from_config(config)
         else:
             model = model_class(config)
+    for module in model.modules():
+        if hasattr(module, "tie_weights"):
+            module.tie_weights()  # what was tied before was put on the meta device one by one
     return cast("torch.nn.Module", model)
 
 
@@ -288,13 +298,13 @@ def _transformers_candidates(
         for name in described.get("architectures") or []
         if (model_class := class_named(name, transformers, transformers.PreTrainedModel))
     ]
-    by_task = _exportable_classes(config)
+    by_task = exportable_classes(config)
     tasks = {other.model_class: other for other in by_task}
     named = [tasks.get(candidate.model_class, candidate) for candidate in named]
     return [*named, *(other for other in by_task if other not in named)]
 
 
-def _exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
+def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
     """The classes of a model type that Optimum exports, with the outputs that it gives them."""
     import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what is exported)
     from optimum.exporters.tasks import TasksManager

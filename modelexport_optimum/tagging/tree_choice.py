@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging.attribution import Labels, scopes_of, tensors_of
+from modelexport_optimum.tagging.attribution import scopes_of, tensors_of
+from modelexport_optimum.tagging.scopes import Scopes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,12 +115,12 @@ def total(fits: Sequence[Fit], agreeing: int = 0) -> tuple[int, ...]:
 def _score(
     tree: ModuleTree, base: str, scopes: Sequence[str], shapes: int, tensors: int, left: int
 ) -> Fit:
-    labels = Labels(tree, base)
+    resolved = Scopes(tree, base)
     unexplained = passed_over = 0
     for scope in scopes:
-        found = labels.resolve(scope) or labels.resolve(scope.rstrip("0123456789").rstrip("_"))
+        found = resolved.candidates(scope)
         if found:
-            passed_over += found[0][0]
+            passed_over += min(map(resolved.passed_over, found))
         else:
             unexplained += 1
     depth = base.count(".") + 1 if base else 0

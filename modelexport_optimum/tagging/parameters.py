@@ -1,0 +1,80 @@
+"""Which modules hold a parameter that a node reads, by the names in a graph."""
+
+from __future__ import annotations
+
+import bisect
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.tagging.scopes import is_inside
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Sequence
+
+    from modelexport_optimum.onnx_file.skeleton import Node
+    from modelexport_optimum.tagging.module_tree import ModuleTree
+    from modelexport_optimum.tagging.scopes import Paths
+
+
+class Parameters:
+    """The parameters and buffers of a traced module, as the graph's nodes name them.
+
+    Tied parameters are one under several names. What optimizes a graph merges equal ones,
+    and keeps one's name: then the others' names stand nowhere in it.
+
+    Args:
+        tree: The modules of the whole model.
+        base: Path of the module that was traced.
+        nodes: All nodes of the graph.
+    """
+
+    def __init__(self, tree: ModuleTree, base: str, nodes: Iterable[Node]) -> None:
+        self._tree = tree
+        self._prefix = f"{base}." if base else ""
+        named = {name for node in nodes for value in (node.inputs, node.outputs) for name in value}
+        # The modules of the parameters that stand nowhere, by the parameter's shape.
+        self._missing: dict[tuple[int, ...], list[str]] = {}
+        for name, shape in tree.tensors.items():
+            if not is_inside(name, base):
+                continue
+            same = tree.tied.get(name, (name,))
+            if not any(tied[len(self._prefix) :] in named for tied in same):
+                self._missing.setdefault(shape, []).append(_module(name))
+        for modules in self._missing.values():
+            modules.sort()
+
+    def owner(self, name: str) -> str | None:
+        """Path of the module that has a parameter or buffer of that name."""
+        full = self._prefix + name
+        return _module(full) if full in self._tree.tensors else None
+
+    def read_by(self, nodes: Iterable[Node]) -> set[str]:
+        """The parameters among what some nodes read."""
+        tensors = self._tree.tensors
+        return {name for node in nodes for name in node.inputs if self._prefix + name in tensors}
+
+    def holders(self, name: str) -> list[str]:
+        """The modules of a parameter under all its names; with ties, they are several."""
+        full = self._prefix + name
+        return [_module(tied) for tied in self._tree.tied.get(full, (full,))]
+
+    def may_hold(self, path: str, name: str) -> bool:
+        """Whether a module or one inside it holds a parameter, or an equal one may be meant."""
+        if any(is_inside(holder, path) for holder in self.holders(name)):
+            return True
+        missing = self._missing.get(self._tree.tensors[self._prefix + name], [])
+        at = bisect.bisect_left(missing, path)
+        return at < len(missing) and is_inside(missing[at], path)
+
+    def may_be_merged(self, name: str, known: Container[str]) -> bool:
+        """Whether an equal parameter of a module that has nodes, or is in one, may be meant."""
+        missing = self._missing.get(self._tree.tensors[self._prefix + name], [])
+        return any(path in known or _module(path) in known for path in missing)
+
+    def holding(self, chains: Sequence[Paths], names: Iterable[str]) -> list[Paths]:
+        """The chains whose last module holds all of some parameters; all if there is none."""
+        found = [chain for chain in chains if all(self.may_hold(chain[-1], name) for name in names)]
+        return found or list(chains)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

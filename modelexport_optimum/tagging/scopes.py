@@ -1,0 +1,235 @@
+"""Which modules a scope in a node's name may stand for. Names and a tree in, candidates out.
+
+How PyTorch's TorchScript exporter names things:
+
+- When a module is called, the tracer opens a scope. Its label is the module's first path
+  from the traced module, from the last part that is not a number on: `layer.0` for
+  `bert.encoder.layer.0` (`_unqualified_variable_name` in torch/onnx's `utils.py`).
+- A node is named by the labels of the open scopes, each after a slash, then its operator.
+- The second scope with the same labels is named `…_1`, the third `…_2`: at its own end only,
+  never further up. Nodes of equal names are numbered likewise
+  (torch/csrc/jit/passes/onnx/naming.cpp).
+
+So a name says which labels were called inside one another. A module that is never called
+leaves no label, and one label may belong to many modules.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.tagging.carriers import MAX_MODULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from modelexport_optimum.onnx_file.skeleton import Node
+    from modelexport_optimum.tagging.module_tree import ModuleTree
+
+# Paths of modules from the root down, each inside the one before.
+Paths = tuple[str, ...]
+
+_CALL_COUNT = re.compile(r"_\d+$")
+_OUTPUT_NAME = re.compile(r"_output_\d+$")
+
+
+def node_scope(node: Node) -> str | None:
+    """The scope in a node's name, "" for the root's, or None if the name has none."""
+    head, _, own = node.name.rpartition("/")
+    if not _is_scoped(node.name):
+        return None
+    return head if own == node.op_type or _uncounted(own) == node.op_type else None
+
+
+def name_from_output(node: Node) -> str | None:
+    """The name that the exporter gave the node, if a value that the node makes tells it.
+
+    What fuses or replaces nodes keeps the names of the values that others read.
+    """
+    for name in node.outputs:
+        match = _OUTPUT_NAME.search(name)
+        if match and _is_scoped(name):
+            return name[: match.start()]
+    return None
+
+
+def _is_scoped(name: str) -> bool:
+    """Whether a name begins as those with a scope do, and may be one: any text may be a name."""
+    return name.startswith("/") and name.count("/") <= MAX_MODULES and "\n" not in name
+
+
+def _uncounted(scope: str) -> str | None:
+    """A scope without the count at its end, None if it has none."""
+    match = _CALL_COUNT.search(scope)
+    return scope[: match.start()] if match else None
+
+
+def spellings(scope: str) -> list[str]:
+    """The labels that a scope in a name may stand for: as it is, and without a count."""
+    uncounted = _uncounted(scope)
+    return [scope] if uncounted is None else [scope, uncounted]
+
+
+def inside(chain: Paths, path: str) -> Paths:
+    """The chain with one more module, without those that it is not inside of."""
+    return (*(outer for outer in chain if is_inside(path, outer) and path != outer), path)
+
+
+def is_inside(path: str, outer: str) -> bool:
+    """Whether a module is another one or inside it."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
+def common(chains: Iterable[Paths]) -> Paths:
+    """The nearest common ancestor of chains of modules."""
+    shared: Paths | None = None
+    for chain in chains:
+        if shared is None:
+            shared = chain
+        while shared != chain[: len(shared)]:
+            shared = shared[:-1]
+    return shared or ("",)
+
+
+class Scopes:
+    """The scopes of a graph that was traced from one module of a tree.
+
+    Args:
+        tree: The modules of the whole model.
+        base: Path of the module that was traced.
+        ruled_out: Says of labels and a module that none of the calls with these labels was
+            a call of this module.
+    """
+
+    def __init__(
+        self,
+        tree: ModuleTree,
+        base: str,
+        ruled_out: Callable[[str, str], bool] | None = None,
+    ) -> None:
+        self.tree = tree
+        self.base = base
+        self.root: Paths = ("", base) if base else ("",)
+        self._ruled_out = ruled_out
+        self._prefix = f"{base}." if base else ""
+        self._first: dict[str, str] = {}
+        self._order: dict[str, int] = {}
+        by_label: dict[str, list[str]] = {}
+        for path, module in tree.modules.items():
+            if path == base or not path.startswith(self._prefix):
+                continue
+            self._order[path] = len(self._order)
+            self._first.setdefault(module.primary, path)
+            if module.has_forward:
+                by_label.setdefault(self._label(path), []).append(path)
+        self._by_label = {label: sorted(paths) for label, paths in by_label.items()}
+        self._parts = sorted({label.count("/") + 1 for label in by_label})
+        self._chains: dict[str, list[Paths]] = {"": [self.root]}
+        self._handed: set[str] = set()
+
+    def first(self, path: str) -> str:
+        """The one path that stands for a module under all its paths."""
+        primary = self.tree.modules[path].primary
+        return self._first.get(primary, primary)
+
+    def _label(self, path: str) -> str:
+        parts = self.first(path)[len(self._prefix) :].split(".")
+        start = len(parts) - 1
+        while start and parts[start].isnumeric():
+            start -= 1
+        return ".".join(parts if parts[start].isnumeric() else parts[start:])
+
+    def chains(self, labels: str) -> list[Paths]:
+        """The chains of modules that may have been called with these labels.
+
+        Args:
+            labels: Each after a slash, without a count.
+
+        Returns:
+            Every chain whose modules have the labels, one for each module at the end; none if
+            there is no such module.
+        """
+        found = self._chains.get(labels)
+        if found is not None:
+            return found
+        split = labels.split("/")
+        for end in range(2, len(split) + 1):
+            prefix = "/".join(split[:end])
+            if prefix not in self._chains:
+                self._chains[prefix] = self._chains_at(split[:end], prefix)
+        return self._chains[labels]
+
+    def _chains_at(self, split: list[str], labels: str) -> list[Paths]:
+        """The chains, once those of all shorter prefixes are known."""
+        for held in (True, False):
+            by_module: dict[str, Paths] = {}
+            for parts in self._parts:
+                if parts >= len(split):
+                    break
+                head, label = "/".join(split[:-parts]), "/".join(split[-parts:])
+                for caller in self._chains[head]:
+                    for path in self._labelled(label, caller[-1] if held else self.base):
+                        chain = inside(caller, path)
+                        known = by_module.get(path, chain)
+                        by_module[path] = (*common((known[:-1], chain[:-1])), path)
+            if by_module:
+                if not held:
+                    self._handed.add(labels)
+                break
+        chains = [
+            chain
+            for path, chain in by_module.items()
+            if self._ruled_out is None or not self._ruled_out(labels, path)
+        ]
+        if not self.tree.classes_known:
+            # The tree is made of these very scopes: the nearest module is the scope itself.
+            least = min(map(self.passed_over, chains), default=0)
+            chains = [chain for chain in chains if self.passed_over(chain) == least]
+        return chains
+
+    def _labelled(self, label: str, outer: str) -> list[str]:
+        """The modules of a label inside another, each by the first of its paths there."""
+        paths = self._by_label.get(label, [])
+        prefix = f"{outer}." if outer else ""
+        low = bisect.bisect_left(paths, prefix)
+        high = bisect.bisect_left(paths, prefix + chr(0x10FFFF)) if prefix else len(paths)
+        found: dict[str, str] = {}
+        for path in sorted(paths[low:high], key=self._order.__getitem__):
+            found.setdefault(self.first(path), path)
+        return list(found.values())
+
+    def passed_over(self, chain: Paths) -> int:
+        """The number of modules that a chain passes over though they can be called."""
+        modules = self.tree.modules
+        passed, outer, called = 0, chain[-1], set(chain)
+        while outer not in ("", self.base):
+            outer = outer.rpartition(".")[0]
+            module = modules.get(outer)
+            passed += module is not None and module.has_forward and outer not in called
+        return passed
+
+    def spellings(self, scope: str) -> list[str]:
+        """The labels that a scope in a name stands for: as it is, and without a count.
+
+        Labels that only a module fits that was handed to its caller come last.
+        """
+        uncounted = _uncounted(scope)
+        both = [scope] if uncounted is None else [scope, uncounted]
+        found = [labels for labels in both if self.chains(labels)]
+        return [labels for labels in found if labels not in self._handed] or found
+
+    def candidates(self, scope: str) -> list[Paths]:
+        """All chains that a scope in a name may stand for."""
+        found = [chain for labels in self.spellings(scope) for chain in self.chains(labels)]
+        return list(dict.fromkeys(found))
+
+    def longest(self, scope: str) -> Paths:
+        """The innermost module that is known of a scope that cannot be resolved whole."""
+        while scope:
+            scope = scope.rpartition("/")[0]
+            found = self.chains(scope)
+            if found:
+                return common(found)
+        return self.root

@@ -1,0 +1,138 @@
+"""Which module's call made each node, noted while PyTorch exports.
+
+The tracer keeps with every node the scope that it was made in, and each scope's name is
+`Class::label` (`_setup_trace_module_map` in torch/onnx's `utils.py`). The name of a node in
+the file is made of the labels alone (`ONNXScopeName` in
+torch/csrc/jit/passes/onnx/helper.cpp). So for the time of an export the number of the module
+stands in the place of its class, and when the exporter has named the nodes, each is asked for
+its scope. Nothing is inferred or counted, and the file is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.tagging.scopes import Paths, inside, is_inside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+
+@dataclass(slots=True)
+class TracedGraph:
+    """One graph that was traced.
+
+    Attributes:
+        root: The chain of the module that was traced.
+        chains: Name of each node that has a scope to its chain of modules.
+    """
+
+    root: Paths
+    chains: dict[str, Paths] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def traced_graphs(
+    model: object, named: Callable[[], None] | None = None
+) -> Iterator[list[TracedGraph]]:
+    """Notes the modules of all nodes of each graph that is exported inside the block.
+
+    Args:
+        model: The whole model. A graph may be traced from a part of it, or from a copy.
+        named: Called when the nodes of a graph have their names and are noted.
+
+    Yields:
+        A list that gains one entry for each traced graph.
+    """
+    import torch
+
+    try:
+        from torch.onnx._internal.torchscript_exporter import utils
+    except ImportError:  # before torch 2.9
+        from torch.onnx import utils
+
+    whole = model if isinstance(model, torch.nn.Module) else None
+    graphs: list[TracedGraph] = []
+    numbered: list[_Numbered] = []
+    label_modules = utils._setup_trace_module_map
+    name_nodes = torch._C._jit_pass_onnx_assign_scoped_names_for_node_and_value
+
+    def number_modules(traced: torch.nn.Module, *arguments: Any) -> Any:  # noqa: ANN401
+        result = label_modules(traced, *arguments)
+        numbered[:] = [_Numbered(whole, traced)]
+        trace = torch.jit._trace
+        trace._trace_module_map = numbered[0].renamed(trace._trace_module_map or {})
+        return result
+
+    def note_nodes(graph: torch.Graph) -> None:
+        name_nodes(graph)
+        if numbered:  # a scripted function has no modules
+            graphs.append(numbered.pop().graph(graph))
+        if named is not None:
+            named()
+
+    utils._setup_trace_module_map = number_modules  # type: ignore[assignment]
+    torch._C._jit_pass_onnx_assign_scoped_names_for_node_and_value = note_nodes
+    try:
+        yield graphs
+    finally:
+        utils._setup_trace_module_map = label_modules
+        torch._C._jit_pass_onnx_assign_scoped_names_for_node_and_value = name_nodes
+
+
+class _Numbered:
+    """The modules of a traced module, each with a number that stands in its scopes' names."""
+
+    def __init__(self, whole: torch.nn.Module | None, traced: torch.nn.Module) -> None:
+        part = whole is not None and any(module is traced for module in whole.modules())
+        root = whole if whole is not None and part else traced
+        paths: dict[int, list[str]] = {}
+        for path, module in root.named_modules(remove_duplicate=False):
+            paths.setdefault(id(module), []).append(path)
+        base = paths[id(traced)][0]
+        self._root: Paths = ("", base) if base else ("",)
+        modules = list(traced.modules())
+        self._number = {module: number for number, module in enumerate(modules)}
+        self._paths = [
+            [path for path in paths[id(module)] if is_inside(path, base)] for module in modules
+        ]
+        self._chains: dict[str, Paths] = {}
+
+    def renamed(self, names: dict[torch.nn.Module, str]) -> dict[torch.nn.Module, str]:
+        """The names of the modules' scopes, with the module's number for its class."""
+        return {
+            module: f"\n{self._number[module]}::{name.partition('::')[2]}"
+            for module, name in names.items()
+        }
+
+    def graph(self, graph: torch.Graph) -> TracedGraph:
+        """What the nodes of a graph say that have been named."""
+        traced = TracedGraph(self._root)
+        blocks: list[Any] = [graph]
+        while blocks:
+            for node in blocks.pop().nodes():
+                blocks.extend(node.blocks())
+                if node.hasAttribute("onnx_name"):
+                    traced.chains[node.s("onnx_name")] = self._chain(node.scopeName())
+        return traced
+
+    def _chain(self, scope: str) -> Paths:
+        chain = self._chains.get(scope)
+        if chain is None:
+            chain = self._root
+            # The first is the traced module itself. No module's name has a line break.
+            for number in re.findall(r"(?:^|/)\n(\d+)::", scope)[1:]:
+                chain = inside(chain, nearest(chain, self._paths[int(number)]))
+            self._chains[scope] = chain
+        return chain
+
+
+def nearest(chain: Paths, paths: list[str]) -> str:
+    """Of a module's paths, in the tree's order, one inside the innermost module of a chain."""
+    held = (path for outer in reversed(chain) for path in paths if is_inside(path, outer))
+    return next(held, paths[0])
