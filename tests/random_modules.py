@@ -70,6 +70,23 @@ class Chain(nn.Sequential):
         return x
 
 
+class Calls(nn.Module):
+    """Calls the modules at some paths, in order."""
+
+    def __init__(self, order: list[str], **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+        self.order = order
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _open.append(self)
+        for path in self.order:
+            x = self.get_submodule(path)(x)
+        _open.pop()
+        return x
+
+
 class Inner(nn.Module):
     """Calls modules below it, and multiplies between the calls.
 
@@ -79,7 +96,11 @@ class Inner(nn.Module):
     """
 
     def __init__(
-        self, number: float, children: dict[str, nn.Module], steps: list[tuple[int, ...]], wild: bool
+        self,
+        number: float,
+        children: dict[str, nn.Module],
+        steps: list[tuple[int, ...]],
+        wild: bool,
     ) -> None:
         super().__init__()
         self.number = number
@@ -225,9 +246,7 @@ def export(model: nn.Module, path: Path) -> None:
     torch.onnx.export(model.eval(), (torch.ones(2, 3),), path, dynamo=False, input_names=["x"])
 
 
-def outcome(
-    model: nn.Module, path: Path, seen: dict[float, set[tuple[nn.Module, ...]]]
-) -> Outcome:
+def outcome(model: nn.Module, path: Path, seen: dict[float, set[tuple[nn.Module, ...]]]) -> Outcome:
     """Compares the tags of a file with the calls that were seen."""
     paths: dict[nn.Module, set[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

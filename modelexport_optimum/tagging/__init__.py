@@ -5,5 +5,6 @@ where it stands; `module_tree`, the modules of a model without its weights; and
 `traced_graphs`, what `exporting` has noted while a model is traced.
 
 It must not know how a file was made or what is checked of it: `tag` works on any `.onnx` file,
-and `retracing` alone drives an exporter, where names leave a choice. It changes a file through `onnx_file` alone, and never reads a weight.
+and `retracing` alone drives an exporter, where names leave a choice. It changes a file through
+`onnx_file` alone, and never reads a weight.
 """

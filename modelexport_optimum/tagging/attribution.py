@@ -98,7 +98,7 @@ class Attribution:
     Attributes:
         placements: By the start of the node.
         tree: The modules of the model.
-        undecided: Number of nodes whose scope may be one of several modules.
+        undecided: Number of nodes whose scope fits several modules, or none.
     """
 
     placements: dict[int, Placement]
@@ -302,8 +302,9 @@ class _Attributor:
             if len(left) > 1:
                 left = self.parameters.holding(left, self.parameters.read_by([nodes[index]]))
             reason = f"the scope {scope or '/'} in its name"
-            if len(left) > 1:
+            if len(left) != 1:
                 self.undecided += 1
+            if len(left) > 1:
                 reason += f", which may be any of {len(left)} modules"
             paths = common(left) if left else self.scopes.longest(scope)
             self.placed[index] = Placement(paths, SCOPE, reason)

@@ -30,8 +30,9 @@ class Fit:
         shapes: Minus the number of named tensors whose shape the tree gives otherwise.
         tensors: Number of named tensors that the tree has.
         scopes: Minus the number of scopes that no chain of modules explains.
+        depth: Minus the depth of the traced module: inside the outermost that fits are all
+            modules that may have been called.
         passed_over: Minus the number of callable modules that these chains pass over.
-        depth: Minus the depth of the traced module.
         left: Minus the number of the module's tensors that the graph does not name.
         base: Path of the traced module.
         named_scopes: Number of scopes that the graph's names have.
@@ -40,8 +41,8 @@ class Fit:
     shapes: int
     tensors: int
     scopes: int
-    passed_over: int
     depth: int
+    passed_over: int
     left: int
     base: str
     named_scopes: int
@@ -124,7 +125,7 @@ def _score(
         else:
             unexplained += 1
     depth = base.count(".") + 1 if base else 0
-    return Fit(shapes, tensors, -unexplained, -passed_over, -depth, left, base, len(scopes))
+    return Fit(shapes, tensors, -unexplained, -depth, -passed_over, left, base, len(scopes))
 
 
 def _named_tensors(model: Model) -> Mapping[str, tuple[int, ...] | None]:
