@@ -106,7 +106,7 @@ def test_a_second_call_and_a_module_of_its_name_are_told_apart(tmp_path: Path) -
 
 
 def on(path: Path, module: str) -> list[str]:
-    return [node.op_type for node in htp.read_hierarchy(path) if node.module_path == module]
+    return [node.op_type for node in htp.read_hierarchy(path) if node.module == module]
 
 
 def without_retracing(model: nn.Module) -> ModuleTree:
@@ -141,7 +141,7 @@ def test_a_model_is_traced_again_only_where_its_names_leave_a_choice(
     shutil.copytree(exported("squeezebert"), tmp_path / "squeezebert")
     htp.tag(tmp_path / "squeezebert")
     assert [each.__name__ for each in traced] == ["SqueezeBertForSequenceClassification"]
-    placed = {node.name: node.module_path for node in htp.read_hierarchy(tmp_path / "squeezebert")}
+    placed = {node.name: node.module for node in htp.read_hierarchy(tmp_path / "squeezebert")}
     assert placed["/transformer/encoder/attention_1/Shape"].endswith("layers.1.attention")
 
 

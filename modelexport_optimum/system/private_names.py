@@ -113,6 +113,13 @@ DUMMY_SHAPES = PrivateName(
     "The names that the exporter takes for sizes of its example inputs. It ignores any other, so "
     "that a mistyped one has to be refused here.",
 )
+PARTS_OF_MODEL = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.utils",
+    "_get_submodels_and_onnx_configs",
+    "Which parts of a model are exported, each with its example inputs and patches. The public "
+    "functions around it write files.",
+)
 DIFFUSION_CLASS = PrivateName(
     "optimum-onnx",
     "optimum.onnxruntime.modeling_diffusion",
@@ -147,12 +154,20 @@ CLASS_OF_REMOTE_CODE = PrivateName(
 
 # --- PyTorch and the Hub --------------------------------------------------------------------------
 
-IS_TRACING = PrivateName(
+NAMES_OF_SCOPES = PrivateName(
     "torch",
-    "torch.jit",
-    "is_tracing",
-    "Whether a call of a module is being traced. It is documented, but `torch.jit` does not "
-    "declare it among its own names.",
+    "torch.onnx._internal.torchscript_exporter.utils",
+    "_setup_trace_module_map",
+    "Gives each module the name of the scope that its calls open. Followed by one that puts the "
+    "module's number in the place of its class, which no name in the file is made of: nothing "
+    "else says which module made a node.",
+)
+NAMING_OF_NODES = PrivateName(
+    "torch",
+    "torch._C",
+    "_jit_pass_onnx_assign_scoped_names_for_node_and_value",
+    "Names the nodes of a traced graph after their scopes, the last moment at which a node still "
+    "has its scope. Followed by a look at each.",
 )
 CHECK_OF_REPOSITORY_NAME = PrivateName(
     "huggingface_hub",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
+from modelexport_optimum.system.private_names import DUMMY_SHAPES, PARTS_OF_MODEL
 from modelexport_optimum.tagging.scopes import node_scope
 from modelexport_optimum.tagging.traced_graphs import traced_graphs
 
@@ -99,7 +100,6 @@ def _exports(model: torch.nn.Module, files: Sequence[Model]) -> Iterator[Callabl
             yield partial(_export_plainly, model, file)
         return
     from optimum.exporters.onnx.convert import export_pytorch
-    from optimum.utils import DEFAULT_DUMMY_SHAPES
 
     outputs = {file.path.stem: [value.name for value in file.graph.outputs] for file in files}
     opset = files[0].opsets.get("", 0)
@@ -113,7 +113,7 @@ def _exports(model: torch.nn.Module, files: Sequence[Model]) -> Iterator[Callabl
                 config,
                 opset,
                 Path(os.devnull),
-                input_shapes=dict(DEFAULT_DUMMY_SHAPES),
+                input_shapes=dict(DUMMY_SHAPES.get()),
                 model_kwargs=kwargs,
             )
 
@@ -121,11 +121,11 @@ def _exports(model: torch.nn.Module, files: Sequence[Model]) -> Iterator[Callabl
 def _optimum_parts(model: Any) -> Iterator[tuple[str, tuple[Any, Any], dict[str, Any]]]:  # noqa: ANN401
     """What Optimum exports of a model: a file's stem, module and config, further arguments."""
     import torch
-    from optimum.exporters.onnx.utils import _get_submodels_and_onnx_configs
     from optimum.exporters.tasks import TasksManager
 
     from modelexport_optimum.tagging.module_tree import exportable_classes
 
+    parts_of = PARTS_OF_MODEL.get()
     candidates = exportable_classes(model.config)
     # A class with code of its own is exported as any of the model type.
     own = [c.task for c in candidates if c.model_class is type(model)]
@@ -138,7 +138,7 @@ def _optimum_parts(model: Any) -> Iterator[tuple[str, tuple[Any, Any], dict[str,
         for monolith in (False, True):
             kwargs: dict[str, Any] = {}
             try:
-                _, parts = _get_submodels_and_onnx_configs(
+                _, parts = parts_of(
                     model=model,
                     task=task,
                     monolith=monolith,

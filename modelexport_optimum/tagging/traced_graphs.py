@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.system.private_names import NAMES_OF_SCOPES, NAMING_OF_NODES
 from modelexport_optimum.tagging.scopes import Paths, inside, is_inside
 
 if TYPE_CHECKING:
@@ -51,16 +52,10 @@ def traced_graphs(
     """
     import torch
 
-    try:
-        from torch.onnx._internal.torchscript_exporter import utils
-    except ImportError:  # before torch 2.9
-        from torch.onnx import utils
-
     whole = model if isinstance(model, torch.nn.Module) else None
     graphs: list[TracedGraph] = []
     numbered: list[_Numbered] = []
-    label_modules = utils._setup_trace_module_map
-    name_nodes = torch._C._jit_pass_onnx_assign_scoped_names_for_node_and_value
+    label_modules, name_nodes = NAMES_OF_SCOPES.get(), NAMING_OF_NODES.get()
 
     def number_modules(traced: torch.nn.Module, *arguments: Any) -> Any:  # noqa: ANN401
         result = label_modules(traced, *arguments)
@@ -76,13 +71,8 @@ def traced_graphs(
         if named is not None:
             named()
 
-    utils._setup_trace_module_map = number_modules  # type: ignore[assignment]
-    torch._C._jit_pass_onnx_assign_scoped_names_for_node_and_value = note_nodes
-    try:
+    with NAMES_OF_SCOPES.replaced(number_modules), NAMING_OF_NODES.replaced(note_nodes):
         yield graphs
-    finally:
-        utils._setup_trace_module_map = label_modules
-        torch._C._jit_pass_onnx_assign_scoped_names_for_node_and_value = name_nodes
 
 
 class _Numbered:
