@@ -13,18 +13,21 @@ several modules are left, it is their nearest common ancestor.
     (`scopes`), since a module calls what it holds, or what it was handed.
  5. `query_1` is the module of that name or the second call of `query`, since the exporter
     numbers equal scopes: the modules of both are candidates.
- 6. A module reads the parameters that it holds: a candidate that holds none of those that
-    the call's nodes read is out. Where several scopes may have one name, that holds for the
-    node alone. A parameter that the graph lacks may have been merged with an equal one, and
-    counts wherever one of its shape is read.
- 7. Each call of a module reads its weights: no call with some labels was one of a module
-    whose other calls read weights that no node with these labels, or below them, reads.
+ 6. A module reads the parameters that it, or a module inside it, holds: a candidate that
+    does not hold all of those that the call's nodes read is out. Where one name may be that
+    of two calls, this is asked of each node alone. A parameter whose name the graph lacks may
+    have been merged with an equal one, and counts as read wherever one of its shape is.
+ 7. All calls of a module run the same code: no call with some labels was one of a module
+    whose other calls, where they are certain, read other parameters only, or left other
+    operators only, in the scopes below them.
  8. An Identity that makes a value with a parameter's name is that parameter, which the
     exporter found to be equal to another, and stands in the module that owns it.
  9. What replaced nodes and kept the name of a value stands in the scope of that name, or in
-    the nearest common ancestor of that and what it reads parameters of.
-10. What the exporter gave no scope does no module's own operation: it serves the nodes that
-    it stands between. It stands in the nearest common ancestor of those that feed it and
+    the nearest common ancestor of that and the modules whose parameters it reads.
+10. What has no scope and reads one parameter prepares it, and stands in the module that owns
+    it, unless the parameter may have been merged with another's.
+11. What else has no scope does no module's own operation: it serves the nodes that it stands
+    between (`data_flow`). It stands in the nearest common ancestor of those that feed it and
     those that read it, or, made of constants and inputs alone, of those that read it.
 """
 
@@ -48,6 +51,7 @@ from modelexport_optimum.tagging.scopes import (
     Scopes,
     common,
     inside,
+    is_scoped,
     name_from_output,
     node_scope,
     spellings,
@@ -339,7 +343,7 @@ class _Attributor:
 
         return ruled_out
 
-    # Rules 8 and 9: names of values
+    # Rules 8 to 10: names of values
 
     def _known_chains(self) -> dict[str, Paths]:
         """The chain to each module that has a node, and to those around it."""
@@ -376,7 +380,7 @@ class _Attributor:
             noted = self._noted(index, name)
             scope = name.rpartition("/")[0]
             chain = noted.paths if noted else common(self._options(scope))
-        elif node.name.startswith("/") and "_output_" not in node.name:
+        elif is_scoped(node.name) and "_output_" not in node.name:
             scope = node.name.rpartition("/")[0]
             chain = common(self._options(scope))
         else:

@@ -38,7 +38,7 @@ _OUTPUT_NAME = re.compile(r"_output_\d+$")
 def node_scope(node: Node) -> str | None:
     """The scope in a node's name, "" for the root's, or None if the name has none."""
     head, _, own = node.name.rpartition("/")
-    if not _is_scoped(node.name):
+    if not is_scoped(node.name):
         return None
     return head if own == node.op_type or _uncounted(own) == node.op_type else None
 
@@ -50,12 +50,12 @@ def name_from_output(node: Node) -> str | None:
     """
     for name in node.outputs:
         match = _OUTPUT_NAME.search(name)
-        if match and _is_scoped(name):
+        if match and is_scoped(name):
             return name[: match.start()]
     return None
 
 
-def _is_scoped(name: str) -> bool:
+def is_scoped(name: str) -> bool:
     """Whether a name begins as those with a scope do, and may be one: any text may be a name."""
     return name.startswith("/") and name.count("/") <= MAX_MODULES and "\n" not in name
 
@@ -215,9 +215,7 @@ class Scopes:
 
         Labels that only a module fits that was handed to its caller come last.
         """
-        uncounted = _uncounted(scope)
-        both = [scope] if uncounted is None else [scope, uncounted]
-        found = [labels for labels in both if self.chains(labels)]
+        found = [labels for labels in spellings(scope) if self.chains(labels)]
         return [labels for labels in found if labels not in self._handed] or found
 
     def candidates(self, scope: str) -> list[Paths]:
