@@ -122,8 +122,8 @@ def tag(
                 trees = trees_of_files(directory, group, given, trust_remote_code)
                 placed = attribute_files(group, trees, given is not None, traced)
                 for file in group:
-                    own = placed[file.path]
-                    plans.append(_planned_tags(file, own, source, exported=given is not None))
+                    by_node = placed[file.path]
+                    plans.append(_planned_tags(file, by_node, source, exported=given is not None))
         for plan in plans:
             plan.write()
         reports = tuple(plan.report for plan in plans if plan.report is not None)
