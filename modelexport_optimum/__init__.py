@@ -13,8 +13,10 @@ from modelexport_optimum.system.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from modelexport_optimum.batches.run import BatchResult, batch
+    from modelexport_optimum.compare_run import compare
     from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
     from modelexport_optimum.export_run import ExportResult, export
+    from modelexport_optimum.hierarchy.comparison import Comparison
     from modelexport_optimum.hierarchy.diff import diff
     from modelexport_optimum.hierarchy.extract import extract
     from modelexport_optimum.hierarchy.inspect import inspect
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchResult",
+    "Comparison",
     "ExportResult",
     "InvalidModelError",
     "ModelExportError",
@@ -35,6 +38,7 @@ __all__ = [
     "UsageError",
     "VerifyReport",
     "batch",
+    "compare",
     "diff",
     "export",
     "extract",
@@ -50,6 +54,7 @@ __all__ = [
 
 _MODULE_OF = {
     "BatchResult": "batches.run",
+    "Comparison": "hierarchy.comparison",
     "ExportResult": "export_run",
     "InvalidModelError": "errors",
     "ModelExportError": "errors",
@@ -58,6 +63,7 @@ _MODULE_OF = {
     "UsageError": "errors",
     "VerifyReport": "verifying.verify",
     "batch": "batches.run",
+    "compare": "compare_run",
     "diff": "hierarchy.diff",
     "export": "export_run",
     "extract": "hierarchy.extract",

@@ -103,13 +103,13 @@ def free_port() -> int:
 class Served:
     """`view` as it runs, from its first answer until it is interrupted."""
 
-    def __init__(self, path: Path, viewer: str) -> None:
+    def __init__(self, path: Path, viewer: str, *options: str) -> None:
         for _ in range(3):  # something else may take the port first
             self.port = free_port()
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-c", PROGRAM, "view", str(path)),
-                    *("--viewer", viewer, "--port", str(self.port), "--no-browser"),
+                    *("--viewer", viewer, "--port", str(self.port), "--no-browser", *options),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from modelexport_optimum.batches.resources import Resources
-from modelexport_optimum.cli import printing, run_tables, view_commands
+from modelexport_optimum.cli import compare_command, printing, run_tables, view_commands
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     Json,
@@ -283,6 +283,7 @@ def verify(
 
 
 view_commands.register(app)
+compare_command.register(app)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
     app.command()(view)
 
 
-def _chosen_format(**formats: bool) -> str:
+def chosen_format(**formats: bool) -> str:
     """The one format that was asked for, by default "tree".
 
     Raises:
@@ -96,7 +96,7 @@ def inspect(
     from modelexport_optimum.cli import view_tables
 
     with printing.exit_on_error(as_json=as_json):
-        style = _chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
+        style = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
         from modelexport_optimum.hierarchy.inspect import inspect as run
 
         views = run(path, modules=modules or (), classes=classes or (), ops=ops or (), depth=depth)
@@ -166,7 +166,8 @@ def extract(
     printing.finish(written=True)
 
 
-def _named_size(text: str) -> tuple[str, int]:
+def named_size(text: str) -> tuple[str, int]:
+    """The name and the number of `NAME=N`."""
     name, _, size = text.rpartition("=")
     if not name or not size.isdecimal():
         raise typer.BadParameter(f"{text} is not NAME=N")
@@ -219,7 +220,7 @@ def profile(
     """Show where the time of a run goes, by module, with ONNX Runtime's profiler."""
     from modelexport_optimum.cli import view_tables
 
-    named = dict(map(_named_size, sizes or ()))
+    named = dict(map(named_size, sizes or ()))
     with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.profile import profile as run
 
@@ -288,9 +289,17 @@ def view(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Whether to open the browser.")
     ] = True,
+    node_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--node-data",
+            metavar="FILE",
+            help="Colour the nodes in Model Explorer by what compare --node-data wrote.",
+        ),
+    ] = None,
 ) -> None:
     """Open a viewer that is installed on this machine, until Ctrl-C."""
     with printing.exit_on_error(as_json=False):
         from modelexport_optimum.hierarchy.view import view as run
 
-        run(path, viewer=viewer, port=port, browser=browser)
+        run(path, viewer=viewer, port=port, browser=browser, node_data=node_data)

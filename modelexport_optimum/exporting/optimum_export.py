@@ -38,7 +38,7 @@ from modelexport_optimum.system.private_names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from modelexport_optimum.tagging.module_tree import ModuleTree
@@ -307,6 +307,25 @@ def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
             every = [name for name, _ in part.named_parameters(remove_duplicate=False)]
             tied += [name for name in every if name not in own]
     return tied
+
+
+def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, str]:
+    """The task and library of an export that exists, as Optimum names them.
+
+    Args:
+        directory: The export.
+        root_classes: The classes of the models that its files are of, as their tags say.
+
+    Raises:
+        UsageError: Its config.json does not tell.
+    """
+    if (directory / "model_index.json").is_file():
+        library = "diffusers"
+    elif "SentenceTransformer" in root_classes:
+        library = "sentence_transformers"
+    else:
+        library = "transformers"
+    return _task_of_directory(directory, library, {}), library
 
 
 def _task_of_directory(directory: Path, library: str, options: Mapping[str, Any]) -> str:

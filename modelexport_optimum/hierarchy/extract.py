@@ -152,7 +152,7 @@ def extract(
             graph.append(length_delimited(number, info.SerializeToString()))
     size = sum(map(len, graph))
     with replacing(target) as descriptor:
-        _write(descriptor, _model_fields(weights.file))
+        _write(descriptor, model_fields(weights.file))
         _write(descriptor, [varint(_MODEL_GRAPH << 3 | 2), varint(size), *graph])
     return Extracted(
         file=target,
@@ -191,7 +191,7 @@ def _check_output(file: TaggedFile, target: Path, data: Path | None, *, overwrit
         check_output_file(data, (".data",), overwrite=overwrite)
 
 
-def _model_fields(model: memoryview) -> list[Bytes]:
+def model_fields(model: memoryview) -> list[Bytes]:
     """All of a ModelProto but its graph and what it is trained with."""
     without = (_MODEL_GRAPH, _MODEL_TRAINING)
     return [model[key:end] for number, key, _, end in fields(model) if number not in without]
@@ -277,7 +277,7 @@ def _told_of(path: Path) -> Iterator[None]:
 def _skeleton(file: TaggedFile, cut: Cut, weights: Weights) -> onnx.ModelProto:
     """The model without weights, down to the graph of the nodes that are cut, as one graph."""
     model = onnx.ModelProto()
-    model.ParseFromString(b"".join(_model_fields(weights.file)))
+    model.ParseFromString(b"".join(model_fields(weights.file)))
     model.graph.name = "skeleton"
     inner = cut.nodes[-1]  # the nodes of a graph come after those around it
     graphs: list[tuple[Graph, Node | None]] = [(graph_of(file, inner), None)]

@@ -185,7 +185,9 @@ def inspect(
         ModelExportError: A file is not tagged, or cannot be read.
     """
     files = read_tagged_files(path)
-    paths = _matching_paths(files, modules, path)
+    paths = (
+        matching_paths([p for f in files for p in f.modules], modules, path) if modules else None
+    )
     names = {module.module_class for file in files for module in file.modules.values()}
     op_types = {node.op_type for file in files for node in file.nodes}
     for kind, patterns, known in (("class", classes, names), ("operator", ops, op_types)):
@@ -291,13 +293,19 @@ def _is_any(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _matching_paths(
-    files: Sequence[TaggedFile], patterns: Sequence[str], where: object
-) -> set[str] | None:
-    """The module paths that match any of the patterns, None if there is no pattern."""
-    if not patterns:
-        return None
-    known = {path: path.split(".") if path else [] for file in files for path in file.modules}
+def matching_paths(paths: Iterable[str], patterns: Iterable[str], where: object) -> set[str]:
+    """The module paths that match any of the patterns.
+
+    Args:
+        paths: Module paths.
+        patterns: `*` is anything within one part, `**` any number of parts; the first parts
+            may be left out.
+        where: What has these modules, for the message.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+    """
+    known = {path: path.split(".") if path else [] for path in paths}
     matching: set[str] = set()
     for pattern in patterns:
         parts = pattern.split(".")

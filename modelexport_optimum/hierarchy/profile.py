@@ -190,7 +190,7 @@ def profile(
     """
     if iterations < 1:
         raise UsageError(f"--iterations {iterations}: give 1 or more")
-    name = _provider(provider)
+    name = provider_named(provider)
     profiles = []
     for file in read_tagged_files(path):
         if inputs is None:
@@ -203,7 +203,12 @@ def profile(
     return ProfileReport(tuple(profiles))
 
 
-def _provider(name: str) -> str:
+def provider_named(name: str) -> str:
+    """The execution provider of a name, as ONNX Runtime spells it.
+
+    Raises:
+        UsageError: This ONNX Runtime has none of that name.
+    """
     import onnxruntime as ort
 
     available: list[str] = ort.get_available_providers()

@@ -37,7 +37,12 @@ _MAX_ELEMENTS = 2**28
 
 
 def generate(
-    file: TaggedFile, *, batch_size: int, sequence_length: int, sizes: Mapping[str, int]
+    file: TaggedFile,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    sizes: Mapping[str, int],
+    seed: int = 0,
 ) -> Arrays:
     """Make an array for each input of a graph, the same ones every time.
 
@@ -49,6 +54,7 @@ def generate(
         batch_size: Size of the dimensions that are a batch's.
         sequence_length: Size of the dimensions that are a length.
         sizes: Sizes of dimensions by name, before everything else.
+        seed: What the numbers are made from.
 
     Returns:
         The arrays by the name of the input.
@@ -58,7 +64,7 @@ def generate(
         InvalidModelError: An input is no tensor.
     """
     known = _Sizes(file, batch_size, sequence_length, sizes)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     return {value.name: _array(file, value, known.shape(value), random) for value in _asked(file)}
 
 

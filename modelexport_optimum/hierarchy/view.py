@@ -6,14 +6,12 @@ Model Explorer groups the nodes by module; Netron shows the tag of each node.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
-
-if TYPE_CHECKING:
-    import os
 
 # Viewer to the Python package that it needs; the first one that is installed is taken.
 VIEWERS = {"model-explorer": "model_explorer_onnx", "netron": "netron"}
@@ -25,6 +23,7 @@ def view(
     viewer: str | None = None,
     port: int | None = None,
     browser: bool = True,
+    node_data: str | os.PathLike[str] | None = None,
 ) -> None:
     """Serve a viewer on this machine, until it is interrupted.
 
@@ -34,12 +33,22 @@ def view(
         viewer: "model-explorer" or "netron"; by default the first of them that is installed.
         port: Port to serve on; by default one that is free.
         browser: Whether to open the browser.
+        node_data: Figures of the nodes to colour them by, which Model Explorer alone shows:
+            the file that `compare` wrote.
 
     Raises:
         UsageError: There is no such file or viewer, or the viewer cannot open that many.
         ModelExportError: A file is not tagged, or the viewer is not installed.
     """
+    if node_data is not None and viewer is None:
+        viewer = "model-explorer"
     name = _installed(viewer)
+    if node_data is not None and name != "model-explorer":
+        raise UsageError(
+            f"{name} shows no node data: leave out --node-data, or take model-explorer"
+        )
+    if node_data is not None and not Path(node_data).is_file():
+        raise UsageError(f"{node_data} does not exist: compare --node-data FILE writes it")
     files = [file.path for file in read_tagged_files(path)]
     if name == "model-explorer":
         import model_explorer
@@ -47,6 +56,8 @@ def view(
         config = model_explorer.config()
         for file in files:
             config.add_model_from_path(str(file))
+        if node_data is not None:
+            config.add_node_data_from_path(os.fspath(node_data))
         model_explorer.visualize_from_config(
             config,
             port=port or model_explorer.consts.DEFAULT_PORT,  # for which it takes a free one

@@ -99,6 +99,20 @@ COMPARISON_WITH_PYTORCH = PrivateName(
     "Called at the end of a conversion, where its error would take the files away that are "
     "written. Replaced, so that a failed comparison is a result and not the end.",
 )
+CONVERSION_OF_MODEL = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.convert",
+    "onnx_export_from_model",
+    "Takes a model into the parts that become files. Replaced where PyTorch is to run these parts, "
+    "so that the whole model that they are parts of is known.",
+)
+EXPORT_OF_PARTS = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.convert",
+    "export_models",
+    "Is given the parts, with the configuration of each. Replaced where PyTorch is to run them and "
+    "nothing is exported; nothing public gives all parts of all libraries.",
+)
 LIBRARY_OF_MODEL = PrivateName(
     "optimum",
     "optimum.exporters.tasks",

@@ -1,0 +1,177 @@
+"""What `compare` prints for people, and its rows for CSV and Markdown."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.cli.tables import (
+    DIM,
+    Cell,
+    Column,
+    counted,
+    guides,
+    print_blank,
+    print_line,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from modelexport_optimum.cli.tables import Row
+    from modelexport_optimum.hierarchy.comparison import Comparison, ModuleComparison
+
+MODULE_FIELDS = (
+    "path", "class", "call", "file", "max_abs", "relative", "relative_mean", "snr_db", "cosine",
+    "own_relative", "matched", "reason",
+)  # fmt: skip
+"""The columns of `compare --csv` and `--markdown`."""
+
+_MOST_CULPRITS = 10
+"""Culprits that are named above the tree."""
+
+_COLUMNS = (
+    Column("module", shrinks="path"),
+    Column("class", shrinks="name", drop=1),
+    Column("error", right=True),
+    Column("own", right=True),
+    Column("SNR dB", right=True, drop=0),
+    Column("", shrinks="text", drop=2),
+)
+
+_OUTPUTS = (Column("output", shrinks="path"), Column("error", right=True), Column("", drop=0))
+
+
+def rows(found: Comparison, shown: Collection[str] | None) -> Iterator[dict[str, Any]]:
+    """Yield the calls of modules as rows of `MODULE_FIELDS`.
+
+    Args:
+        found: what `compare` found.
+        shown: the paths of the modules to show; by default all.
+    """
+    for module in found.modules:
+        if shown is None or module.path in shown:
+            yield module.to_dict()
+
+
+def print_comparison(
+    found: Comparison, *, depth: int | None, shown: Collection[str] | None
+) -> None:
+    """Print the culprits, the tree of each file, and the outputs as they are deployed.
+
+    Args:
+        found: what `compare` found.
+        depth: levels of modules to show; by default all.
+        shown: the paths of the modules to show; by default all.
+    """
+    print_line((found.other, "bold"), " against ", (found.reference, "bold"))
+    print_line(*_verdict(found))
+    for path in found.culprits[:_MOST_CULPRITS]:
+        own = max(m.own_relative or 0.0 for m in found.modules if m.path == path)
+        print_line("  ", (path or "(root)", "bold red"), f"  own {_figure(own)}")
+    if len(found.culprits) > _MOST_CULPRITS:
+        print_line(f"  and {len(found.culprits) - _MOST_CULPRITS} more (--json has all)")
+    files = dict.fromkeys(module.file for module in found.modules)
+    for file in files:
+        calls = [m for m in found.modules if m.file == file]
+        if shown is not None:
+            calls = [module for module in calls if module.path in shown]
+        print_blank()
+        print_line((file, "bold"))
+        _print_tree(calls, found, depth)
+    print_blank()
+    rows: list[Row] = [
+        (f"{row.file} {row.name}" if len(files) > 1 else row.name, _cell(row.relative, found), "")
+        for row in found.outputs
+    ]
+    print_line("as deployed, with ONNX Runtime's optimizations", style=DIM)
+    print_table(_OUTPUTS, rows, elsewhere="--json has all")
+    print_line(
+        "error: the difference from the reference, relative to it; own: what is left of it when "
+        "the module is given the reference's tensors. Modules are compared without fusions.",
+        style=DIM,
+    )
+
+
+def _verdict(found: Comparison) -> Iterator[tuple[str, str]]:
+    tolerance = f" (tolerance {found.tolerance:g})"
+    if found.culprits:
+        yield f"{counted(len(found.culprits), 'module')} differ by themselves", "red"
+        yield f"{tolerance}, worst first:", ""
+    elif found.ok:
+        yield f"no module and no output differs{tolerance}", "green"
+    elif found.only_deployed:
+        names = ", ".join(dict.fromkeys(row.name for row in found.only_deployed))
+        yield f"only as deployed do outputs differ: {names}", "red"
+        yield f"{tolerance}: ONNX Runtime's optimizations make the difference", ""
+    else:
+        yield "outputs differ, and no module does by itself", "red"
+        yield tolerance, ""
+
+
+def _print_tree(calls: Sequence[ModuleComparison], found: Comparison, depth: int | None) -> None:
+    ordered = [item for item in _outer_first(calls) if depth is None or item[1] <= depth]
+    rows: list[Row] = []
+    lines = guides([level for _, level, _ in ordered])
+    for (call, _, outer), line in zip(ordered, lines, strict=True):
+        name = call.path[len(outer) + 1 if outer else 0 :] or call.module_class
+        if call.call:
+            name += f" (call {call.call + 1})"
+        rows.append(
+            (
+                Cell(name, "bold", line),
+                Cell(call.module_class, "cyan"),
+                _cell(call.relative, found),
+                _cell(call.own_relative, found),
+                Cell("" if call.snr_db is None else _decibels(call.snr_db), DIM),
+                Cell(call.reason, DIM),
+            )
+        )
+    print_table(_COLUMNS, rows, elsewhere="--json has all")
+
+
+def _outer_first(
+    calls: Iterable[ModuleComparison],
+) -> Iterator[tuple[ModuleComparison, int, str]]:
+    """Yield the calls below the module around each: its level, and that module's path."""
+    listed = list(calls)
+    paths = {call.path for call in listed}
+
+    def around(path: str) -> str | None:
+        while path:
+            path = path.rpartition(".")[0]
+            if path in paths:
+                return path
+        return None
+
+    children: dict[str | None, list[ModuleComparison]] = {}
+    for call in listed:
+        outer = around(call.path) if call.path else None
+        children.setdefault(outer, []).append(call)
+    done: set[str] = set()
+
+    def below(outer: str | None, level: int) -> Iterator[tuple[ModuleComparison, int, str]]:
+        for call in children.get(outer, []):
+            yield call, level, outer or ""
+            if call.path not in done:
+                done.add(call.path)
+                yield from below(call.path, level + 1)
+
+    yield from below(None, 0)
+
+
+def _cell(value: float | None, found: Comparison) -> Cell:
+    if value is None:
+        return Cell("-", DIM)
+    return Cell(_figure(value), DIM if value <= found.tolerance else "red")
+
+
+def _figure(value: float) -> str:
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "unbounded"
+    return f"{value:.1e}" if value else "0"
+
+
+def _decibels(value: float) -> str:
+    return f"{value:.0f}" if math.isfinite(value) else "equal" if value > 0 else "none"

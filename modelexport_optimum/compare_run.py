@@ -1,0 +1,235 @@
+"""`compare()`: one comparison of an export with PyTorch, another export, or another provider.
+
+It finds the two sides and brings them together; what a comparison is stands in
+`hierarchy.compare`, PyTorch's side in `exporting.torch_reference`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError, UsageError, first_line
+from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.output_files import check_output_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from modelexport_optimum.exporting.torch_reference import TorchPart
+    from modelexport_optimum.hierarchy.compare import FilePair
+    from modelexport_optimum.hierarchy.comparison import Comparison
+    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.hierarchy.tapped_run import Arrays
+
+# Key of the file's own metadata that names the model that was exported.
+_SOURCE = "modelexport_optimum.source"
+
+
+def compare(
+    reference: str | os.PathLike[str],
+    other: str | os.PathLike[str] | None = None,
+    *,
+    model: Any = None,  # noqa: ANN401
+    task: str | None = None,
+    provider: str = "cpu",
+    tolerance: float | None = None,
+    samples: int = 1,
+    text: str | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+    batch_size: int = 2,
+    sequence_length: int = 16,
+    sizes: Mapping[str, int] | None = None,
+    node_data: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Comparison:
+    """Finds the modules whose numbers differ between two sides, and whose fault it is.
+
+    Args:
+        reference: A tagged `.onnx` file or exported directory. Alone, it is what is compared:
+            with PyTorch, or on another provider with itself on the CPU.
+        other: Another export, which is compared with the first.
+        model: What PyTorch runs: a name on the Hub, a directory, or a model in memory; by
+            default the source that the export records.
+        task: Optimum's name of the task that was exported; by default what config.json says.
+        provider: Execution provider of the side that is compared.
+        tolerance: Largest relative difference that is none; by default the one of the
+            narrowest type that either side computes in.
+        samples: Number of samples that both sides are run on.
+        text: A text to run both sides on, through the export's tokenizer.
+        inputs: A `.npz` file with inputs, instead of ones that are made up.
+        batch_size: Batch size of the inputs that are made up from a graph.
+        sequence_length: Their number of tokens.
+        sizes: Sizes of other dimensions of theirs, by name.
+        node_data: A JSON file to write, with each node's own error for Model Explorer.
+        overwrite: Replace that file if it is there.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Returns:
+        The figures of every module and call, and the culprits, worst first.
+
+    Raises:
+        UsageError: There is no such export or provider, or the sides do not fit together.
+        ModelExportError: A file is not tagged, or one side cannot be run.
+    """
+    from modelexport_optimum.hierarchy import compare as comparing
+    from modelexport_optimum.hierarchy.profile import provider_named
+
+    if samples < 1:
+        raise UsageError(f"--samples {samples}: give 1 or more")
+    if other is not None and model is not None:
+        raise UsageError("give another export or --model, not both: one side is the reference")
+    first = Path(reference)
+    chosen = provider_named(provider)
+    if other is not None:
+        names = str(first), str(other)
+        pairs = comparing.export_pairs(first, Path(other))
+    elif chosen != "CPUExecutionProvider":
+        names = f"{first} on the CPU", f"{first} on {chosen}"
+        pairs = comparing.export_pairs(first, first)
+    else:
+        source = _recorded_source(first) if model is None else model
+        said = source if isinstance(source, str | Path) else type(source).__name__
+        names = f"PyTorch ({said})", str(first)
+        pairs = _torch_pairs(first, source, task, trust_remote_code)
+    if node_data is not None:
+        check_output_file(Path(node_data), (".json",), overwrite=overwrite)
+        if len(pairs) > 1:
+            files = ", ".join(pair.name for pair in pairs)
+            raise UsageError(f"node data is of one graph: give one file of {files}")
+    found = comparing.compare_files(
+        pairs,
+        comparing.SampleOptions(
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            sizes=sizes or {},
+            file=None if inputs is None else Path(inputs),
+            arrays=_tokens(text, pairs[0].file.path.parent) if text is not None else {},
+            samples=samples,
+        ),
+        reference=names[0],
+        other=names[1],
+        provider=chosen,
+        tolerance=comparing.default_tolerance(pairs) if tolerance is None else tolerance,
+    )
+    if node_data is not None:
+        document = json.dumps(comparing.node_data(found, pairs[0].file), indent=1)
+        with replacing(Path(node_data)) as descriptor:
+            os.write(descriptor, document.encode())
+    return found
+
+
+def _tokens(text: str, directory: Path) -> Arrays:
+    """A text as the export's tokenizer gives it."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(
+            f"{directory} has no tokenizer that can be loaded ({first_line(error)}): "
+            "give the inputs with --inputs FILE.npz"
+        ) from error
+    return dict(tokenizer(text, return_tensors="np"))
+
+
+def _recorded_source(path: Path) -> str:
+    """The model that an export says it was made from."""
+    from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+
+    for file in tagged_files(path):
+        for key, value, *_ in read_tagged(file).model.metadata:
+            if key == _SOURCE:
+                return value
+    raise UsageError(f"{path} does not say which model it was made from: give --model NAME|DIR")
+
+
+@dataclass(frozen=True, slots=True)
+class TorchReference:
+    """PyTorch as the reference of one file.
+
+    Attributes:
+        parts: What Optimum makes the file of: one part, or one for each branch of a merged
+            decoder.
+        file: The file.
+    """
+
+    parts: Sequence[TorchPart]
+    tagged: TaggedFile
+
+    def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
+        """Makes the inputs that Optimum exports with."""
+        return self._part(branch).inputs(seed)
+
+    def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
+        """Runs the part."""
+        from modelexport_optimum.hierarchy.recorded_run import RecordedCall, RecordedRun
+
+        recorded = RecordedRun()
+        calls, outputs = self._part(branch).run(feeds, recorded.values.add)
+        for name, value in outputs.items():
+            recorded.add_output(name, value)
+        recorded.calls = [RecordedCall(*dataclasses.astuple(call)) for call in calls]
+        # An encoder that is exported alone is the whole of its graph, whose tags begin at the
+        # root: nothing else of the root runs.
+        if calls and calls[0].path:
+            root = RecordedCall("", self.tagged.root.module_class, 0, calls[0].outputs, ())
+            recorded.calls.insert(0, root)
+        return recorded
+
+    def _part(self, branch: Mapping[str, bool]) -> TorchPart:
+        if len(self.parts) == 1:
+            return self.parts[0]
+        with_past = any(branch.values())
+        return self.parts[int(with_past)]
+
+
+def _torch_pairs(
+    path: Path,
+    source: Any,  # noqa: ANN401
+    task: str | None,
+    trust_remote_code: bool,
+) -> list[FilePair]:
+    from modelexport_optimum.exporting.optimum_export import task_of_export
+    from modelexport_optimum.exporting.torch_reference import torch_parts
+    from modelexport_optimum.hierarchy.compare import FilePair
+    from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+
+    top = path if path.is_dir() else path.parent
+    files = {file.relative_to(top).as_posix(): read_tagged(file) for file in tagged_files(path)}
+    has_past = any(
+        "past_key_values" in value.name
+        for file in files.values()
+        for value in file.model.graph.inputs
+    )
+    found_task, library = task_of_export(top, [f.root.module_class for f in files.values()])
+    if task is None:
+        task = found_task if has_past else found_task.removesuffix("-with-past")
+    parts = torch_parts(source, task, library=library, trust_remote_code=trust_remote_code)
+    by_file = {part.file: part for part in parts}
+    if not by_file.keys() & files.keys():
+        parts = torch_parts(
+            source, task, library=library, monolith=True, trust_remote_code=trust_remote_code
+        )
+        by_file = {part.file: part for part in parts}
+    pairs = []
+    for name, file in files.items():
+        if name in by_file:
+            pairs.append(FilePair(name, file, TorchReference([by_file[name]], file)))
+            continue
+        decoders = [part for other, part in by_file.items() if "decoder" in other]
+        if "merged" in name and len(decoders) == 2:
+            decoders.sort(key=lambda part: "with_past" in part.file)
+            pairs.append(FilePair(name, file, TorchReference(decoders, file)))
+    if not pairs:
+        raise ModelExportError(
+            f"Optimum makes {', '.join(by_file)} of {source} for {task}, and {path} has "
+            f"{', '.join(files)}: give the --task that was exported"
+        )
+    return pairs

@@ -1,0 +1,250 @@
+"""Which values of a graph stand for what left the calls of modules in another run.
+
+Values are matched by module path, call and shape; the outputs of the whole graph by name. What
+cannot be matched gets its reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.hierarchy.comparison import difference
+from modelexport_optimum.hierarchy.recorded_run import output_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, ModuleCall
+    from modelexport_optimum.hierarchy.recorded_run import RecordedCall, RecordedRun, ValueStore
+
+
+# Distances that are computed to tell values of one shape apart: eight values on each side.
+_MOST_DISTANCES = 64
+
+
+@dataclass(slots=True)
+class MatchedCall:
+    """One call of the reference, and what stands for it in the graph.
+
+    Attributes:
+        recorded: The call in the reference.
+        call: The call in the graph whose nodes make the values; None if there is none.
+        pairs: Values of the graph to those of the reference.
+        reason: Why there are no pairs, or what they stand for; or "".
+    """
+
+    recorded: RecordedCall
+    call: ModuleCall | None = None
+    pairs: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether there is something to compare, or nothing that could be wrong."""
+        return bool(self.pairs) or self.recorded.hands_on
+
+
+def match(recorded: RecordedRun, graph: FlatGraph, values: ValueStore) -> list[MatchedCall]:
+    """Finds what stands in a graph for what left each call of the reference.
+
+    Args:
+        recorded: The reference.
+        graph: The other side.
+        values: What left the calls of the graph, by name.
+
+    Returns:
+        One entry for each call of the reference, in its order.
+    """
+    by_path: dict[str, list[MatchedCall]] = defaultdict(list)
+    matched = [MatchedCall(call) for call in recorded.calls]
+    for entry in matched:
+        by_path[entry.recorded.path].append(entry)
+    calls: dict[str, list[ModuleCall]] = defaultdict(list)
+    for call in graph.calls:
+        calls[call.module.path].append(call)
+    for path, entries in by_path.items():
+        if path == "" and recorded.outputs:
+            _match_root(entries, calls[""], recorded, values)
+            continue
+        _match_module(entries, calls.get(path, []), recorded.values, values)
+    _name_fused(matched, graph)
+    _match_without_nodes(matched, recorded, graph)
+    return matched
+
+
+def _match_root(
+    entries: list[MatchedCall],
+    calls: list[ModuleCall],
+    recorded: RecordedRun,
+    values: ValueStore,
+) -> None:
+    """Matches the outputs of the graph."""
+    for entry in entries:
+        entry.call = calls[0] if calls else None
+        entry.pairs = {
+            name: output_value(name)
+            for name in recorded.outputs
+            if name in values and values.shape(name) == recorded.outputs[name].shape
+        }
+        if not entry.pairs:
+            entry.reason = "the outputs have other names or shapes than those of the reference"
+
+
+def _match_module(
+    entries: list[MatchedCall], calls: list[ModuleCall], reference: ValueStore, values: ValueStore
+) -> None:
+    """Matches the calls of one module."""
+    if len(entries) == len(calls):
+        for entry, call in zip(entries, calls, strict=True):
+            entry.call = call
+            entry.pairs = _paired(
+                [name for name in entry.recorded.outputs if name in reference],
+                [name for name in call.outputs if name in values],
+                reference,
+                values,
+            )
+            if not entry.pairs:
+                entry.reason = _why_unpaired(entry.recorded.outputs, call.outputs)
+        return
+    if not calls:
+        return
+    # A graph that has lost the scopes of its nodes shows all calls as one.
+    ours = [name for call in calls for name in call.outputs if name in values]
+    theirs = [name for entry in entries for name in entry.recorded.outputs]
+    pairs = _paired(theirs, ours, reference, values)
+    named = {other: name for name, other in pairs.items()}
+    for entry in entries:
+        entry.call = calls[0] if len(calls) == 1 else None
+        entry.pairs = {named[o]: o for o in entry.recorded.outputs if o in named}
+        if not entry.pairs:
+            entry.reason = f"it runs {len(entries)} times here and {len(calls)} times there"
+
+
+def _paired(
+    theirs: Sequence[str], ours: Sequence[str], reference: ValueStore, values: ValueStore
+) -> dict[str, str]:
+    """Pairs values of one shape, each with one of the other side.
+
+    Where several have one shape, their order tells; where it cannot, because one side shows
+    more of them or in another order, the closest two are a pair.
+    """
+    shapes: dict[tuple[int, ...], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for name in dict.fromkeys(theirs):
+        shapes[reference.shape(name)][0].append(name)
+    for name in dict.fromkeys(ours):
+        shapes[values.shape(name)][1].append(name)
+    pairs: dict[str, str] = {}
+    for these, those in shapes.values():
+        if len(these) == len(those) == 1 or len(these) * len(those) > _MOST_DISTANCES:
+            pairs.update(zip(those, these, strict=True) if len(these) == len(those) else ())
+        else:
+            pairs.update(_closest(these, those, reference, values))
+    return pairs
+
+
+def _closest(
+    theirs: Sequence[str], ours: Sequence[str], reference: ValueStore, values: ValueStore
+) -> dict[str, str]:
+    distances = sorted(
+        (difference(reference.get(other), values.get(name)).relative, abs(i - j), name, other)
+        for i, other in enumerate(theirs)
+        for j, name in enumerate(ours)
+    )
+    pairs: dict[str, str] = {}
+    for _, _, name, other in distances:
+        if name not in pairs and other not in pairs.values():
+            pairs[name] = other
+    return pairs
+
+
+def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
+    if not tuple(theirs):
+        return "no tensor leaves it in the reference"
+    if not ours:
+        return "no tensor leaves it in the graph: nothing outside reads what it makes"
+    return "the tensors that leave it have other shapes than those of the reference"
+
+
+def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
+    """Takes back matches of modules one of whose parameters another module's nodes read.
+
+    A part of such a module was fused into the other one, and what leaves it is less than
+    what it makes in the reference.
+    """
+    readers: dict[str, list[ModuleCall]] = defaultdict(list)
+    for node in graph.nodes:
+        for name in node.reads:
+            if name in graph.initializers:
+                readers[name].append(node.call)
+    fused: dict[str, tuple[str, str]] = {}
+    for name, calls in readers.items():
+        owner = name.rpartition(".")[0]
+        inside = [c for c in calls if f"{c.module.path}.".startswith(f"{owner}.")]
+        if owner and not inside:
+            fused[owner] = (name.rpartition(".")[2], calls[0].module.path)
+    for entry in matched:
+        if entry.pairs and entry.recorded.path in fused:
+            parameter, place = fused[entry.recorded.path]
+            where = place or "the root"
+            entry.reason = f"its {parameter} is applied in {where}: both were fused into one"
+            entry.pairs = {}
+
+
+def _match_without_nodes(
+    matched: Sequence[MatchedCall], recorded: RecordedRun, graph: FlatGraph
+) -> None:
+    """Matches what was called in the reference and has no node in the graph.
+
+    It hands on what it reads, as a Dropout does; or it was folded into the module whose
+    result it alone reads, as a BatchNorm into a Conv: then that module's value stands for
+    the results of both.
+    """
+    ours: dict[str, str] = {}
+    makers: dict[str, MatchedCall] = {}  # the innermost call that gave a value
+    for entry in matched:
+        for name, other in entry.pairs.items():
+            ours.setdefault(other, name)
+        makers.update((other, entry) for other in entry.recorded.outputs)
+    present = {call.module.path for call in graph.calls}
+    for entry in matched:
+        call = entry.recorded
+        if entry.pairs or call.path in present:
+            continue
+        if call.path in graph.nested:
+            entry.reason = "its nodes stand in a nested graph, which runs as a whole"
+        elif not call.outputs:
+            entry.reason = "no tensor leaves it in the reference"
+        elif call.hands_on:
+            entry.reason = "it hands on what it is given"
+        else:
+            entry.reason = "no node of the graph is its own"
+        if len(call.reads) != 1 or len(call.outputs) != 1:
+            continue
+        (source,), (result,) = call.reads, call.outputs
+        if source not in ours:
+            continue
+        if source == result or _same(recorded, source, result):
+            entry.pairs, entry.reason = {ours[source]: result}, "it hands on what it is given"
+        elif source in makers and ours[source] in makers[source].pairs:
+            _fold(entry, makers[source], matched, ours[source])
+        ours.setdefault(result, ours[source])
+
+
+def _fold(
+    entry: MatchedCall, maker: MatchedCall, matched: Iterable[MatchedCall], name: str
+) -> None:
+    """Lets a value of the graph stand for the result of what was folded into its maker."""
+    (source,), (result,) = entry.recorded.reads, entry.recorded.outputs
+    entry.call, entry.pairs = maker.call, {name: result}
+    entry.reason = f"compared together with {maker.recorded.path}, into which it was folded"
+    for other in matched:
+        if other is not entry and other.pairs.get(name) == source:
+            other.pairs[name] = result
+            other.reason = f"compared together with {entry.recorded.path}, folded into it"
+
+
+def _same(recorded: RecordedRun, one: str, other: str) -> bool:
+    first, second = recorded.values.get(one), recorded.values.get(other)
+    return first.shape == second.shape and bool((first == second).all())

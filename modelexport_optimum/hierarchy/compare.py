@@ -1,0 +1,464 @@
+"""`compare()`: which module's numbers differ between two sides, and whose fault it is.
+
+Every module's result is compared with the reference's, once as the whole graph computes it
+(the error) and once with the reference's values fed to the module (its own part of it). A
+module that only hands on a wrong input has an error and no own one. The graphs run without
+fusions, since ONNX Runtime cannot fuse across a value that is looked at; the outputs are
+compared once more as the file is deployed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
+from modelexport_optimum.hierarchy import run_inputs
+from modelexport_optimum.hierarchy.boundary_match import match
+from modelexport_optimum.hierarchy.comparison import (
+    Comparison,
+    ModuleComparison,
+    OutputComparison,
+    difference,
+    tolerance_of,
+    worst,
+)
+from modelexport_optimum.hierarchy.flat_graph import branches, flatten
+from modelexport_optimum.hierarchy.recorded_run import record_graph
+from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged, tagged_files
+from modelexport_optimum.hierarchy.tapped_run import TappedRun
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from modelexport_optimum.hierarchy.boundary_match import MatchedCall
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
+    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+    from modelexport_optimum.hierarchy.tapped_run import Arrays
+
+_CPU = "CPUExecutionProvider"
+
+# JSON has no infinity, and a colour scale none either.
+_LARGEST_SHOWN = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """What both sides are run on.
+
+    Attributes:
+        batch_size: Size of dimensions that are a batch's.
+        sequence_length: Size of dimensions that are a length.
+        sizes: Sizes of dimensions by name.
+        file: A `.npz` file with inputs, instead.
+        arrays: Inputs by name, before those that are made up.
+        samples: Number of samples.
+    """
+
+    batch_size: int = 2
+    sequence_length: int = 16
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    file: Path | None = None
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    samples: int = 1
+
+
+class Reference(Protocol):
+    """The side that is right: PyTorch, or an export."""
+
+    def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
+        """Inputs that fit a graph, by name; None if the reference has none to give."""
+
+    def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
+        """Runs what the graph computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReference:
+    """A tagged file as the reference, on the CPU."""
+
+    file: TaggedFile
+
+    def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
+        """Has none to give."""
+        return None
+
+    def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
+        """Runs the file."""
+        graph = flatten(self.file, dict(branch))
+        return record_graph(graph, TappedRun(graph, [_CPU]), feeds)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePair:
+    """One file of the other side with what it is compared to.
+
+    Attributes:
+        name: The file's path in its directory.
+        file: The file.
+        reference: What it is compared to.
+    """
+
+    name: str
+    file: TaggedFile
+    reference: Reference
+
+
+def compare_files(
+    pairs: Sequence[FilePair],
+    samples: SampleOptions,
+    *,
+    reference: str,
+    other: str,
+    provider: str = _CPU,
+    tolerance: float,
+) -> Comparison:
+    """Compares files with what they are to be compared to.
+
+    Args:
+        pairs: The files.
+        samples: What both sides are run on.
+        reference: The reference, in words.
+        other: The other side, in words.
+        provider: Execution provider of the other side.
+        tolerance: Largest relative difference that is none.
+    """
+    rows: list[ModuleComparison] = []
+    outputs: list[OutputComparison] = []
+    culprits: dict[str, float] = {}
+    for pair in pairs:
+        for branch in branches(pair.file):
+            chosen = ", ".join(f"{key}={value}".lower() for key, value in branch.items())
+            label = f"{pair.name} ({chosen})" if branch else pair.name
+            graph = flatten(pair.file, branch)
+            found = [
+                _compare_sample(pair, graph, label, samples, seed, provider)
+                for seed in range(samples.samples)
+            ]
+            merged = [_merged_modules(calls) for calls in zip(*(f[0] for f in found), strict=True)]
+            rows += merged
+            outputs += [_merged_outputs(o) for o in zip(*(f[1] for f in found), strict=True)]
+            for path, own in _culprits(merged, tolerance).items():
+                culprits[path] = max(own, culprits.get(path, 0.0))
+    return Comparison(
+        reference=reference,
+        other=other,
+        tolerance=tolerance,
+        culprits=tuple(sorted(culprits, key=lambda path: -culprits[path])),
+        modules=tuple(rows),
+        outputs=tuple(outputs),
+    )
+
+
+def _compare_sample(
+    pair: FilePair,
+    graph: FlatGraph,
+    label: str,
+    samples: SampleOptions,
+    seed: int,
+    provider: str,
+) -> tuple[list[ModuleComparison], list[OutputComparison]]:
+    """Compares one graph on one sample of inputs."""
+    feeds = _feeds(pair, graph, samples, seed)
+    run = TappedRun(graph, [provider, _CPU] if provider != _CPU else [_CPU])
+    recorded = pair.reference.record(graph.branch, feeds)
+    ours = record_graph(graph, run, feeds)
+    with recorded.values, ours.values:
+        matched = match(recorded, graph, ours.values)
+        own = _own_differences(matched, recorded, ours, graph, run, feeds)
+        rows = [_row(entry, recorded, ours, own, label) for entry in matched]
+        deployed = _deployed(pair, graph, recorded, ours, feeds, provider, label)
+    called = {call.path for call in recorded.calls}
+    rows += [
+        ModuleComparison(
+            call.module.path,
+            call.module.module_class,
+            call.number,
+            label,
+            reason="the reference has no such module, or does not call it",
+        )
+        for call in graph.calls
+        if call.module.path not in called
+    ]
+    return rows, deployed
+
+
+def _feeds(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
+    """The inputs of a graph: from a file, from the reference, or from what the graph says."""
+    if samples.file is not None:
+        return run_inputs.load(samples.file, pair.file)
+    feeds = None if samples.arrays else pair.reference.inputs(graph.branch, seed)
+    if samples.arrays:
+        feeds = _with_arrays(pair.file, samples)
+    if feeds is None:
+        feeds = run_inputs.generate(
+            pair.file,
+            batch_size=samples.batch_size,
+            sequence_length=samples.sequence_length,
+            sizes=samples.sizes,
+            seed=seed,
+        )
+    wanted = {value.name for value in graph.inputs}
+    return {name: array for name, array in feeds.items() if name in wanted}
+
+
+def _with_arrays(file: TaggedFile, samples: SampleOptions) -> Arrays:
+    """The arrays that are given, and the other inputs of their length."""
+    first = next(iter(samples.arrays.values()))
+    made = run_inputs.generate(
+        file, batch_size=first.shape[0], sequence_length=first.shape[1], sizes=samples.sizes
+    )
+    for name, array in samples.arrays.items():
+        if name in made and made[name].shape == array.shape:
+            made[name] = array.astype(made[name].dtype)
+    return made
+
+
+def _own_differences(
+    matched: Sequence[MatchedCall],
+    recorded: RecordedRun,
+    ours: RecordedRun,
+    graph: FlatGraph,
+    run: TappedRun,
+    feeds: Arrays,
+) -> dict[tuple[int, str], float]:
+    """What differs in each call when it is fed the reference's values.
+
+    Calls of one depth do not overlap, so that one run serves all of them: each reads the
+    reference's values wherever it reads what another call has made.
+
+    Returns:
+        The relative difference by the identity of the call and the name of the value.
+    """
+    stands_for: dict[str, str] = {}
+    wanted: dict[int, dict[str, tuple[int, str]]] = defaultdict(dict)
+    for entry in matched:
+        for name, other in entry.pairs.items():
+            stands_for.setdefault(name, other)
+            if entry.call is not None:
+                wanted[entry.call.depth].setdefault(name, (id(entry.call), other))
+    own: dict[tuple[int, str], float] = {}
+    for depth, names in wanted.items():
+
+        def is_replaced(node: FlatNode, name: str, depth: int = depth) -> bool:
+            if name not in stands_for:
+                return False
+            return graph.makers[name].call.around(depth) is not node.call.around(depth)
+
+        def replacement(name: str) -> np.ndarray:
+            value = recorded.values.get(stands_for[name])
+            return value.astype(ours.values.dtype(name), copy=False)
+
+        for name, value in run.replaced(set(names), feeds, is_replaced, replacement):
+            call, other = names[name]
+            own[call, name] = difference(recorded.values.get(other), value).relative
+    return own
+
+
+def _row(
+    entry: MatchedCall,
+    recorded: RecordedRun,
+    ours: RecordedRun,
+    own: Mapping[tuple[int, str], float],
+    label: str,
+) -> ModuleComparison:
+    call = entry.recorded
+    blank = ModuleComparison(call.path, call.module_class, call.number, label)
+    if not entry.pairs:
+        # What hands on what it is given does nothing wrong, though it shows no tensor.
+        own_none = 0.0 if entry.is_matched else None
+        return dataclasses.replace(
+            blank, reason=entry.reason, matched=entry.is_matched, own_relative=own_none
+        )
+    found = worst(
+        [
+            difference(recorded.values.get(other), ours.values.get(name))
+            for name, other in entry.pairs.items()
+        ]
+    )
+    # What has no nodes of its own computes nothing, and does nothing wrong.
+    own_relative = max((own.get((id(entry.call), name), 0.0) for name in entry.pairs), default=0.0)
+    return dataclasses.replace(
+        blank,
+        max_abs=found.max_abs,
+        relative=found.relative,
+        relative_mean=found.relative,
+        snr_db=found.snr_db,
+        cosine=found.cosine,
+        own_relative=own_relative,
+        matched=True,
+        reason=entry.reason,
+    )
+
+
+def _deployed(
+    pair: FilePair,
+    graph: FlatGraph,
+    recorded: RecordedRun,
+    ours: RecordedRun,
+    feeds: Arrays,
+    provider: str,
+    label: str,
+) -> list[OutputComparison]:
+    """Compares the outputs of the file as it is deployed, with all optimizations."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
+    given = {**feeds, **{name: np.array([value]) for name, value in graph.branch.items()}}
+    try:
+        session = ort.InferenceSession(str(pair.file.path), options, providers=[provider, _CPU])
+        asked = {value.name for value in session.get_inputs()}
+        missing = asked - given.keys()
+        if missing:
+            given |= _unread(session, missing)
+        names = [value.name for value in session.get_outputs() if value.name in recorded.outputs]
+        values = session.run(names, {name: given[name] for name in asked}) if names else []
+    except Exception as error:
+        raise ModelExportError(
+            f"ONNX Runtime cannot run {pair.file.path}: {onnxruntime_line(error)}"
+        ) from error
+    rows = []
+    for name, value in zip(names, values, strict=True):
+        theirs = recorded.outputs[name]
+        if theirs.shape != value.shape:
+            continue
+        unfused = ours.outputs.get(name)
+        rows.append(
+            OutputComparison(
+                label,
+                name,
+                difference(theirs, value).relative,
+                None if unfused is None else difference(theirs, unfused).relative,
+            )
+        )
+    return rows
+
+
+def _unread(session: Any, names: set[str]) -> Arrays:  # noqa: ANN401
+    """Arrays without elements for inputs that the chosen branch does not read."""
+    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {
+        value.name: np.zeros(
+            [dim if isinstance(dim, int) else 1 for dim in value.shape],
+            dtypes.get(value.type, np.int64),
+        )
+        for value in session.get_inputs()
+        if value.name in names
+    }
+
+
+def _merged_modules(rows: Sequence[ModuleComparison]) -> ModuleComparison:
+    """One row of the rows of all samples: the worst figures, and the mean of one."""
+    figures = [row for row in rows if row.relative is not None]
+    if len(figures) < len(rows):
+        return next(row for row in rows if row.relative is None)
+
+    def largest(name: str) -> float:
+        return max(float(getattr(row, name)) for row in rows)
+
+    def smallest(name: str) -> float:
+        return min(float(getattr(row, name)) for row in rows)
+
+    return dataclasses.replace(
+        rows[0],
+        max_abs=largest("max_abs"),
+        relative=largest("relative"),
+        relative_mean=sum(float(row.relative or 0.0) for row in rows) / len(rows),
+        snr_db=smallest("snr_db"),
+        cosine=smallest("cosine"),
+        own_relative=largest("own_relative"),
+    )
+
+
+def _merged_outputs(rows: Sequence[OutputComparison]) -> OutputComparison:
+    unfused = [row.unfused for row in rows if row.unfused is not None]
+    return dataclasses.replace(
+        rows[0],
+        relative=max(row.relative for row in rows),
+        unfused=max(unfused) if len(unfused) == len(rows) else None,
+    )
+
+
+def _culprits(rows: Sequence[ModuleComparison], tolerance: float) -> dict[str, float]:
+    """The deepest modules whose own difference is larger than the tolerance."""
+    own: dict[str, float] = {}
+    for row in rows:
+        if row.own_relative is not None and not row.own_relative <= tolerance:
+            own[row.path] = max(row.own_relative, own.get(row.path, 0.0))
+    return {
+        path: value
+        for path, value in own.items()
+        if not any(other != path and _is_inside(other, path) for other in own)
+    }
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return not outer or path.startswith(f"{outer}.")
+
+
+def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:
+    """The own error of each node's module, as Model Explorer reads it.
+
+    Args:
+        found: A comparison of one file.
+        file: That file.
+
+    Returns:
+        `ModelNodeData` of model_explorer/node_data_builder.py, for the graph of the file.
+    """
+    own: dict[str, float] = {}
+    for row in found.modules:
+        if row.own_relative is not None:
+            own[row.path] = max(row.own_relative, own.get(row.path, 0.0))
+    results = {
+        node.name: {"value": min(own[node.module.path], _LARGEST_SHOWN)}
+        for node in file.nodes
+        if node.name and node.module is not None and node.module.path in own
+    }
+    gradient = [{"stop": 0, "bgColor": "white"}, {"stop": 1, "bgColor": "red"}]
+    graph = {"name": "own error", "results": results, "gradient": gradient}
+    return {file.model.graph.name: graph}
+
+
+def default_tolerance(pairs: Sequence[FilePair]) -> float:
+    """The tolerance of the narrowest type that either side holds weights of."""
+    files = [pair.file for pair in pairs]
+    files += [p.reference.file for p in pairs if isinstance(p.reference, ExportReference)]
+    return tolerance_of(files)
+
+
+def export_pairs(reference: Path, other: Path) -> list[FilePair]:
+    """Pairs the files of two exports by their paths in the two directories.
+
+    Raises:
+        UsageError: A path does not exist, or the two have no file in common.
+        ModelExportError: A file is not tagged.
+    """
+    theirs = _by_name(reference)
+    ours = _by_name(other)
+    if len(theirs) == len(ours) == 1:
+        common = [(next(iter(theirs)), next(iter(ours)))]
+    else:
+        common = [(name, name) for name in ours if name in theirs]
+    if not common:
+        raise UsageError(
+            f"{reference} and {other} have no file of the same name: give one file of each"
+        )
+    return [
+        FilePair(
+            ours_name, read_tagged(ours[ours_name]), ExportReference(read_tagged(theirs[name]))
+        )
+        for name, ours_name in common
+    ]
+
+
+def _by_name(path: Path) -> dict[str, Path]:
+    files = tagged_files(path)
+    top = path if path.is_dir() else path.parent
+    return {file.relative_to(top).as_posix(): file for file in files}

@@ -1,0 +1,240 @@
+"""What a comparison found: figures by module, and what counts as a difference.
+
+Plain results. How they are found is `compare`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from modelexport_optimum.hierarchy.inspect import matching_paths
+from modelexport_optimum.system.display import Displayed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+
+# The relative difference that rounding explains, by the narrowest type that the two sides
+# compute in: some hundred times the type's unit roundoff (2^-24, 2^-11, 2^-8), as a module
+# adds up some thousand products. Measured on the modules of the tests' architectures.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+_NARROW: dict[int, str] = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far one tensor, or several, are from the reference's.
+
+    Attributes:
+        max_abs: Largest absolute difference.
+        relative: Euclidean norm of the difference over that of the reference.
+        snr_db: Signal-to-noise ratio in decibels, `-20 log10(relative)`; inf if equal.
+        cosine: Cosine of the angle between the two.
+    """
+
+    max_abs: float
+    relative: float
+    snr_db: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ModuleComparison(Displayed):
+    """One call of one module.
+
+    Attributes:
+        path: Module path, as `named_modules()` spells it; "" for the root.
+        module_class: Class name.
+        call: Which of the module's calls this is, from 0.
+        file: The file of the other side, relative to its directory; with the branch that
+            ran, where the file has several.
+        max_abs: Largest absolute difference of what left it, in any sample.
+        relative: Relative difference of what left it: the largest of all samples.
+        relative_mean: The mean over the samples.
+        snr_db: Signal-to-noise ratio in decibels, the smallest of all samples.
+        cosine: Cosine, the smallest of all samples.
+        own_relative: Relative difference when it is fed the reference's tensors.
+        matched: Whether there is something to compare.
+        reason: Why there is not, or "".
+    """
+
+    path: str
+    module_class: str
+    call: int
+    file: str
+    max_abs: float | None = None
+    relative: float | None = None
+    relative_mean: float | None = None
+    snr_db: float | None = None
+    cosine: float | None = None
+    own_relative: float | None = None
+    matched: bool = False
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON can carry it: what is infinite or not a number is null."""
+        return {
+            "path": self.path,
+            "class": self.module_class,
+            "call": self.call,
+            "file": self.file,
+            "max_abs": _finite(self.max_abs),
+            "relative": _finite(self.relative),
+            "relative_mean": _finite(self.relative_mean),
+            "snr_db": _finite(self.snr_db),
+            "cosine": _finite(self.cosine),
+            "own_relative": _finite(self.own_relative),
+            "matched": self.matched,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class OutputComparison(Displayed):
+    """One output of a graph, as the file is deployed.
+
+    Attributes:
+        file: The file, as in `ModuleComparison`.
+        name: The output's name.
+        relative: Relative difference with all of ONNX Runtime's optimizations.
+        unfused: The same without any, as the modules are compared.
+    """
+
+    file: str
+    name: str
+    relative: float
+    unfused: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON can carry it."""
+        return {
+            "file": self.file,
+            "name": self.name,
+            "relative": _finite(self.relative),
+            "unfused": _finite(self.unfused),
+        }
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Displayed):
+    """The whole comparison.
+
+    Attributes:
+        reference: The reference, in words.
+        other: The other side, in words.
+        tolerance: Largest relative difference that is none.
+        culprits: Paths of the deepest modules whose own difference is larger, worst first.
+        modules: The calls of modules, file by file, in the order in which they ran.
+        outputs: The outputs of the graphs as they are deployed.
+    """
+
+    reference: str
+    other: str
+    tolerance: float
+    culprits: tuple[str, ...]
+    modules: tuple[ModuleComparison, ...]
+    outputs: tuple[OutputComparison, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no module and no output differs by more than the tolerance."""
+        return not self.culprits and all(self._is_within(row.relative) for row in self.outputs)
+
+    @property
+    def only_deployed(self) -> tuple[OutputComparison, ...]:
+        """Outputs that differ as the file is deployed, and do not without fusions."""
+        return tuple(
+            row
+            for row in self.outputs
+            if not self._is_within(row.relative)
+            and row.unfused is not None
+            and self._is_within(row.unfused)
+        )
+
+    def _is_within(self, relative: float) -> bool:
+        return relative <= self.tolerance  # what is not a number is not
+
+    def paths_matching(self, patterns: Iterable[str]) -> set[str]:
+        """The paths of the modules that match any of the patterns, and of those inside them.
+
+        Raises:
+            UsageError: A pattern matches nothing.
+        """
+        paths = dict.fromkeys(module.path for module in self.modules)
+        roots = matching_paths(paths, patterns, self.other)
+        return {
+            path
+            for path in paths
+            if any(not root or f"{path}.".startswith(f"{root}.") for root in roots)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON can carry it."""
+        return {
+            "reference": self.reference,
+            "other": self.other,
+            "tolerance": self.tolerance,
+            "ok": self.ok,
+            "culprits": list(self.culprits),
+            "modules": [module.to_dict() for module in self.modules],
+            "outputs": [output.to_dict() for output in self.outputs],
+        }
+
+
+def difference(reference: np.ndarray, other: np.ndarray) -> Difference:
+    """Measures how far one tensor is from another of the same shape.
+
+    Values that are equal, infinities included, differ by nothing; one that is not a number
+    on one side alone differs without bound.
+    """
+    one = reference.astype(np.float64, copy=False).ravel()
+    two = other.astype(np.float64, copy=False).ravel()
+    equal = (one == two) | (np.isnan(one) & np.isnan(two))
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.where(equal, 0.0, one - two)
+    if not np.isfinite(gap).all():
+        return Difference(math.inf, math.inf, -math.inf, 0.0)
+    finite = np.isfinite(one) & np.isfinite(two)
+    norm = float(np.linalg.norm(one[finite]))
+    distance = float(np.linalg.norm(gap))
+    relative = distance / norm if norm else (math.inf if distance else 0.0)
+    other_norm = float(np.linalg.norm(two[finite]))
+    both = norm * other_norm
+    cosine = float(one[finite] @ two[finite]) / both if both else float(norm == other_norm)
+    decibels = -20 * math.log10(relative) if relative else math.inf
+    return Difference(float(np.abs(gap).max(initial=0.0)), relative, decibels, cosine)
+
+
+def worst(found: Sequence[Difference]) -> Difference:
+    """The worst figure of each kind."""
+    return Difference(
+        max(one.max_abs for one in found),
+        max(one.relative for one in found),
+        min(one.snr_db for one in found),
+        min(one.cosine for one in found),
+    )
+
+
+def tolerance_of(files: Iterable[TaggedFile]) -> float:
+    """The tolerance of the narrowest type of floating point that the files hold weights of."""
+    names = {
+        _NARROW[tensor.data_type]
+        for file in files
+        for tensor in file.initializers
+        if tensor.data_type in _NARROW
+    }
+    return max((TOLERANCES[name] for name in names), default=TOLERANCES["float32"])
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,306 @@
+"""A tagged file as one flat list of nodes, each in one call of its module.
+
+What `compare` works on. A branch that an input of the graph chooses (`use_cache_branch` of a
+merged decoder) is laid open: its nodes stand in the list, and the other branch is left out.
+Graphs nested for another reason (a Loop's body) stay inside their node. Nothing is run, and
+no weight is read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx
+
+from modelexport_optimum.hierarchy.weights import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
+    from modelexport_optimum.onnx_file.skeleton import Graph, Tensor, Value
+
+# The tracer's count of the calls of one scope, at the scope's end: `attention_1`
+# (torch/csrc/jit/passes/onnx/naming.cpp).
+_CALL_COUNT = re.compile(r"_\d+$")
+
+# They make other values each time.
+_RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
+
+
+@dataclass(slots=True, eq=False)
+class ModuleCall:
+    """One call of one module.
+
+    Attributes:
+        module: The module.
+        number: Which of its calls this is, from 0, in the order in which they ran.
+        parent: The call in which it was made; None for the root's.
+        depth: How many calls are around it.
+        outputs: Values that it makes and other calls read, or the graph gives, in file
+            order; without those that depend on weights and constants alone.
+    """
+
+    module: TaggedModule
+    number: int
+    parent: ModuleCall | None
+    depth: int
+    outputs: list[str] = field(default_factory=list)
+
+    def around(self, depth: int) -> ModuleCall:
+        """The call around it at a depth; itself if it is not deeper than that."""
+        call = self
+        while call.depth > depth and call.parent is not None:
+            call = call.parent
+        return call
+
+
+@dataclass(slots=True, eq=False)
+class FlatNode:
+    """One node of the list.
+
+    Attributes:
+        proto: The node.
+        makes: Names of the values that it makes.
+        reads: Names of the values that it reads, those of graphs nested in it included.
+        call: The call that it belongs to; that of the root if it has no tag.
+        constant: It depends on initializers and Constants alone.
+    """
+
+    proto: onnx.NodeProto
+    makes: tuple[str, ...]
+    reads: tuple[str, ...]
+    call: ModuleCall
+    constant: bool
+
+
+@dataclass(slots=True)
+class FlatGraph:
+    """The list.
+
+    Attributes:
+        file: The tagged file.
+        branch: Values of the inputs that choose a branch, by name.
+        nodes: The nodes, each after those that make what it reads.
+        calls: The calls of modules, outer before inner, in the order in which they ran.
+        makers: The node that makes a value, by the value's name.
+        inputs: Inputs of the graph that are no initializers and choose no branch.
+        outputs: Names of the outputs of the graph.
+        initializers: Headers of the initializers by name.
+        weights: Their data, mapped into memory.
+        nested: Modules whose nodes stand in graphs that stay nested, by path.
+    """
+
+    file: TaggedFile
+    branch: dict[str, bool]
+    nodes: list[FlatNode]
+    calls: list[ModuleCall]
+    makers: dict[str, FlatNode]
+    inputs: list[Value]
+    outputs: list[str]
+    initializers: dict[str, Tensor]
+    weights: Weights
+    nested: set[str]
+
+    def calls_of(self, path: str) -> list[ModuleCall]:
+        """The calls of a module, in the order in which they ran."""
+        return [call for call in self.calls if call.module.path == path]
+
+
+def branches(file: TaggedFile) -> list[dict[str, bool]]:
+    """What the inputs that choose a branch may be: one empty choice where there are none."""
+    inputs = {value.name for value in file.model.graph.inputs}
+    choosing = dict.fromkeys(
+        node.inputs[0]
+        for node in file.model.graph.nodes
+        if node.op_type == "If" and node.inputs[0] in inputs
+    )
+    choices: list[dict[str, bool]] = [{}]
+    for name in choosing:
+        choices = [{**choice, name: value} for choice in choices for value in (False, True)]
+    return choices
+
+
+def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
+    """Lays a tagged file out as one list of nodes.
+
+    Args:
+        file: The file.
+        branch: One of the choices that `branches` gives.
+    """
+    weights = Weights(file.model)
+    tagged = {id(node.node): node for node in file.nodes}
+    initializers: dict[str, Tensor] = {}
+    found = list(_opened(file.model.graph, branch, weights, tagged, initializers))
+    makers: dict[str, FlatNode] = {}
+    known = set(initializers)
+    calls = _Calls(file.root, [node for _, node in found])
+    nodes = []
+    for proto, node in found:
+        reads = tuple(_read_by(proto))
+        computed = proto.op_type not in _RANDOM and all(name in known for name in reads)
+        constant = computed and (bool(reads) or proto.op_type == "Constant")
+        if constant:
+            known.update(name for name in proto.output if name)
+        makes = tuple(name for name in proto.output if name)
+        flat = FlatNode(proto, makes, reads, calls.call_of(node, reads, makers), constant)
+        nodes.append(flat)
+        makers.update((name, flat) for name in makes)
+    given = {tensor.name for tensor in file.model.graph.initializers} | set(branch)
+    opened = {id(node) for _, node in found}
+    graph = FlatGraph(
+        file=file,
+        branch=branch,
+        nodes=nodes,
+        calls=calls.in_order(nodes),
+        makers=makers,
+        inputs=[value for value in file.model.graph.inputs if value.name not in given],
+        outputs=[value.name for value in file.model.graph.outputs],
+        initializers=initializers,
+        weights=weights,
+        nested={n.module.path for n in file.nodes if n.module and id(n) not in opened},
+    )
+    _find_outputs(graph)
+    return graph
+
+
+def _opened(
+    graph: Graph,
+    branch: dict[str, bool],
+    weights: Weights,
+    tagged: dict[int, TaggedNode],
+    initializers: dict[str, Tensor],
+) -> Iterator[tuple[onnx.NodeProto, TaggedNode]]:
+    """Yields the nodes of a graph, the chosen branch in the place of each If that is opened."""
+    initializers.update((tensor.name, tensor) for tensor in graph.initializers)
+    for node in graph.nodes:
+        if node.op_type == "If" and node.inputs[0] in branch:
+            wanted = "then_branch" if branch[node.inputs[0]] else "else_branch"
+            (chosen,) = (nested for name, nested in node.subgraphs if name == wanted)
+            yield from _opened(chosen, branch, weights, tagged, initializers)
+            for inner, outer in zip(chosen.outputs, node.outputs, strict=True):
+                if outer and outer != inner.name:
+                    yield onnx.helper.make_node("Identity", [inner.name], [outer]), tagged[id(node)]
+        else:
+            message = bytes(weights.file[node.start : node.end])
+            yield onnx.NodeProto.FromString(message), tagged[id(node)]
+
+
+def _read_by(node: onnx.NodeProto) -> Iterable[str]:
+    """The values that a node reads from its own graph or from those around it."""
+    read = dict.fromkeys(name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            own = {value.name for value in graph.input}
+            own |= {tensor.name for tensor in graph.initializer}
+            for nested in graph.node:
+                read.update(dict.fromkeys(name for name in _read_by(nested) if name not in own))
+                own.update(nested.output)
+            read.update(dict.fromkeys(v.name for v in graph.output if v.name not in own))
+    return read
+
+
+class _Calls:
+    """Which call of its module each node belongs to.
+
+    The tracer counts the calls of a module at the end of the scope that it gives to the nodes
+    which the module makes itself: `attention/Softmax`, `attention_1/Softmax`. The scope of a
+    module inside it is counted on its own, below the uncounted one: `attention/query_1`
+    (torch/csrc/jit/passes/onnx/naming.cpp). So the scope tells the call of the node's own
+    module, and the calls of the modules around it follow from how often each ran.
+    """
+
+    def __init__(self, root: TaggedModule, nodes: Iterable[TaggedNode]) -> None:
+        self._scopes: dict[str, dict[str, int]] = {}
+        for node in nodes:
+            scope = _own_scope(node)
+            if scope and node.module is not None:
+                known = self._scopes.setdefault(node.module.path, {})
+                known.setdefault(scope, len(known))
+        self._calls: dict[str, list[ModuleCall]] = {root.path: [ModuleCall(root, 0, None, 0)]}
+        for module in root.walk():
+            if module.parent is not None:
+                around = self._calls[module.parent.path]
+                times = max(self._times(module), 1)
+                self._calls[module.path] = [
+                    ModuleCall(module, i, outer, outer.depth + 1)
+                    for i in range(times)
+                    for outer in (around[i * len(around) // times],)
+                ]
+
+    def _times(self, module: TaggedModule) -> int:
+        """How often a module ran: as often as the least called module inside it, if unnamed."""
+        scopes = self._scopes.get(module.path)
+        if scopes:
+            return len(scopes)
+        return min(map(self._times, module.children), default=1)
+
+    def call_of(
+        self, node: TaggedNode, reads: Iterable[str], makers: dict[str, FlatNode]
+    ) -> ModuleCall:
+        """The call of a node, given those that make what it reads."""
+        if node.module is None:
+            return self._calls[""][0]
+        calls = self._calls[node.module.path]
+        number = self._scopes.get(node.module.path, {}).get(_own_scope(node))
+        if number is not None:
+            return calls[number]
+        # A node without a scope goes on with what a node of the same module has begun.
+        for name in reads:
+            if name in makers and makers[name].call in calls:
+                return makers[name].call
+        return calls[0]
+
+    def in_order(self, nodes: Iterable[FlatNode]) -> list[ModuleCall]:
+        """The calls that compute something, in the order in which they began, outer first."""
+        first: dict[int, int] = {}
+        for index, node in enumerate(nodes):
+            call: ModuleCall | None = node.call
+            while call is not None and not node.constant:
+                first.setdefault(id(call), index)
+                call = call.parent
+        made = [call for calls in self._calls.values() for call in calls if id(call) in first]
+        return sorted(made, key=lambda call: (first[id(call)], call.depth))
+
+
+def _own_scope(node: TaggedNode) -> str:
+    """The scope in a node's name, if it is one of the node's own module."""
+    names = [name for name in (node.name, *node.node.outputs) if name.startswith("/")]
+    if not names or node.module is None:
+        return ""
+    scope = names[0].rpartition("/")[0]
+    label = scope.rpartition("/")[2]
+    labels = (label, _CALL_COUNT.sub("", label))
+    path = node.module.path
+    is_own = any(own and (path == own or path.endswith(f".{own}")) for own in labels)
+    return scope if is_own else ""
+
+
+def _find_outputs(graph: FlatGraph) -> None:
+    """Notes what leaves each call."""
+    readers: dict[str, list[ModuleCall | None]] = {name: [None] for name in graph.outputs}
+    for node in graph.nodes:
+        for name in node.reads:
+            readers.setdefault(name, []).append(node.call)
+    for node in graph.nodes:
+        if node.constant:
+            continue
+        for name in node.makes:
+            around: ModuleCall | None = node.call
+            while around is not None:
+                depth = around.depth
+                if any(
+                    reader is None or reader.around(depth) is not around
+                    for reader in readers.get(name, ())
+                ):
+                    around.outputs.append(name)
+                around = around.parent

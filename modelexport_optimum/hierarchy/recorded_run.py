@@ -1,0 +1,158 @@
+"""What left each call of each module in one run, on either side of a comparison.
+
+Plain data, whoever made it: a tagged graph in ONNX Runtime (here) or PyTorch. The values
+themselves are files in a temporary directory, read when they are asked for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, ModuleCall
+    from modelexport_optimum.hierarchy.tapped_run import Arrays, TappedRun
+
+
+class ValueStore:
+    """Arrays by name, each in a file of its own until the store is closed."""
+
+    def __init__(self) -> None:
+        """Makes the directory."""
+        self._directory = tempfile.TemporaryDirectory(prefix="modelexport-optimum-")
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a value of that name."""
+        return name in self._files
+
+    def add(self, name: str, value: np.ndarray) -> None:
+        """Keeps a value; one that is there already stays."""
+        if name not in self._files:
+            path = Path(self._directory.name) / f"{len(self._files)}.npy"
+            np.save(path, value, allow_pickle=False)
+            self._files[name] = path
+            self._shapes[name] = value.shape
+            self._dtypes[name] = value.dtype
+
+    def get(self, name: str) -> np.ndarray:
+        """Reads a value."""
+        value: np.ndarray = np.load(self._files[name], allow_pickle=False)
+        return value
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a value, which is not read for it."""
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The type of its elements."""
+        return self._dtypes[name]
+
+    def __enter__(self) -> ValueStore:
+        """Does nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Removes the values."""
+        self._directory.cleanup()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """One call of one module.
+
+    Attributes:
+        path: Module path.
+        module_class: Class name.
+        number: Which of the module's calls this is, from 0.
+        outputs: Names of the values that left it.
+        reads: Names of the values that it read and that had left another call.
+        hands_on: What left it is what it was given, as in a Dropout that is not training.
+    """
+
+    path: str
+    module_class: str
+    number: int
+    outputs: tuple[str, ...]
+    reads: tuple[str, ...]
+    hands_on: bool = False
+
+
+def output_value(name: str) -> str:
+    """The name under which an output of the whole graph is kept among the values."""
+    return f"output {name}"
+
+
+@dataclass(slots=True)
+class RecordedRun:
+    """One run.
+
+    Attributes:
+        calls: The calls, in the order in which they began.
+        values: What left them.
+        outputs: The outputs of the whole graph, by name.
+    """
+
+    calls: list[RecordedCall] = field(default_factory=list)
+    values: ValueStore = field(default_factory=ValueStore)
+    outputs: Arrays = field(default_factory=dict)
+
+    def add_output(self, name: str, value: np.ndarray) -> None:
+        """Keeps an output of the whole graph."""
+        self.outputs[name] = value
+        self.values.add(output_value(name), value)
+
+
+def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun:
+    """Runs a graph once, and keeps what leaves the calls of its modules.
+
+    Args:
+        graph: The graph.
+        run: What runs it.
+        feeds: Its inputs.
+
+    Raises:
+        ModelExportError: ONNX Runtime cannot load or run it.
+    """
+    recorded = RecordedRun()
+    wanted = {name for call in graph.calls for name in call.outputs}
+    given = {name for name in graph.outputs if name in graph.makers}
+    for name, value in run.values(wanted | given, feeds):
+        if name in graph.outputs and isinstance(value, np.ndarray):
+            recorded.add_output(name, value)
+        if name in wanted and isinstance(value, np.ndarray):
+            recorded.values.add(name, value)
+    reads: dict[int, dict[str, None]] = {id(call): {} for call in graph.calls}
+    for node in graph.nodes:
+        for name in node.reads:
+            if name not in recorded.values:
+                continue
+            maker = graph.makers[name].call
+            call: ModuleCall | None = node.call
+            while call is not None and maker.around(call.depth) is not call:
+                reads[id(call)][name] = None
+                call = call.parent
+    for call in graph.calls:
+        recorded.calls.append(
+            RecordedCall(
+                call.module.path,
+                call.module.module_class,
+                call.number,
+                tuple(name for name in dict.fromkeys(call.outputs) if name in recorded.values),
+                tuple(reads[id(call)]),
+            )
+        )
+    return recorded

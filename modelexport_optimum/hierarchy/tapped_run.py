@@ -1,0 +1,236 @@
+"""Running a flat graph in ONNX Runtime with any of its values seen, or replaced by others.
+
+Weights are handed to ONNX Runtime as they lie in the file. Long graphs run piece by piece,
+so that the values that are seen are never all in memory at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from modelexport_optimum.errors import ModelExportError, onnxruntime_line
+from modelexport_optimum.hierarchy.extract import model_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
+    from modelexport_optimum.onnx_file.skeleton import Tensor
+
+    Arrays: TypeAlias = dict[str, np.ndarray]
+
+# Values seen in one piece of a run: some hundred modules, a few times what they compute.
+VALUES_PER_PIECE = 256
+
+# Initializers up to this size stand in the model itself: shapes and scalars, which operators
+# want to know when a session is built.
+_EMBEDDED_BYTES = 1024
+
+# Types of elements that NumPy has.
+_NUMPY_TYPES = {
+    getattr(onnx.TensorProto, name)
+    for name in (
+        "FLOAT", "DOUBLE", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16",
+        "UINT32", "UINT64", "BOOL",
+    )
+}  # fmt: skip
+
+
+class TappedRun:
+    """Runs of one flat graph, or of parts of it."""
+
+    def __init__(self, graph: FlatGraph, providers: Sequence[Any]) -> None:
+        """Prepares runs.
+
+        Args:
+            graph: The graph.
+            providers: Execution providers, as `InferenceSession` takes them.
+        """
+        self._graph = graph
+        self._providers = list(providers)
+        self._base = _model_without_graph(graph)
+
+    def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+        """Runs the graph and yields the values that are wanted, in the order of the graph.
+
+        Args:
+            wanted: Names of values that nodes make.
+            feeds: The inputs of the graph.
+
+        Raises:
+            ModelExportError: ONNX Runtime cannot load or run it.
+        """
+        nodes = self._needed(wanted, {})
+        live: dict[str, Any] = dict(feeds)
+        for start, end in _pieces(nodes, wanted):
+            later = {name for node in nodes[end:] for name in node.reads}
+            made = [name for node in nodes[start:end] for name in node.makes]
+            outputs = [name for name in made if name in wanted or name in later]
+            found = self._run(nodes[start:end], {}, outputs, live)
+            yield from ((name, found[name]) for name in outputs if name in wanted)
+            live = {name: value for name, value in {**live, **found}.items() if name in later}
+
+    def replaced(
+        self,
+        wanted: Collection[str],
+        feeds: Arrays,
+        is_replaced: Callable[[FlatNode, str], bool],
+        replacement: Callable[[str], np.ndarray],
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Runs the graph with some of the values that its nodes read replaced by others.
+
+        Args:
+            wanted: Names of values that nodes make.
+            feeds: The inputs of the graph.
+            is_replaced: Whether a node reads the replacement of a value.
+            replacement: The replacement of a value.
+
+        Yields:
+            The values that are wanted, as they are then.
+        """
+        names = [name for node in self._graph.nodes for name in node.makes]
+        ordered = [name for name in names if name in wanted]
+        for start in range(0, len(ordered), VALUES_PER_PIECE):
+            piece = ordered[start : start + VALUES_PER_PIECE]
+            renamed: dict[int, dict[str, str]] = {}
+            nodes = self._needed(piece, renamed, is_replaced)
+            live: dict[str, Any] = dict(feeds)
+            for node in nodes:
+                for name, other in renamed.get(id(node), {}).items():
+                    live[other] = replacement(name)
+            yield from self._run(nodes, renamed, piece, live).items()
+
+    def _needed(
+        self,
+        wanted: Iterable[str],
+        renamed: dict[int, dict[str, str]],
+        is_replaced: Callable[[FlatNode, str], bool] | None = None,
+    ) -> list[FlatNode]:
+        """The nodes that make the values, and notes which names of theirs are replaced."""
+        todo = set(wanted)
+        needed = []
+        for node in reversed(self._graph.nodes):
+            if todo.isdisjoint(node.makes):
+                continue
+            needed.append(node)
+            for name in node.reads:
+                if is_replaced is not None and name in node.proto.input and is_replaced(node, name):
+                    renamed.setdefault(id(node), {})[name] = f"{name} of the reference"
+                else:
+                    todo.add(name)
+        return needed[::-1]
+
+    def _run(
+        self,
+        nodes: Sequence[FlatNode],
+        renamed: Mapping[int, Mapping[str, str]],
+        outputs: Sequence[str],
+        live: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Runs some nodes, on values that are known."""
+        import onnxruntime as ort
+
+        if not outputs:
+            return {}
+        model = onnx.ModelProto()
+        model.CopyFrom(self._base)
+        made = {name for node in nodes for name in node.makes}
+        read: dict[str, None] = {}
+        for node in nodes:
+            names = renamed.get(id(node), {})
+            proto = model.graph.node.add()
+            proto.CopyFrom(node.proto)
+            if names:
+                proto.input[:] = [names.get(name, name) for name in proto.input]
+            read.update(dict.fromkeys(names.get(name, name) for name in node.reads))
+        external = []
+        feeds = {}
+        for name in read:
+            if name in made:
+                continue
+            tensor = self._graph.initializers.get(name)
+            if tensor is not None:
+                proto = model.graph.initializer.add()
+                if _is_embedded(tensor):
+                    proto.ParseFromString(bytes(self._graph.weights.message(tensor)))
+                    continue
+                proto.CopyFrom(_external(tensor))
+                external.append(tensor)
+            elif name in self._graph.branch:
+                value = np.array([self._graph.branch[name]])
+                model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+            else:
+                feeds[name] = live[name]
+                model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Each session runs once: weights need not be laid out for the next run.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        arrays = [self._array(tensor) for tensor in external]
+        options.add_external_initializers(
+            [tensor.name for tensor in external],
+            [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays],
+        )
+        try:
+            session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=self._providers
+            )
+            return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+        except Exception as error:
+            raise ModelExportError(
+                f"ONNX Runtime cannot run {self._graph.file.path}: {onnxruntime_line(error)}"
+            ) from error
+
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        data = np.frombuffer(self._graph.weights.data(tensor), dtype)
+        return np.require(data, requirements=["ALIGNED"]).reshape(tensor.dims)
+
+
+def _is_embedded(tensor: Tensor) -> bool:
+    is_small = not tensor.location and tensor.nbytes <= _EMBEDDED_BYTES
+    return is_small or tensor.data_type not in _NUMPY_TYPES
+
+
+def _external(tensor: Tensor) -> onnx.TensorProto:
+    """The header of an initializer whose data is handed over when the session is built."""
+    proto = onnx.TensorProto(
+        name=tensor.name,
+        dims=tensor.dims,
+        data_type=tensor.data_type,
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    proto.external_data.add(key="location", value="handed over")
+    return proto
+
+
+def _model_without_graph(graph: FlatGraph) -> onnx.ModelProto:
+    """The model without its graph: versions, opsets, functions."""
+    model = onnx.ModelProto()
+    model.ParseFromString(b"".join(model_fields(graph.weights.file)))
+    model.graph.name = "part"
+    return model
+
+
+def _type_of(value: Any) -> onnx.TypeProto:  # noqa: ANN401
+    if isinstance(value, list):
+        return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
+    elem_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    return onnx.helper.make_tensor_type_proto(elem_type, None)
+
+
+def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tuple[int, int]]:
+    """Yields where the pieces of a list of nodes begin and end."""
+    start = count = 0
+    for index, node in enumerate(nodes, start=1):
+        count += sum(name in wanted for name in node.makes)
+        if count >= VALUES_PER_PIECE:
+            yield start, index
+            start, count = index, 0
+    if start < len(nodes):
+        yield start, len(nodes)
