@@ -333,9 +333,10 @@ def test_config_of_more_than_any_model_has_is_told(
 # What views read further
 
 
-def test_data_that_are_not_of_their_shape_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data_type", [1, 127])
+def test_data_that_are_not_of_their_shape_or_type_are_told(data_type: int, tmp_path: Path) -> None:
     node = helper.make_node("Add", ["x", "w"], ["y"], name="/a/Add")
-    weight = onnx.TensorProto(name="w", dims=[2], data_type=1, float_data=[1.0])
+    weight = onnx.TensorProto(name="w", dims=[2], data_type=data_type, float_data=[1.0])
     path = saved(tmp_path / "m.onnx", node, initializer=[weight])
     htp.tag(path)
     with pytest.raises(InvalidModelError, match=r"m\.onnx.*'w'"):

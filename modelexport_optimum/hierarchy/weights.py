@@ -124,7 +124,7 @@ def _raw_data(message: memoryview) -> memoryview:
     tensor = onnx.TensorProto.FromString(bytes(message))
     try:
         return memoryview(onnx.numpy_helper.to_array(tensor).tobytes())
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (LookupError, TypeError, ValueError, NotImplementedError) as error:
         raise DecodeError(f"the data of {tensor.name!r:.100}: {first_line(error)}") from error
 
 
