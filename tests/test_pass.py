@@ -275,7 +275,7 @@ def test_weights_in_a_branch_and_in_a_constant_are_stepped_over(tmp_path: Path) 
         initializer=[condition],
     )
     before = path.read_bytes()
-    assert htp.tag(path).nodes == 5
+    assert htp.tag(path).node_count == 5
     onnx.checker.check_model(str(path))
     placed = Counter(node.module_path for node in htp.read_hierarchy(path))
     assert placed == {"a": 5}
