@@ -192,7 +192,7 @@ def test_verify(show: Callable[..., list[str]], width: int) -> None:
 
 def test_export(show: Callable[..., list[str]], width: int) -> None:
     from modelexport_optimum.export_run import ExportResult
-    from modelexport_optimum.exporting.optimum_export import Comparison
+    from modelexport_optimum.exporting.optimum_export import ComparisonWithPyTorch
     from modelexport_optimum.tagging.tag_report import FileReport, TagReport
 
     output = Path.cwd() / "an export"
@@ -206,7 +206,7 @@ def test_export(show: Callable[..., list[str]], width: int) -> None:
         task="fill-mask",
         files={name: 438_000_000, "config.json": 500},
         tags=TagReport((file,)),
-        comparison=Comparison("ok", "the outputs equal PyTorch's within 1e-05"),
+        comparison=ComparisonWithPyTorch("ok", "the outputs equal PyTorch's within 1e-05"),
         verification=verification(),
         warnings=("the checkpoint lacks classifier.weight",),
         stages={},
