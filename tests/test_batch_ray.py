@@ -118,7 +118,7 @@ def hidden(directory: Path) -> list[str]:
     return [path.name for path in directory.rglob("*") if path.name.startswith(".")]
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -240,7 +240,7 @@ def test_ctrl_c(model_directory: ModelDirectory, tmp_path: Path) -> None:
         _, err = running.communicate(timeout=30)
     assert running.returncode == 130, err
     assert "stopped: ending what runs" in err
-    assert time.monotonic() < started + 8
+    assert time.monotonic() < started + scheduler._GRACE_SECONDS  # it was not killed
     assert hidden(tmp_path / "exports") == []
     assert not (tmp_path / "exports" / "one-onnx").exists()
     with pytest.raises(ProcessLookupError):
