@@ -104,7 +104,7 @@ def test_result_tells_what_was_done(run: tuple[ExportResult, Any]) -> None:
     assert result.task == "text-classification"
     assert result.comparison.status == "ok"
     assert result.tags.node_count == sum(result.tags.evidence_counts.values()) > 100
-    assert [file.path for file in result.tags.files] == [result.output / "model.onnx"]
+    assert [file.file for file in result.tags.files] == [result.output / "model.onnx"]
     assert result.verification.directory == result.output
     assert [each.status for each in result.verification.providers] == ["ok"]
     document = json.dumps(result.to_dict())
@@ -214,7 +214,7 @@ def test_files_of_an_encoder_decoder(tmp_path: Path, model_directory: ModelDirec
     merged = export(model_directory("t5"), tmp_path / "merged", providers=CPU)
     assert merged.ok
     assert merged.task == "text2text-generation-with-past"
-    assert {file.path.name for file in merged.tags.files} >= {
+    assert {file.file.name for file in merged.tags.files} >= {
         "decoder_model_merged.onnx",
         "encoder_model.onnx",
     }
@@ -233,7 +233,7 @@ def test_files_of_an_encoder_decoder(tmp_path: Path, model_directory: ModelDirec
         providers=CPU,
         task="text2text-generation",
     )
-    assert [file.path.name for file in whole.tags.files] == ["model.onnx"]
+    assert [file.file.name for file in whole.tags.files] == ["model.onnx"]
 
 
 def test_external_data(

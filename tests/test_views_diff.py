@@ -159,7 +159,10 @@ def test_large_constants_are_compared_by_their_bytes(tmp_path: Path) -> None:
             assert diff(one, tagged_model("same.onnx", 1, stored, length, before="longer")).same
         [found] = diff(one, tagged_model("other.onnx", 2, "raw", length)).files
         [module] = found.modules
-        assert (module.path, [change.what for change in module.operators]) == ("a", ["Constant"])
+        assert (module.module, [change.name for change in module.operator_changes]) == (
+            "a",
+            ["Constant"],
+        )
 
 
 def test_another_operator(bert: Path, model: onnx.ModelProto, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ several modules are left, it is their nearest common ancestor.
  9. What replaced nodes and kept the name of a value stands in the scope of that name, or in
     the nearest common ancestor of that and the modules whose parameters it reads.
 10. What has no scope and reads one parameter prepares it, and stands in the module that owns
-    it, unless the parameter may have been merged with another's.
+    it, unless the parameter is tied to another module's or may have been merged with one.
 11. What else has no scope does no module's own operation: it serves the nodes that it stands
     between (`data_flow`). It stands in the nearest common ancestor of those that feed it and
     those that read it, or, made of constants and inputs alone, of those that read it.
@@ -400,8 +400,8 @@ class _Attributor:
         owners = {
             owner
             for name in read
-            if (owner := self.parameters.owner(name)) is not None
-            and not self.parameters.may_be_merged(name, known)
+            if not self.parameters.may_be_merged(name, known)
+            for owner in self.parameters.holders(name)
         }
         if len(owners) != 1 or len(read) != 1:
             return None
