@@ -207,6 +207,8 @@ class _Attributor:
         self.parameters = Parameters(tree, self.scopes.base, self.flow.nodes)
         self.placed: list[Placement | None] = [None] * len(self.flow.nodes)
         self.undecided = 0
+        # All nodes of each call, by the graph and the scope in their names.
+        self.calls: dict[tuple[int, str], list[int]] = {}
 
     def run(self) -> Attribution:
         nodes = self.flow.nodes
@@ -288,6 +290,8 @@ class _Attributor:
         for index, scope in enumerate(self.scope_of):
             if scope is not None and self.placed[index] is None:
                 calls.setdefault((self.flow.graph_of[index], scope), []).append(index)
+            if scope is not None:
+                self.calls.setdefault((self.flow.graph_of[index], scope), []).append(index)
         if any(len(self.scopes.candidates(scope)) > 1 for _, scope in calls):
             ruled_out = self._unlike_other_calls()
             self.scopes = Scopes(self.tree, self.scopes.base, ruled_out)
@@ -297,10 +301,7 @@ class _Attributor:
     def _place_scope(self, scope: str, indices: Sequence[int]) -> None:
         """Rules 4 to 6."""
         nodes = self.flow.nodes
-        chains = self.scopes.candidates(scope)
-        if len(chains) > 1 and len(self.scopes.spellings(scope)) == 1:
-            read = self.parameters.read_by(nodes[index] for index in indices)
-            chains = self.parameters.holding(chains, read)
+        chains = self._callers(self.flow.graph_of[indices[0]], scope)
         for index in indices:
             left = chains
             if len(left) > 1:
@@ -312,6 +313,19 @@ class _Attributor:
                 reason += f", which may be any of {len(left)} modules"
             paths = common(left) if left else self.scopes.longest(scope)
             self.placed[index] = Placement(paths, SCOPE, reason)
+
+    def _callers(self, graph: int, scope: str) -> list[Paths]:
+        """Rules 4 to 6 for a whole call: the chains of modules that may have made it."""
+        chains = self.scopes.candidates(scope)
+        if len(chains) > 1 and len(self.scopes.spellings(scope)) == 1:
+            indices = self.calls.get((graph, scope), ())
+            # A node of the call that carries a tag tells of the others.
+            known = {placed.paths for index in indices if (placed := self.placed[index])}
+            if len(known.intersection(chains)) == 1:
+                return list(known.intersection(chains))
+            nodes = (self.flow.nodes[index] for index in indices)
+            chains = self.parameters.holding(chains, self.parameters.read_by(nodes))
+        return chains
 
     def _unlike_other_calls(self) -> Callable[[str, str], bool]:
         """Rule 7."""
@@ -379,10 +393,10 @@ class _Attributor:
         if name is not None:
             noted = self._noted(index, name)
             scope = name.rpartition("/")[0]
-            chain = noted.paths if noted else common(self._options(scope))
+            chain = noted.paths if noted else common(self._options(index, scope))
         elif is_scoped(node.name) and "_output_" not in node.name:
             scope = node.name.rpartition("/")[0]
-            chain = common(self._options(scope))
+            chain = common(self._options(index, scope))
         else:
             return self._reader(read, known)
         for parameter in read:
@@ -392,8 +406,9 @@ class _Attributor:
                 chain = common([chain, *(self._chain_to(holder, known) for holder in holders)])
         return Placement(chain, SCOPE, f"the scope {scope or '/'} in the names it has kept")
 
-    def _options(self, scope: str) -> list[Paths]:
-        return self.scopes.candidates(scope) or [self.scopes.longest(scope)]
+    def _options(self, index: int, scope: str) -> list[Paths]:
+        chains = self._callers(self.flow.graph_of[index], scope)
+        return chains or [self.scopes.longest(scope)]
 
     def _reader(self, read: Collection[str], known: Mapping[str, Paths]) -> Placement | None:
         """Rule 10."""
