@@ -157,7 +157,7 @@ class TorchReference:
     Attributes:
         parts: What Optimum makes the file of: one part, or one for each branch of a merged
             decoder.
-        file: The file.
+        tagged: The file.
     """
 
     parts: Sequence[TorchPart]

@@ -111,10 +111,6 @@ class FlatGraph:
     weights: Weights
     nested: set[str]
 
-    def calls_of(self, path: str) -> list[ModuleCall]:
-        """The calls of a module, in the order in which they ran."""
-        return [call for call in self.calls if call.module.path == path]
-
 
 def branches(file: TaggedFile) -> list[dict[str, bool]]:
     """What the inputs that choose a branch may be: one empty choice where there are none."""
