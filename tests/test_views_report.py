@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import browser
@@ -10,8 +11,10 @@ import onnx
 import pytest
 import typer
 from onnx import TensorProto, helper
+from test_compare import planted
 from typer.testing import CliRunner
 
+from modelexport_optimum import compare
 from modelexport_optimum.cli import view_commands
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy.profile import ProfileReport, profile
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
     from selenium.webdriver import Chrome
 
+    from modelexport_optimum.hierarchy.comparison import Comparison
+
 
 @pytest.fixture(scope="module")
 def times(tagged: Callable[[str], Path]) -> ProfileReport:
@@ -35,6 +40,19 @@ def page(
     tagged: Callable[[str], Path], times: ProfileReport, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     return report(tagged("bert"), tmp_path_factory.mktemp("page") / "bert.html", profile=times)
+
+
+@pytest.fixture(scope="module")
+def broken(tagged: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("broken")
+    bias = "bert.encoder.layer.0.attention.self.key.bias"
+    planted(tagged("bert"), directory, "model.onnx", bias)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def errors(tagged: Callable[[str], Path], broken: Path) -> Comparison:
+    return compare(tagged("bert"), broken)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +224,57 @@ def test_times_are_those_of_the_profile(
     assert sum(chart["values"]) == pytest.approx(kernels)
 
 
+def test_errors_are_those_of_the_comparison(
+    chromium: Chrome, broken: Path, errors: Comparison, tmp_path: Path
+) -> None:
+    saved = tmp_path / "comparison.json"
+    saved.write_text(json.dumps(errors.to_dict()))
+    pages = [
+        report(broken, tmp_path / f"{index}.html", comparison=given)
+        for index, given in enumerate([errors, saved])
+    ]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+    driver = opened(chromium, pages[0])
+    said = driver.find_element("css selector", "section").text
+    assert f"differ by themselves, by more than 0.0001: {errors.culprits[0]}\n" in said
+    text = driver.execute_script("return document.getElementById('data').text")
+    (data,) = json.loads(text)
+    assert data["tolerance"] == errors.tolerance
+    shown = {row[0]: row[-2:] for row in data["modules"]}
+    figures = {row.path: [row.relative, row.own_relative] for row in errors.modules}
+    assert shown["bert.encoder.layer.0.attention.self.key"] == figures[errors.culprits[0]]
+    assert shown == {path: figures.get(path, [None, None]) for path in shown}
+
+    driver.find_element("css selector", ".known").send_keys("layer.0.attention.self")
+    rows = driver.find_elements("css selector", "tr.module")
+    wrong = {
+        row.get_attribute("title"): len(row.find_elements("css selector", ".wrong")) for row in rows
+    }
+    inner = "bert.encoder.layer.0.attention.self"
+    # The key is wrong by itself, the attention around it with it, and the query is right.
+    assert (wrong[f"{inner}.key"], wrong[f"{inner}.query"]) == (2, 0)
+
+
+def test_what_is_not_a_number_is_drawn_as_the_largest_error(
+    broken: Path, errors: Comparison, tmp_path: Path
+) -> None:
+    document = errors.to_dict()
+    row = next(row for row in document["modules"] if row["path"] == errors.culprits[0])
+    assert row["reason"] == ""
+    # What `compare --json` writes of a tensor with NaN.
+    row.update(max_abs=None, relative=None, snr_db=None, cosine=0.0, own_relative=None)
+    saved = tmp_path / "comparison.json"
+    saved.write_text(json.dumps(document))
+
+    page = report(broken, tmp_path / "page.html", comparison=saved).read_text()
+
+    start = page.index('<script type="application/json" id="data">')
+    (data,), _ = json.JSONDecoder().raw_decode(page[page.index("[", start) :])
+    shown = {row[0]: row[-2:] for row in data["modules"]}
+    assert shown[errors.culprits[0]] == [1000.0, 1000.0]
+
+
 def large(path: Path, *, blocks: int, parts: int, nodes: int) -> Path:
     """A tagged file of a root with so many blocks of so many parts of so many nodes."""
     made = []
@@ -300,11 +369,15 @@ def test_command_writes_the_page(
 
 
 def test_errors_are_one_line(
-    tagged: Callable[[str], Path], times: ProfileReport, tmp_path: Path
+    tagged: Callable[[str], Path], times: ProfileReport, errors: Comparison, tmp_path: Path
 ) -> None:
     bert = tagged("bert")
     other = tmp_path / "other.json"
     other.write_text(json.dumps(times.to_dict()))
+    compared = tmp_path / "compared.json"
+    compared.write_text(json.dumps(errors.to_dict()))
+    (tmp_path / "gpt2").mkdir()
+    same_name = shutil.copy(tagged("gpt2") / "model.onnx", tmp_path / "gpt2")
     cases = [
         (bert, "page.onnx", None, 2, "is not a .html file"),
         (tmp_path / "none", "page.html", None, 2, "does not exist"),
@@ -313,9 +386,12 @@ def test_errors_are_one_line(
         (bert, "page.html", __file__, 2, "cannot read"),
         (bert, "page.html", bert / "config.json", 2, "is not what `profile --json` writes"),
         (tagged("gpt2"), "page.html", other, 2, "has times of"),
+        (bert, "page.html", other, 2, "is not what `compare --json` writes", "--comparison"),
+        (tagged("t5"), "page.html", compared, 2, "has figures of model.onnx", "--comparison"),
+        (same_name, "page.html", compared, 2, "and the comparison BertForMaskedLM", "--comparison"),
     ]
-    for path, page, saved, status, message in cases:
-        options = ["--profile", saved] if saved else []
+    for path, page, saved, status, message, *option in cases:
+        options = [*(option or ["--profile"]), saved] if saved else []
         code, out, err = run("report", path, "-o", tmp_path / page, *options)
         assert (code, out) == (status, ""), err
         assert message in err

@@ -254,6 +254,14 @@ def report(
             help="Show the times of this file, too, which profile --json printed.",
         ),
     ] = None,
+    comparison: Annotated[
+        Path | None,
+        typer.Option(
+            "--comparison",
+            metavar="FILE",
+            help="Show the errors of this file, too, which compare --json printed.",
+        ),
+    ] = None,
     overwrite: _Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -263,7 +271,7 @@ def report(
     with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.report import report as run
 
-        written = run(path, html, profile=times, overwrite=overwrite)
+        written = run(path, html, profile=times, comparison=comparison, overwrite=overwrite)
     size = written.stat().st_size
     if as_json:
         printing.print_json({"ok": True, "file": str(written), "bytes": size})

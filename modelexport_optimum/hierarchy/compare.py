@@ -20,6 +20,7 @@ from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime
 from modelexport_optimum.hierarchy import run_inputs
 from modelexport_optimum.hierarchy.boundary_match import match
 from modelexport_optimum.hierarchy.comparison import (
+    LARGEST_SHOWN,
     Comparison,
     ModuleComparison,
     OutputComparison,
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.tapped_run import Arrays
 
 _CPU = "CPUExecutionProvider"
-
-# JSON has no infinity, and a colour scale none either.
-_LARGEST_SHOWN = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +415,7 @@ def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:
         if row.own_relative is not None:
             own[row.path] = max(row.own_relative, own.get(row.path, 0.0))
     results = {
-        node.name: {"value": min(own[node.module.path], _LARGEST_SHOWN)}
+        node.name: {"value": min(own[node.module.path], LARGEST_SHOWN)}
         for node in file.nodes
         if node.name and node.module is not None and node.module.path in own
     }

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # adds up some thousand products. Measured on the modules of the tests' architectures.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
+# The largest difference that is drawn: JSON has no infinity, and a colour scale none either.
+LARGEST_SHOWN = 1000.0
+
 _NARROW: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",

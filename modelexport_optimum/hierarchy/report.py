@@ -1,7 +1,8 @@
 """`report()`: one HTML file to share, with the modules of a tagged export as charts and tables.
 
-The numbers are those of `inspect` and, if given, of `profile`; the charts are plotly's. The
-page needs no network, and holds no weights. Its looks and its script are in `report.html`.
+The numbers are those of `inspect` and, if given, of `profile` and `compare`; the charts are
+plotly's. The page needs no network, and holds no weights. Its looks and its script are in
+`report.html`.
 """
 
 from __future__ import annotations
@@ -11,26 +12,25 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.filesize import decimal
 
-from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.inspect import amounts
-from modelexport_optimum.hierarchy.profile import ProfileReport
+from modelexport_optimum.hierarchy.report_figures import read_errors, read_times
 from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged_files
 from modelexport_optimum.system.atomic_write import replacing
-from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.output_files import check_output_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from modelexport_optimum.hierarchy.comparison import Comparison
     from modelexport_optimum.hierarchy.inspect import Amount
+    from modelexport_optimum.hierarchy.profile import ProfileReport
+    from modelexport_optimum.hierarchy.report_figures import Errors, Times
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
-
-    # What `FileProfile.to_dict` gives.
-    Times = Mapping[str, Any]
 
 # Levels of modules that a chart shows at once, or fewer if these are more modules than can
 # be drawn in a moment and told apart. A click on a module shows those inside it.
@@ -68,6 +68,7 @@ def report(
     output: str | os.PathLike[str],
     *,
     profile: ProfileReport | str | os.PathLike[str] | None = None,
+    comparison: Comparison | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an HTML page about a tagged export.
@@ -76,24 +77,27 @@ def report(
         path: A tagged `.onnx` file, or a directory with any number of them.
         output: The `.html` file to write.
         profile: Times to show: what `profile` returned, or the file that its `--json` wrote.
+        comparison: Errors to show: what `compare` returned, or the file that its `--json` wrote.
         overwrite: Replace a file that is there.
 
     Returns:
         The file that was written.
 
     Raises:
-        UsageError: There is no such file, the output is there already, or the profile is not
-            one of these files.
+        UsageError: There is no such file, the output is there already, or the profile or the
+            comparison is not one of these files.
         ModelExportError: A file is not tagged, the page cannot be written, or plotly is missing.
     """
     target = Path(output)
     check_output_file(target, (".html", ".htm"), overwrite=overwrite)
     plotly = _plotly()
     files = read_tagged_files(path)
-    times = _times(profile, files) if profile is not None else [None] * len(files)
+    nothing = [None] * len(files)
+    times = read_times(profile, files) if profile is not None else nothing
+    errors = read_errors(comparison, files) if comparison is not None else nothing
     sections = []
     data = []
-    for number, (file, time) in enumerate(zip(files, times, strict=True)):
+    for number, (file, time, found) in enumerate(zip(files, times, errors, strict=True)):
         counted = amounts(file)
         charts = [_parameters_chart(file, counted, f"parameters-{number}")]
         if time is not None:
@@ -102,11 +106,11 @@ def report(
         sections.append(
             _SECTION.format(
                 name=html.escape(str(name)),
-                summary=_summary(file, time),
+                summary=_summary(file, time, found),
                 charts="\n".join(charts),
             )
         )
-        data.append(_data(file, counted, time))
+        data.append(_data(file, counted, time, found))
     page = _filled(
         Path(__file__).with_name("report.html").read_text("utf-8"),
         title=html.escape(f"{Path(path).resolve().name}: {files[0].root.module_class}"),
@@ -142,58 +146,6 @@ def _filled(page: str, **values: str) -> str:
     return "".join(filled)
 
 
-# What the page shows of what `profile` wrote, whose file may be anybody's.
-_TIMES = {
-    "file": str,
-    "iterations": int,
-    "run_ms": float,
-    "kernels_ms": float,
-    "inputs": [{"name": str, "type": str}],
-    "providers": [{"provider": str}],
-    "modules": [{"module": str, "ms": float, "own_ms": float}],
-    "unplaced": [{"op_type": str, "ms": float, "kernel_count": int}],
-}
-
-
-def _has_form(value: object, form: object) -> bool:
-    """Whether a value of JSON has a form: a type, or a list or an object of such."""
-    if isinstance(form, dict):
-        return isinstance(value, dict) and all(
-            key in value and _has_form(value[key], inner) for key, inner in form.items()
-        )
-    if isinstance(form, list):
-        return isinstance(value, list) and all(_has_form(one, form[0]) for one in value)
-    if form is str:
-        return isinstance(value, str) and "\0" not in value
-    numbers = (int, float) if form is float else (int,)
-    return type(value) in numbers and -1e15 < cast("float", value) < 1e15
-
-
-def _times(
-    profile: ProfileReport | str | os.PathLike[str], files: Sequence[TaggedFile]
-) -> list[Times | None]:
-    """The times of each file; None where the profile has none of it."""
-    if isinstance(profile, ProfileReport):
-        document = profile.to_dict()
-    else:
-        try:
-            document = parse_json(Path(profile).read_bytes())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read {profile} as JSON ({error})") from error
-    if not _has_form(document, {"files": [_TIMES]}):
-        raise UsageError(f"{profile} is not what `profile --json` writes")
-    known = {os.path.realpath(times["file"]): times for times in document["files"]}
-    found = [known.get(os.path.realpath(file.path)) for file in files]
-    for file, times in zip(files, found, strict=True):
-        rows = times["modules"] if times is not None else ()
-        strange = [row["module"] for row in rows if row["module"] not in file.modules]
-        if strange:
-            raise UsageError(f"{file.path} has no module {strange[0]}: profile it anew")
-    if not any(found):
-        raise UsageError(f"{profile} has times of {', '.join(map(str, known)) or 'no file'} alone")
-    return found
-
-
 def _record(file: TaggedFile) -> str:
     metadata = {key: value for key, value, *_ in file.model.metadata}
     record = {name: metadata.get(_RECORD + name) for name in _RECORDED}
@@ -203,7 +155,7 @@ def _record(file: TaggedFile) -> str:
     return f"{source} ({versions})" if source else versions
 
 
-def _summary(file: TaggedFile, time: Times | None) -> str:
+def _summary(file: TaggedFile, time: Times | None, found: Errors | None) -> str:
     placed = Counter(node.evidence or "not placed" for node in file.nodes)
     lines = [
         f"{len(file.nodes):,} nodes in {len(file.modules):,} modules; "
@@ -218,11 +170,20 @@ def _summary(file: TaggedFile, time: Times | None) -> str:
             f"{', '.join(row['provider'] for row in time['providers'])}; mean of "
             f"{time['iterations']} run{'s' * (time['iterations'] > 1)} of {inputs}"
         )
+    if found is not None:
+        accused = ", ".join(path or "(root)" for path in found.culprits) or "none"
+        lines.append(
+            f"{found.other} against {found.reference}: differ by themselves, by more than "
+            f"{found.tolerance:g}: {accused}"
+        )
     return "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
 def _data(
-    file: TaggedFile, counted: Mapping[str, tuple[Amount, Amount]], time: Times | None
+    file: TaggedFile,
+    counted: Mapping[str, tuple[Amount, Amount]],
+    time: Times | None,
+    found: Errors | None,
 ) -> dict[str, Any]:
     """What the page's script lists: columns of numbers, which are a fifth of the size of rows."""
     size = sum(map(nbytes, file.initializers))
@@ -237,6 +198,7 @@ def _data(
     numbers = {name: {text: n for n, text in enumerate(texts)} for name, texts in lists.items()}
     return {
         "timed": time is not None,
+        "tolerance": found.tolerance if found is not None else None,
         "modules": [
             [
                 module.path,
@@ -248,6 +210,8 @@ def _data(
                 decimal(counted[module.path][1].bytes),
                 counted[module.path][1].bytes / size if size else 0,
                 milliseconds.get(module.path, 0),
+                found.error.get(module.path) if found is not None else None,
+                found.own.get(module.path) if found is not None else None,
             ]
             for module in file.modules.values()
         ],

@@ -1,0 +1,217 @@
+"""Figures that a report shows beside its own: what `profile` and `compare` found of its files.
+
+They come as results of these functions, or as the files that `--json` wrote, which may be
+anybody's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from modelexport_optimum.errors import UsageError
+from modelexport_optimum.hierarchy.comparison import LARGEST_SHOWN, Comparison
+from modelexport_optimum.hierarchy.profile import ProfileReport
+from modelexport_optimum.system.json_files import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+
+    # What `FileProfile.to_dict` gives.
+    Times = Mapping[str, Any]
+
+# What the page shows of what `profile` wrote.
+_TIMES = {
+    "file": str,
+    "iterations": int,
+    "run_ms": float,
+    "kernels_ms": float,
+    "inputs": [{"name": str, "type": str}],
+    "providers": [{"provider": str}],
+    "modules": [{"module": str, "ms": float, "own_ms": float}],
+    "unplaced": [{"op_type": str, "ms": float, "kernel_count": int}],
+}
+
+# What it shows of what `compare` wrote.
+_COMPARISON = {
+    "reference": str,
+    "other": str,
+    "tolerance": float,
+    "culprits": [str],
+    "modules": [
+        {
+            "path": str,
+            "class": str,
+            "file": str,
+            "relative": (float, None),
+            "cosine": (float, None),
+            "own_relative": (float, None),
+            "matched": bool,
+            "reason": str,
+        }
+    ],
+}
+
+
+# The branch that ran, behind the file that has several.
+_BRANCH = re.compile(r"\.onnx \(.*\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """What a comparison found of one file.
+
+    Attributes:
+        reference: The side that is right, in words.
+        other: The side that was compared with it, in words.
+        tolerance: Largest relative difference that is none.
+        culprits: Paths of the modules that differ by themselves, worst first.
+        error: The relative difference of what left a module, by its path: the worst of its
+            calls, and `LARGEST_SHOWN` at most. A module that was not compared has none.
+        own: The same when it is given the reference's tensors.
+    """
+
+    reference: str
+    other: str
+    tolerance: float
+    culprits: tuple[str, ...]
+    error: Mapping[str, float]
+    own: Mapping[str, float]
+
+
+def read_times(
+    profile: ProfileReport | str | os.PathLike[str], files: Sequence[TaggedFile]
+) -> list[Times | None]:
+    """The times of each file; None where the profile has none of it.
+
+    Args:
+        profile: What `profile` returned, or the file that its `--json` wrote.
+        files: The files of the report.
+
+    Raises:
+        UsageError: The profile is not one of these files.
+    """
+    document = profile.to_dict() if isinstance(profile, ProfileReport) else _read(profile)
+    if not _has_form(document, {"files": [_TIMES]}):
+        raise UsageError(f"{profile} is not what `profile --json` writes")
+    known = {os.path.realpath(times["file"]): times for times in document["files"]}
+    found = [known.get(os.path.realpath(file.path)) for file in files]
+    for file, times in zip(files, found, strict=True):
+        rows = times["modules"] if times is not None else ()
+        strange = [row["module"] for row in rows if row["module"] not in file.modules]
+        if strange:
+            raise UsageError(f"{file.path} has no module {strange[0]}: profile it anew")
+    if not any(found):
+        raise UsageError(f"{profile} has times of {', '.join(map(str, known)) or 'no file'} alone")
+    return found
+
+
+def read_errors(
+    comparison: Comparison | str | os.PathLike[str], files: Sequence[TaggedFile]
+) -> list[Errors | None]:
+    """What a comparison found of each file; None where it has nothing of it.
+
+    A comparison names a file by its path in the directory that was compared, so that it fits
+    the same export wherever it lies, and both of the exports that it is of.
+
+    Args:
+        comparison: What `compare` returned, or the file that its `--json` wrote.
+        files: The files of the report.
+
+    Raises:
+        UsageError: The comparison is not one of these files.
+    """
+    if isinstance(comparison, Comparison):
+        document, said = comparison.to_dict(), "the comparison"
+    else:
+        document, said = _read(comparison), str(comparison)
+    if not _has_form(document, _COMPARISON):
+        raise UsageError(f"{said} is not what `compare --json` writes")
+    by_file: dict[str, list[Mapping[str, Any]]] = {}
+    for row in document["modules"]:
+        by_file.setdefault(_BRANCH.sub(".onnx", row["file"]), []).append(row)
+    found = [
+        next(
+            (_errors(file, document, rows) for name, rows in by_file.items() if _is(file, name)),
+            None,
+        )
+        for file in files
+    ]
+    if not any(found):
+        raise UsageError(f"{said} has figures of {', '.join(by_file) or 'no file'} alone")
+    return found
+
+
+def _is(file: TaggedFile, name: str) -> bool:
+    return f"/{file.path.absolute().as_posix()}".endswith(f"/{name}")
+
+
+def _errors(
+    file: TaggedFile, document: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
+) -> Errors:
+    error: dict[str, float] = {}
+    own: dict[str, float] = {}
+    for row in rows:
+        path = row["path"]
+        module = file.modules.get(path)
+        # What has no node in the graph gets its figures from another module, and a reason.
+        if module is None and row["matched"] and not row["reason"]:
+            raise UsageError(f"{file.path} has no module {path}: compare it anew")
+        if module is not None and module.module_class != row["class"]:
+            raise UsageError(
+                f"{file.path} has {module.module_class} at {path or 'its root'}, and the "
+                f"comparison {row['class']}: compare it anew"
+            )
+        if module is None or not row["matched"]:
+            continue
+        for values, key in ((error, "relative"), (own, "own_relative")):
+            value = row[key]
+            if value is None and row["cosine"] is not None:
+                value = math.inf  # JSON has no other word for it
+            if value is not None:
+                values[path] = max(min(value, LARGEST_SHOWN), values.get(path, 0.0))
+    return Errors(
+        document["reference"],
+        document["other"],
+        document["tolerance"],
+        tuple(path for path in document["culprits"] if path in file.modules),
+        error,
+        own,
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
+    try:
+        return parse_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path} as JSON ({error})") from error
+
+
+def _has_form(value: object, form: object) -> bool:
+    """Whether a value of JSON has a form.
+
+    Args:
+        value: The value.
+        form: A type; a list or an object of forms; or a tuple of a form and None, for what
+            may be null.
+    """
+    if isinstance(form, tuple):
+        return value is None or _has_form(value, form[0])
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(
+            key in value and _has_form(value[key], inner) for key, inner in form.items()
+        )
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_has_form(one, form[0]) for one in value)
+    if form is str:
+        return isinstance(value, str) and "\0" not in value
+    if form is bool:
+        return isinstance(value, bool)
+    numbers = (int, float) if form is float else (int,)
+    return type(value) in numbers and -1e15 < cast("float", value) < 1e15
