@@ -6,11 +6,16 @@ Nothing heavy is imported here, and nothing is declared that `export()` or `batc
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from modelexport_optimum.cli.completion import complete_provider, complete_task
+from modelexport_optimum.cli.completion import (
+    complete_module,
+    complete_provider,
+    complete_task,
+)
 from modelexport_optimum.exporting.options import ExportOptions, Option, options_of
 
 if TYPE_CHECKING:
@@ -57,6 +62,16 @@ def _parser(read: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
     return parse
 
 
+# --- Options that several commands have -----------------------------------------------------------
+
+
+def _read_size(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name or not size.isdecimal():
+        raise ValueError(f"{text} is not NAME=N")
+    return name, int(size)
+
+
 Trust = Annotated[bool, typer_option(options_of(ExportOptions)["trust_remote_code"])]
 Providers = Annotated[list[str] | None, typer_option(options_of(ExportOptions)["providers"])]
 Json = Annotated[bool, option("--json", "One JSON document on stdout, nothing else there.")]
@@ -64,6 +79,60 @@ Legend = Annotated[bool, option("--legend", "Say what the columns and their valu
 Verbose = Annotated[
     bool, option("--verbose -v", "Show what the libraries print, and an error's traceback.")
 ]
+Overwrite = Annotated[bool, option("--overwrite", "Replace a file that is there.")]
+
+TaggedExport = Annotated[
+    Path, typer.Argument(metavar="DIR|FILE", help="A tagged export, or one tagged .onnx file.")
+]
+Depth = Annotated[
+    int | None, option("--depth", "Levels of modules to show. By default all.", min=0)
+]
+Modules = Annotated[
+    list[str] | None,
+    option(
+        "--module",
+        "Modules of these paths and what is inside: * is anything within one part, ** any number "
+        "of parts, and the first parts may be left out. May be repeated.",
+        metavar="PATTERN",
+        autocompletion=complete_module,
+    ),
+]
+Csv = Annotated[bool, option("--csv", "Comma-separated rows.")]
+Markdown = Annotated[bool, option("--markdown", "A Markdown table.")]
+
+Provider = Annotated[
+    str,
+    option(
+        "--provider",
+        "Execution provider to run on: cpu, cuda, or any other.",
+        metavar="NAME",
+        autocompletion=complete_provider,
+    ),
+]
+BatchSize = Annotated[int, option("--batch-size", "Batch size of the generated inputs.", min=1)]
+SequenceLength = Annotated[
+    int, option("--sequence-length", "Number of tokens of the generated inputs.", min=1)
+]
+Sizes = Annotated[
+    list[Any] | None,
+    option(
+        "--size",
+        "Another dimension of the generated inputs, by name; may be repeated.",
+        metavar="NAME=N",
+        parser=_parser(_read_size),
+    ),
+]
+Inputs = Annotated[
+    Path | None,
+    option(
+        "--inputs",
+        "Take the inputs from this .npz file, which has an array for each by name.",
+        metavar="FILE",
+    ),
+]
+
+
+# --- Options that are declared outside of the command line ----------------------------------------
 
 
 def declared_options(*classes: type, after: str | None = None) -> "Callable[[_Command], _Command]":

@@ -20,7 +20,12 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 import typer
 
-from modelexport_optimum.errors import ManifestError, ModelExportError, in_one_line
+from modelexport_optimum.errors import (
+    ManifestError,
+    ModelExportError,
+    UsageError,
+    in_one_line,
+)
 from modelexport_optimum.system.streams import (
     lost_output,
     open_descriptor,
@@ -242,6 +247,18 @@ def can_draw(stream: IO[str]) -> bool:
 def print_json(document: object) -> None:
     """Print the one thing on stdout of a command with `--json`."""
     typer.echo(json.dumps(document, indent=2))
+
+
+def chosen_format(**formats: bool) -> str:
+    """The one format that was asked for, by default "tree".
+
+    Raises:
+        UsageError: two were asked for.
+    """
+    names = [name for name, asked in formats.items() if asked]
+    if len(names) > 1:
+        raise UsageError(f"--{names[0]} and --{names[1]} exclude one another: give one of them")
+    return names[0] if names else "tree"
 
 
 def print_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], style: str) -> None:

@@ -15,16 +15,23 @@ from modelexport_optimum.cli.completion import (
     complete_class,
     complete_module,
     complete_op,
-    complete_provider,
     complete_viewer,
 )
-from modelexport_optimum.cli.options import Json, Legend
-from modelexport_optimum.errors import UsageError
-
-_Path = Annotated[
-    Path, typer.Argument(metavar="DIR|FILE", help="A tagged export, or one tagged .onnx file.")
-]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
+from modelexport_optimum.cli.options import (
+    BatchSize,
+    Csv,
+    Depth,
+    Inputs,
+    Json,
+    Legend,
+    Markdown,
+    Modules,
+    Overwrite,
+    Provider,
+    SequenceLength,
+    Sizes,
+    TaggedExport,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -37,34 +44,10 @@ def register(app: typer.Typer) -> None:
     app.command()(view)
 
 
-def chosen_format(**formats: bool) -> str:
-    """The one format that was asked for, by default "tree".
-
-    Raises:
-        UsageError: Two were asked for.
-    """
-    names = [name for name, asked in formats.items() if asked]
-    if len(names) > 1:
-        raise UsageError(f"--{names[0]} and --{names[1]} exclude one another: give one of them")
-    return names[0] if names else "tree"
-
-
 def inspect(
-    path: _Path,
-    depth: Annotated[
-        int | None,
-        typer.Option("--depth", min=0, help="Levels of modules to show. By default all."),
-    ] = None,
-    modules: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--module",
-            metavar="PATTERN",
-            autocompletion=complete_module,
-            help="Modules of these paths and what is inside: * is anything within one part, ** "
-            "any number of parts, and the first parts may be left out. May be repeated.",
-        ),
-    ] = None,
+    path: TaggedExport,
+    depth: Depth = None,
+    modules: Modules = None,
     classes: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,15 +71,15 @@ def inspect(
         typer.Option("--nodes", help="List the nodes: a row for each."),
     ] = False,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated rows.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
     legend: Legend = False,
 ) -> None:
     """Show the modules, with their operators and parameters, and list their nodes."""
     from modelexport_optimum.cli import view_tables
 
     with printing.exit_on_error(as_json=as_json):
-        style = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
+        style = printing.chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
         from modelexport_optimum.hierarchy.inspect import inspect as run
 
         views = run(path, modules=modules or (), classes=classes or (), ops=ops or (), depth=depth)
@@ -136,7 +119,7 @@ def diff(
 
 
 def extract(
-    path: _Path,
+    path: TaggedExport,
     module: Annotated[
         str,
         typer.Option(
@@ -149,7 +132,7 @@ def extract(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")
     ],
-    overwrite: _Overwrite = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Cut one module out, as a model of its own."""
@@ -166,61 +149,22 @@ def extract(
     printing.finish(written=True)
 
 
-def named_size(text: str) -> tuple[str, int]:
-    """The name and the number of `NAME=N`."""
-    name, _, size = text.rpartition("=")
-    if not name or not size.isdecimal():
-        raise typer.BadParameter(f"{text} is not NAME=N")
-    return name, int(size)
-
-
 def profile(
-    path: _Path,
-    provider: Annotated[
-        str,
-        typer.Option(
-            "--provider",
-            metavar="NAME",
-            autocompletion=complete_provider,
-            help="Execution provider: cpu, cuda, or any other.",
-        ),
-    ] = "cpu",
+    path: TaggedExport,
+    provider: Provider = "cpu",
     iterations: Annotated[
         int, typer.Option("--iterations", min=1, help="Runs to measure, after three to warm up.")
     ] = 20,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Batch size of the generated inputs.")
-    ] = 1,
-    sequence_length: Annotated[
-        int,
-        typer.Option("--sequence-length", min=1, help="Number of tokens of the generated inputs."),
-    ] = 128,
-    sizes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--size",
-            metavar="NAME=N",
-            help="Another dimension of the generated inputs, by name; may be repeated.",
-        ),
-    ] = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            "--inputs",
-            metavar="FILE",
-            help="Take the inputs from this .npz file, which has an array for each by name.",
-        ),
-    ] = None,
-    depth: Annotated[
-        int | None,
-        typer.Option("--depth", min=0, help="Levels of modules to show. By default all."),
-    ] = None,
+    batch_size: BatchSize = 1,
+    sequence_length: SequenceLength = 128,
+    sizes: Sizes = None,
+    inputs: Inputs = None,
+    depth: Depth = None,
     as_json: Json = False,
 ) -> None:
     """Show where the time of a run goes, by module, with ONNX Runtime's profiler."""
     from modelexport_optimum.cli import view_tables
 
-    named = dict(map(named_size, sizes or ()))
     with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.profile import profile as run
 
@@ -230,7 +174,7 @@ def profile(
             iterations=iterations,
             batch_size=batch_size,
             sequence_length=sequence_length,
-            sizes=named,
+            sizes=dict(sizes or ()),
             inputs=inputs,
         )
     if as_json:
@@ -242,7 +186,7 @@ def profile(
 
 
 def report(
-    path: _Path,
+    path: TaggedExport,
     html: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .html file to write.")
     ],
@@ -262,7 +206,7 @@ def report(
             help="Show the errors of this file, too, which compare --json printed.",
         ),
     ] = None,
-    overwrite: _Overwrite = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write one HTML file to share: charts, the tree, and how every node was placed."""
@@ -281,7 +225,7 @@ def report(
 
 
 def view(
-    path: _Path,
+    path: TaggedExport,
     viewer: Annotated[
         str | None,
         typer.Option(
