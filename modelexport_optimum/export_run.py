@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.exporting import optimum_export
+from modelexport_optimum.exporting.hub import HubPlace
 from modelexport_optimum.exporting.source import find_source
 from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
 from modelexport_optimum.system.display import Displayed
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, float | None], None]
     """Called with a stage's name and None when it begins, with its seconds when it ends."""
-
-HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,11 +117,11 @@ def export(
     """
     in_memory = not isinstance(model, str | os.PathLike)
     name = type(model).__name__ if in_memory else os.fspath(model)
-    hub = {option: options[option] for option in HUB_OPTIONS if option in options}
     trust = bool(options.get("trust_remote_code"))
     library = options.get("library_name")
+    place = HubPlace.among(options)
     source = (
-        None if in_memory else find_source(model, **hub, library=library, trust_remote_code=trust)
+        None if in_memory else find_source(model, place, library=library, trust_remote_code=trust)
     )
     directory = None if source is None else source.directory
     path = check_output(output, directory, overwrite=overwrite)

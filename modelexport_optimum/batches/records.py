@@ -6,7 +6,7 @@ import json
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.export_run import HUB_OPTIONS
+from modelexport_optimum.exporting.hub import HubPlace
 from modelexport_optimum.exporting.options import ExportOptions
 from modelexport_optimum.exporting.source import state_of
 from modelexport_optimum.system.version import __version__
@@ -22,8 +22,7 @@ _NOT_IN_THE_OUTPUT = {
 
 def source_state(job: Job) -> str | None:
     """Tell what changes whenever the model of a job does: see `source.state_of`."""
-    hub = {key: job.arguments[key] for key in HUB_OPTIONS if key in job.arguments}
-    return state_of(job.model, output=job.output, **hub)
+    return state_of(job.model, HubPlace.among(job.arguments), output=job.output)
 
 
 def new_record(job: Job) -> dict[str, Any]:

@@ -9,8 +9,7 @@ check of the files tells why.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelexport_optimum.system.model_files import (
     PATTERNS,
@@ -22,40 +21,32 @@ from modelexport_optimum.system.model_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from pathlib import Path
 
     from modelexport_optimum.exporting.source import Source
 
 
-def fetch_companions(source: Source, options: Mapping[str, Any]) -> Path:
+def fetch_companions(source: Source) -> Path:
     """The directory of a model's companion files: its own, or the Hub's cache.
 
     Args:
         source: the model.
-        options: arguments of `main_export`, of which some say where on the Hub it is.
 
     Raises:
         Exception: the Hub did not give them; `explain_hub_error` tells which errors these are.
     """
-    subfolder = options.get("subfolder") or ""
+    subfolder = source.place.subfolder
     if source.directory is not None:
         return source.directory / subfolder
-    from huggingface_hub import snapshot_download
-
-    hub = {
-        name: options[name]
-        for name in ("revision", "cache_dir", "token", "local_files_only")
-        if name in options
-    }
     below = f"{subfolder}/" if subfolder else ""
     names = [pattern for patterns in PATTERNS.values() for pattern in patterns]
     wanted = [f"{below}{name}" for name in (*names, "model_index.json")]
-    directory = Path(snapshot_download(source.name, allow_patterns=wanted, **hub)) / subfolder
+    directory = source.place.fetch(source.name, wanted) / subfolder
     folders = {f"{below}{name}/*.*" for name in module_folders(directory) if name}
     for folder in component_folders(directory):
         folders |= {f"{below}{folder}/{name}" for name in names if folder}
     if folders:
-        snapshot_download(source.name, allow_patterns=sorted(folders), **hub)
+        source.place.fetch(source.name, folders)
     return directory
 
 

@@ -14,7 +14,7 @@ import inspect
 import json
 import logging
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import (
@@ -25,8 +25,9 @@ from modelexport_optimum.errors import (
     one_line,
 )
 from modelexport_optimum.exporting.companions import copy_companions, fetch_companions
+from modelexport_optimum.exporting.hub import explain_hub_error
 from modelexport_optimum.exporting.options import check_conflicts
-from modelexport_optimum.exporting.source import Source, explain_hub_error
+from modelexport_optimum.exporting.source import Source
 from modelexport_optimum.exporting.tasks import check_task
 from modelexport_optimum.own_code import in_words, own_code_refused, pickled_code
 from modelexport_optimum.system.private_names import (
@@ -146,30 +147,29 @@ def export_source(
     def export_loaded(*, preprocessors: list[Any], **arguments: Any) -> None:  # noqa: ANN401
         # Optimum looks for the tokenizer in the default revision and cache, and saves only
         # one that lies at the top and needs no code of its own.
-        place = [value for key in _HUB_PLACES if (value := options.get(key)) not in (None, "main")]
-        elsewhere = source.directory is None and any(place)
+        elsewhere = source.directory is None and not source.place.is_default
         if elsewhere:
-            preprocessors = _load_preprocessors(source, options)
+            preprocessors = _load_preprocessors(source, trust)
         _export_loaded(exported, preprocessors, begin, options, **arguments)
-        if elsewhere or options.get("subfolder") or options.get("trust_remote_code"):
+        if elsewhere or source.place.subfolder or trust:
             _save_preprocessors(preprocessors, directory)
 
     begin("load")
     with (
-        _explained(source, options),
+        _explained(source),
         own_code_refused(source.directory, trusted=trust),
         _random_weights_noted(exported),
         TOKENIZER_LOADER.replaced(_TokenizerLoader(trust)),
         EXPORT_OF_LOADED_MODEL.replaced(export_loaded),
     ):
         if task == "auto" and source.directory is not None:
-            subfolder = options.get("subfolder") or ""
+            subfolder = source.place.subfolder
             library = options.get("library_name") or TasksManager.infer_library_from_model(
                 str(source.directory), subfolder=subfolder
             )
             task = _task_of_directory(source.directory / subfolder, library, options)
         main_export(str(source), directory, task=task, **options)
-        exported.model = fetch_companions(source, options)
+        exported.model = fetch_companions(source)
         pooled = exported.library == "transformers" and exported.task == "feature-extraction"
         copy_companions(exported.model, directory, pooled=pooled)
     return exported
@@ -211,7 +211,7 @@ def export_model(
     # Optimum tells the library by the module that defines the class, which is the user's
     # own for a class derived from one of transformers'.
     with (
-        _explained(Source(type(model).__name__, None), options),
+        _explained(Source(type(model).__name__, None)),
         _unchanged(model),
         LIBRARY_OF_MODEL.replaced(infer_library),
     ):
@@ -230,9 +230,6 @@ def export_model(
         )
         _save_preprocessors(preprocessors, directory)
     return exported
-
-
-_HUB_PLACES = ("revision", "cache_dir", "token", "local_files_only")
 
 
 def _export_loaded(
@@ -420,18 +417,17 @@ def _library_of_model(model: Any) -> str:  # noqa: ANN401
     )
 
 
-def _load_preprocessors(source: Source, options: Mapping[str, Any]) -> list[Any]:
+def _load_preprocessors(source: Source, trust_remote_code: bool) -> list[Any]:
     """The tokenizer and processors, from where the model itself came from."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-    names = (*_HUB_PLACES, "subfolder", "trust_remote_code")
-    place = {name: options[name] for name in names if name in options}
+    options = {**asdict(source.place), "trust_remote_code": trust_remote_code}
     found = []
     for auto in (AutoTokenizer, AutoProcessor, AutoFeatureExtractor, AutoImageProcessor):
         # No model has all of them, and there is no telling which errors say so: Optimum
         # takes any.
         with contextlib.suppress(Exception):
-            found.append(auto.from_pretrained(str(source), **place))  # type: ignore[no-untyped-call]
+            found.append(auto.from_pretrained(str(source), **options))  # type: ignore[no-untyped-call]
     return found
 
 
@@ -482,14 +478,14 @@ def _unchanged(model: Any) -> Iterator[None]:  # noqa: ANN401
 
 
 @contextlib.contextmanager
-def _explained(source: Source, options: Mapping[str, Any]) -> Iterator[None]:
+def _explained(source: Source) -> Iterator[None]:
     """Raise every error as one line that says why Optimum did not export the model."""
     try:
         yield
     except ModelExportError:
         raise
     except Exception as error:
-        message = explain_hub_error(error, source.name, options.get("revision") or "main")
+        message = explain_hub_error(error, source.name, source.place.revision)
         raise ModelExportError(message or _explain(error, source)) from error
 
 

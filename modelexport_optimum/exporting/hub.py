@@ -1,0 +1,146 @@
+"""A model's place on the Hub: its commit, its files, and what the Hub's errors mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import causes, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """Where on the Hub a model is looked for, by the names that `main_export` has for it.
+
+    Attributes:
+        subfolder: the folder that the model is in.
+        revision: branch, tag or commit.
+        cache_dir: the cache; None for the Hub's own.
+        local_files_only: whether not to ask the Hub.
+        token: what the Hub is shown; None for that of the environment or of the login.
+    """
+
+    subfolder: str = ""
+    revision: str = "main"
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    token: bool | str | None = None
+
+    @classmethod
+    def among(cls, options: Mapping[str, Any]) -> HubPlace:
+        """The place that the options of an export name."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: options[name] for name in names if options.get(name) is not None})
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the default revision, in the default cache, whatever the folder."""
+        return self == HubPlace(subfolder=self.subfolder)
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the cache alone is looked at."""
+        from huggingface_hub import constants
+
+        return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
+
+    def commit(self, name: str) -> str | None:
+        """Ask the Hub for the commit of a model.
+
+        Raises:
+            Exception: the Hub gave none; `explain_hub_error` tells which errors these are.
+        """
+        from huggingface_hub import HfApi, constants
+
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        return HfApi(token=self.token).model_info(name, revision=self.revision, timeout=timeout).sha
+
+    def fetch(self, name: str, patterns: Iterable[str]) -> Path:
+        """Fetch the files of a model whose names match, and give the directory that they are in.
+
+        Raises:
+            Exception: the Hub did not give them; `explain_hub_error` tells which errors these are.
+        """
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                name,
+                revision=self.revision,
+                cache_dir=self.cache_dir,
+                local_files_only=self.local_files_only,
+                token=self.token,
+                allow_patterns=sorted(patterns),
+            )
+        )
+
+    def cached(self, name: str) -> Path:
+        """The directory of a model in the cache.
+
+        Raises:
+            LocalEntryNotFoundError: it is not there.
+            HFValidationError: this is no model's name.
+        """
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                name, revision=self.revision, cache_dir=self.cache_dir, local_files_only=True
+            )
+        )
+
+
+def explain_hub_error(error: BaseException, name: str, revision: str) -> str | None:
+    """One line for what the Hub answered, if that is what went wrong."""
+    for cause in causes(error):
+        message = _explain_one(cause, name, revision)
+        if message is not None:
+            return message
+    return None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the Hub gave no answer, or the answer that it is out of order."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return True
+
+
+def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
+    from huggingface_hub import constants, errors
+    from requests.exceptions import RequestException
+
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        return f"model {name} is gated: ask for access on its page of the Hub, then {log_in}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"model {name} has no revision {revision}: check --revision"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"model {name} is neither a directory here nor a model on the Hub that you may see: "
+            f"check the spelling, and if it is private {log_in}"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            f"model {name} is not complete in the cache and the Hub ({constants.ENDPOINT}) "
+            "cannot be reached: check the connection"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"model {name} lacks a file that is needed: {first_line(error)}"
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"the Hub refuses access to {name} ({status}): check your token, or {log_in}"
+        return f"the Hub ({constants.ENDPOINT}) answered {status} for {name}: try again later"
+    if isinstance(error, RequestException):
+        return (
+            f"the Hub ({constants.ENDPOINT}) cannot be reached to look for {name}: "
+            "check the name and the connection"
+        )
+    return None
