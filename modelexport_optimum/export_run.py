@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.exporting import optimum_export
 from modelexport_optimum.exporting.hub import HubPlace
-from modelexport_optimum.exporting.source import find_source
+from modelexport_optimum.exporting.source import Source, find_source
 from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import ONE_THREAD
@@ -22,7 +22,7 @@ from modelexport_optimum.system.locks import ONE_THREAD
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from modelexport_optimum.exporting.optimum_export import ComparisonWithPyTorch
+    from modelexport_optimum.exporting.optimum_export import ComparisonWithPyTorch, ConvertedModel
     from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.verifying.verify import VerifyReport
 
@@ -115,14 +115,13 @@ def export(
     Raises:
         ModelExportError: nothing was written, and the message says why.
     """
-    in_memory = not isinstance(model, str | os.PathLike)
-    name = type(model).__name__ if in_memory else os.fspath(model)
     trust = bool(options.get("trust_remote_code"))
-    library = options.get("library_name")
-    place = HubPlace.among(options)
-    source = (
-        None if in_memory else find_source(model, place, library=library, trust_remote_code=trust)
-    )
+    source: Source | None = None
+    if isinstance(model, str | os.PathLike):
+        library = options.get("library_name")
+        place = HubPlace.among(options)
+        source = find_source(model, place, library=library, trust_remote_code=trust)
+    name = type(model).__name__ if source is None else source.name
     directory = None if source is None else source.directory
     path = check_output(output, directory, overwrite=overwrite)
     stages = _Stages(progress)
@@ -139,21 +138,17 @@ def export(
         from modelexport_optimum.verifying.verify import DEFAULT_PROVIDERS, verify
 
         provider_names(providers or DEFAULT_PROVIDERS)
-        optimum_export.check_options(task, options, in_memory=in_memory)
-        run = staging, task, options, stages.begin
+        optimum_export.check_options(task, options, in_memory=source is None)
+        how = staging, task, options, stages.begin
         if source is None:
-            exported = optimum_export.export_model(model, preprocessors, *run)
+            exported = optimum_export.export_model(model, preprocessors, *how)
         else:
-            exported = optimum_export.export_source(source, *run)
+            exported = optimum_export.export_source(source, *how)
 
         stages.begin("tag")
         trees = exported.trees or (None if source is None else str(source))
         tags = htp.tag(
-            staging,
-            model=trees,
-            source=name,
-            trust_remote_code=trust,
-            traced=exported.traced,
+            staging, model=trees, source=name, trust_remote_code=trust, traced=exported.traced
         )
 
         stages.begin("check")
@@ -167,21 +162,34 @@ def export(
             trust_remote_code=trust,
         )
         stages.end()
-        result = ExportResult(
-            output=path,
-            model=name,
-            task=exported.task,
-            files=file_sizes(staging),
-            tags=_moved(tags, staging, path),
-            comparison=exported.comparison,
-            verification=_moved(verification, staging, path),
-            warnings=tuple(exported.warnings),
-            stages=stages.seconds,
-        )
+        result = _result(name, exported, tags, verification, stages.seconds, staging, path)
         if before_publish is not None:
             before_publish(result, staging)
         publish(staging, path, overwrite=overwrite)
     return result
+
+
+def _result(
+    name: str,
+    exported: ConvertedModel,
+    tags: TagReport,
+    verification: VerifyReport,
+    stages: dict[str, float],
+    staging: Path,
+    output: Path,
+) -> ExportResult:
+    """The result of a run as it will be when the staging directory has become the output."""
+    return ExportResult(
+        output=output,
+        model=name,
+        task=exported.task,
+        files=file_sizes(staging),
+        tags=_moved(tags, staging, output),
+        comparison=exported.comparison,
+        verification=_moved(verification, staging, output),
+        warnings=tuple(exported.warnings),
+        stages=stages,
+    )
 
 
 def files_to_list(files: Mapping[str, int]) -> list[dict[str, Any]]:
