@@ -23,7 +23,7 @@ from modelexport_optimum.hierarchy.report import report
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, read_model
 from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.system.json_files import parse_json
-from modelexport_optimum.tagging import carriers, htp
+from modelexport_optimum.tagging import carriers, htp, tag_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def metadata_of(node: onnx.NodeProto, key: str) -> onnx.StringStringEntryProto:
     ],
 )
 def test_lists_of_texts_are_read_as_python_writes_them(texts: list[str]) -> None:
-    assert carriers.parse_texts(repr(texts)) == texts
+    assert tag_grammar.parse_texts(repr(texts)) == texts
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_lists_of_texts_are_read_as_python_writes_them(texts: list[str]) -> None
     ],
 )  # fmt: skip
 def test_what_is_no_list_of_texts_is_none(text: str) -> None:
-    assert carriers.parse_texts(text) is None
+    assert tag_grammar.parse_texts(text) is None
 
 
 @pytest.mark.parametrize(
     "tag", ["/A" + "/B.c" * 1000, "/A/B." + "c" * 100_000, "/A/B.c\n", "/A b", "/", "//", "/A/.b"]
 )
 def test_what_is_no_tag_is_none(tag: str) -> None:
-    assert carriers.parse_tag(tag) is None
+    assert tag_grammar.parse_tag(tag) is None
 
 
 # Carriers
@@ -156,9 +156,9 @@ def test_damaged_record_of_the_classes_is_none(tagged: Path) -> None:
 
 @pytest.mark.parametrize("path", ["a\nb", ".".join("a" * 10_000)])
 def test_a_module_that_no_tag_can_name_is_refused(path: str) -> None:
-    root = carriers.Segment("", "Root", "m.Root")
+    root = tag_grammar.Segment("", "Root", "m.Root")
     with pytest.raises(ModelExportError, match="has no tag"):
-        carriers.spell((root, carriers.Segment(path, "A", "m.A")))
+        carriers.spell((root, tag_grammar.Segment(path, "A", "m.A")))
 
 
 @pytest.mark.parametrize("scope", ["/a" * 5000, "/a\nb"])

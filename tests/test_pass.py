@@ -21,7 +21,7 @@ from modelexport_optimum import export
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file import rewriter
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.tagging import carriers, htp
+from modelexport_optimum.tagging import carriers, htp, tag_grammar
 from modelexport_optimum.tagging.module_tree import Module, ModuleTree
 from modelexport_optimum.tagging.open_files import find_onnx_files
 
@@ -99,7 +99,7 @@ def test_config_gains_its_key_and_loses_it_again(bert: Path) -> None:
     metadata = described.pop("htp_metadata")
     assert described == json.loads(before)
     tags = {node.tag for node in htp.read_hierarchy(bert)}
-    named = {module for tag in tags for module in carriers.parse_tag(tag) or ()}
+    named = {module for tag in tags for module in tag_grammar.parse_tag(tag) or ()}
     assert metadata["hierarchy_modules"] == len(named) == report.module_count
     assert metadata["module_types"] == sorted({name for _, name in named})
     assert "BertLayer" in metadata["module_types"]  # which owns no node itself
@@ -155,14 +155,18 @@ def test_strip_after_somebody_saved_the_tagged_model_anew(bert: Path) -> None:
 
 def test_tag_is_lossless_and_its_grammar_reads_itself() -> None:
     chain = (
-        carriers.Segment("", "Root", "m.Root"),
-        carriers.Segment("a.0", "A", "m.A"),
-        carriers.Segment("a.0.x/y", "B", "m.B"),
+        tag_grammar.Segment("", "Root", "m.Root"),
+        tag_grammar.Segment("a.0", "A", "m.A"),
+        tag_grammar.Segment("a.0.x/y", "B", "m.B"),
     )
-    assert carriers.format_tag(chain) == "/Root/A.a.0/B.x/y"
-    assert carriers.parse_tag("/Root/A.a.0/B.x/y") == (("", "Root"), ("a.0", "A"), ("a.0.x/y", "B"))
-    assert carriers.parse_tag("no tag") is None
-    assert carriers.parse_tag("") is None
+    assert tag_grammar.format_tag(chain) == "/Root/A.a.0/B.x/y"
+    assert tag_grammar.parse_tag("/Root/A.a.0/B.x/y") == (
+        ("", "Root"),
+        ("a.0", "A"),
+        ("a.0.x/y", "B"),
+    )
+    assert tag_grammar.parse_tag("no tag") is None
+    assert tag_grammar.parse_tag("") is None
 
 
 # Where the attribute stands

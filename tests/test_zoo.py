@@ -16,7 +16,7 @@ import zoo
 
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
-from modelexport_optimum.tagging import carriers, htp
+from modelexport_optimum.tagging import carriers, htp, tag_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +104,7 @@ def test_every_tag_names_a_module_of_the_model(tagged: Tagged) -> None:
         tree = next(iter(graphs.values())).tree
         for node in nodes:
             assert tree.modules[node.module_path] == node.module_class, node
-            chain = carriers.parse_tag(node.tag)
+            chain = tag_grammar.parse_tag(node.tag)
             assert chain is not None
             assert chain[0] == ("", tree.root_class)
             assert all(tree.modules[module] == name for module, name in chain), node

@@ -1,7 +1,7 @@
 """The pass: which module each node came from, and writing that onto it.
 
-It gives to others: `htp.tag`, `htp.strip`, `htp.read_hierarchy`; `carriers`, the form of a tag and
-where it stands; `module_tree`, the modules of a model without its weights; and
+It gives to others: `htp.tag`, `htp.strip`, `htp.read_hierarchy`; `carriers`, where a
+tag stands on a node, and `tag_grammar`, how it is spelled; `module_tree`, the modules of a model without its weights; and
 `traced_graphs`, what `exporting` has noted while a model is traced.
 
 It must not know how a file was made or what is checked of it: `tag` works on any `.onnx` file,

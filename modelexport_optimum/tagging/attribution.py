@@ -38,13 +38,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
-from modelexport_optimum.tagging.carriers import (
-    CLASS_HIERARCHY,
-    NAME_SCOPES,
-    Segment,
-    own_metadata,
-    parse_scopes,
-)
+from modelexport_optimum.tagging.carriers import CLASS_HIERARCHY, NAME_SCOPES, own_metadata
 from modelexport_optimum.tagging.data_flow import DataFlow, place_by_flow
 from modelexport_optimum.tagging.parameters import Parameters
 from modelexport_optimum.tagging.scopes import (
@@ -56,14 +50,15 @@ from modelexport_optimum.tagging.scopes import (
     node_scope,
     spellings,
 )
+from modelexport_optimum.tagging.tag_grammar import Segment, parse_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model, Node
-    from modelexport_optimum.tagging.carriers import Chain
     from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.scopes import Paths
+    from modelexport_optimum.tagging.tag_grammar import Chain
     from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
 TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT, CARRIER = (

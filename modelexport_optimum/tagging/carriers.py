@@ -1,6 +1,4 @@
-"""The tag's grammar, and its three carriers on one node.
-
-    tag = "/" RootClass *( "/" Class "." relpath )
+"""The three carriers of a tag on one node: read, written, taken out.
 
 A tag is written by appending fields to the node's bytes and taken out by removing them:
 in protobuf, appended bytes merge into the message, so that nothing that stood before is
@@ -10,10 +8,7 @@ touched. This module knows one node at a time; where tags come from is `attribut
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import re
-from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,11 +17,23 @@ from google.protobuf.message import DecodeError
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.rewriter import Edit
 from modelexport_optimum.onnx_file.wire import LEN, bytes_fields, length_delimited, varint
+from modelexport_optimum.tagging.tag_grammar import (
+    MAX_MODULES,
+    MAX_SCOPES_CHARACTERS,
+    MAX_TAG_CHARACTERS,
+    QUALIFIED_CLASS,
+    Chain,
+    Modules,
+    format_tag,
+    is_tag_of,
+    parse_scopes,
+    parse_tag,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping, Sequence
+    from collections.abc import Sequence
 
-    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Node
 
 # Names that begin with two underscores are the one escape from an operator's schema that
 # onnx.checker and ONNX Runtime leave open (ONNX Runtime, graph/graph.cc: "Unrecognized
@@ -40,184 +47,11 @@ NAMESPACE = "namespace"
 # ones that PyTorch wrote.
 EVIDENCE = "modelexport_optimum.evidence"
 
-# ONNX Runtime's Gemm + activation fusion copies the attributes of these operators to the
-# fused node as `activation_<name>`, which its schema then refuses
-# (onnxruntime/core/optimizer/gemm_activation_fusion.cc).
-COPIED_BY_FUSION = frozenset(
-    {
-        "Elu", "HardSigmoid", "LeakyRelu", "ParametricSoftplus", "Relu", "ScaledTanh", "Selu",
-        "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
-    }
-)  # fmt: skip
 
-# ONNX Runtime drops these operators or moves them elsewhere (identity_elimination.cc,
-# dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads
-# their output may come to compute the same as what reads their input.
-PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
-
-# Python ends a forward at some 300 modules that call one another: 1,000 frames, three for each
-# call (torch/nn/modules/module.py). The bound keeps what a hostile tag costs near its length,
-# since each of its modules has a path of its own.
-MAX_MODULES = 128
-MAX_TAG_CHARACTERS = 16 * 1024
-MAX_SCOPES_CHARACTERS = 128 * 1024
-
-_CLASS = re.compile(r"[^\s./:]+")
-_QUALIFIED_CLASS = re.compile(r"(?:[^\s/:]*\.)?[^\s./:]+")
 _EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
 
 _FIELD_ATTRIBUTE, _FIELD_DOC_STRING, _FIELD_METADATA = 5, 6, 9
 _ATTRIBUTE_STRING = 4  # AttributeProto.s
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One module on the way from the root to an operation.
-
-    Attributes:
-        path: Module path from the root, as `named_modules()` spells it; "" for the root.
-        module_class: Class name.
-        qualified: Class name with its Python module.
-    """
-
-    path: str
-    module_class: str
-    qualified: str
-
-
-Chain = tuple[Segment, ...]
-
-
-# (module path, class name) of each module, root first.
-Modules = tuple[tuple[str, str], ...]
-
-
-def format_tag(chain: Chain) -> str:
-    """Spells the tag of a chain of modules, root first, each inside the one before it."""
-    return _tag_of([(segment.path, segment.module_class) for segment in chain])
-
-
-def _tag_of(modules: Sequence[tuple[str, str]]) -> str:
-    parts = ["/", modules[0][1]]
-    for (outer, _), (path, name) in itertools.pairwise(modules):
-        parts += ["/", name, ".", path[len(outer) + 1 :] if outer else path]
-    return "".join(parts)
-
-
-@functools.lru_cache(maxsize=1024)
-def parse_tag(tag: str) -> Modules | None:
-    """Reads a tag.
-
-    Args:
-        tag: Any string.
-
-    Returns:
-        (module path, class name) of each module, root first, or None if it is no tag.
-    """
-    if not tag.startswith("/") or len(tag) > MAX_TAG_CHARACTERS or "\n" in tag:
-        return None
-    # A slash inside a module's name: what follows it has no class before a dot.
-    parts: list[str] = []
-    for part in tag[1:].split("/"):
-        head, dot, relative = part.partition(".")
-        if len(parts) > 0 and not (dot and relative and _is_class(head)):
-            if len(parts) == 1:
-                return None
-            parts[-1] += "/" + part
-        else:
-            parts.append(part)
-    if not _is_class(parts[0]) or len(parts) > MAX_MODULES:
-        return None
-    modules = [("", parts[0])]
-    for part in parts[1:]:
-        name, _, relative = part.partition(".")
-        outer = modules[-1][0]
-        modules.append((f"{outer}.{relative}" if outer else relative, name))
-    return tuple(modules)
-
-
-def _is_class(text: str) -> bool:
-    return _CLASS.fullmatch(text) is not None
-
-
-def parse_texts(text: str) -> list[str] | None:
-    r"""Reads a list of strings as PyTorch's exporter and `encode` write it.
-
-        list   = "[" [ string *( ", " string ) ] "]"
-        string = "'" *character "'" / DQUOTE *character DQUOTE
-        character: any but the quote, a backslash and ASCII's controls, or one of the escapes
-            that Python's `repr` writes: \\ \' \" \n \r \t \xHH \uHHHH \UHHHHHHHH
-
-    Args:
-        text: Any string.
-
-    Returns:
-        The strings, or None if it is no such list, or longer than a tag's.
-    """
-    if len(text) > MAX_SCOPES_CHARACTERS or text[:1] != "[" or text[-1:] != "]":
-        return None
-    inner = text[1:-1]
-    if not inner:
-        return []
-    if inner[0] == inner[-1] == "'" and len(inner) > 1 and not _UNUSUAL.search(inner):
-        plain = inner[1:-1].split("', '", MAX_MODULES + 1)
-        if not any("'" in one for one in plain):
-            return plain if len(plain) <= MAX_MODULES + 1 else None
-    found: list[str] = []
-    position = 0
-    while (string := _STRING.match(inner, position)) and len(found) <= MAX_MODULES:
-        read = _unescaped(string[1] or string[2] or "")
-        if read is None:
-            return None
-        found.append(read)
-        position = string.end()
-        if position == len(inner):
-            return found
-        if not inner.startswith(", ", position):
-            return None
-        position += 2
-    return None
-
-
-_UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
-_STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
-_ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
-_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
-
-
-def _unescaped(text: str) -> str | None:
-    """A string without its escapes, None if one is none or is no character of Unicode."""
-    if "\\" not in text:
-        return text
-    codes = []
-    for letter, *numbers, other in _ESCAPE.findall(text):
-        code = int("".join(numbers) or "0", 16)
-        if other or code > 0x10FFFF or 0xD800 <= code < 0xE000:
-            return None
-        codes.append(_ESCAPED.get(letter, letter) or chr(code))
-    replaced = iter(codes)
-    return _ESCAPE.sub(lambda _: next(replaced), text)
-
-
-def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
-    """Reads name_scopes and class_hierarchy.
-
-    Args:
-        scopes: Value of name_scopes.
-        classes: Value of class_hierarchy.
-
-    Returns:
-        (module path, qualified class) of each module, root first, without the node itself;
-        None if the two are not such lists, of one length and with a root.
-    """
-    paths = parse_texts(scopes)
-    names = parse_texts(classes)
-    if not paths or not names or len(paths) != len(names):
-        return None
-    found = list(zip(paths[:-1], names[:-1], strict=True))
-    if any("\n" in path or not _QUALIFIED_CLASS.fullmatch(name) for path, name in found):
-        return None
-    return found
 
 
 @dataclass(slots=True)
@@ -282,23 +116,11 @@ def read(node: Node, *, marked: bool) -> Carried:
         # The metadata spell each path on its own, whatever stands in a module's name.
         scopes = parse_scopes(metadata[NAME_SCOPES], metadata[CLASS_HIERARCHY])
         chain = tuple((path, name.rpartition(".")[2]) for path, name in scopes or ())
-        complete = _spells(chain, tag)
+        complete = is_tag_of(chain, tag)
         modules = chain if complete else modules
     if modules is None:
         tag = ""
     return Carried(tag, modules, evidence, complete, attribute is not None, own_scopes, doc_string)
-
-
-def _spells(modules: Modules, tag: str) -> bool:
-    """Whether a tag is that of a chain of modules, each inside the one before it."""
-    if not modules or modules[0][0]:
-        return False
-    outer = ""
-    for path, _ in modules[1:]:
-        if not path.startswith(f"{outer}." if outer else "") or path == outer:
-            return False
-        outer = path
-    return _tag_of(modules) == tag
 
 
 def carries(node: Node, tag: str | None) -> bool:
@@ -355,7 +177,7 @@ def spell(chain: Chain) -> Spelled:
         len(chain) > MAX_MODULES
         or len(tag) > MAX_TAG_CHARACTERS
         or max(len(paths), len(classes)) > MAX_SCOPES_CHARACTERS // 2  # the node's own follows
-        or any("\n" in s.path or not _QUALIFIED_CLASS.fullmatch(s.qualified) for s in chain)
+        or any("\n" in s.path or not QUALIFIED_CLASS.fullmatch(s.qualified) for s in chain)
     ):
         raise ModelExportError(
             f"the module {chain[-1].path[:200]!r} of the class {chain[-1].qualified[:200]!r} "
@@ -484,92 +306,3 @@ def _entry_key(payload: bytes) -> bytes:
             if number == 1 and payload[key] & 7 == LEN:
                 name = payload[start:end]  # of several, protobuf takes the last
     return name
-
-
-def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
-    """Finds the nodes on which the attribute changes nothing in what ONNX Runtime builds.
-
-    Its common-subexpression elimination merges nodes that compute the same, unless their
-    attributes differ. So every node is numbered by what it computes, and the attribute is
-    free where all nodes of one number share a tag.
-
-    Args:
-        model: The file's skeleton.
-        tags: The tag of each node, by the node's start.
-
-    Returns:
-        The starts of these nodes.
-    """
-    numbers = _Numbers(model.functions)
-    numbers.visit(model.graph, {})
-    shared: dict[int, str | None] = {}
-    for start, number in numbers.of_node.items():
-        shared[number] = tags[start] if shared.get(number, tags[start]) == tags[start] else None
-    return {
-        start
-        for start, number in numbers.of_node.items()
-        if shared[number] is not None and start not in numbers.refused
-    }
-
-
-class _Numbers:
-    """Numbers the nodes of a graph and its nested graphs by what they compute."""
-
-    def __init__(self, functions: set[tuple[str, str]]) -> None:
-        self.of_node: dict[int, int] = {}
-        self.refused: set[int] = set()
-        # A model-local function takes the attributes that it declares, and no others.
-        self._functions = functions
-        self._numbers: dict[object, int] = {}
-
-    def _number(self, key: object) -> int:
-        return self._numbers.setdefault(key, len(self._numbers))
-
-    def visit(self, graph: Graph, outer: MutableMapping[str, int]) -> None:
-        values: MutableMapping[str, int] = ChainMap({}, outer) if outer else {}
-        for value in graph.inputs:
-            values[value.name] = self._number((id(graph), value.name))
-        for tensor in graph.initializers:
-            by_value = tensor.value if tensor.value is not None else (id(graph), tensor.name)
-            values[tensor.name] = self._number(("constant", by_value))
-        constants = {number for key, number in self._numbers.items() if _is_constant(key)}
-        for node in graph.nodes:
-            for _, nested in node.subgraphs:
-                self.visit(nested, values)
-            inputs = tuple(values.get(name, -1) if name else -2 for name in node.inputs)
-            attributes = tuple(sorted(i for i in node.attributes.items() if i[0] != ATTRIBUTE))
-            if node.subgraphs:
-                key: object = node.start
-            elif node.op_type == "Constant" and not node.domain:
-                key = ("constant", constant_value(node))
-            elif inputs and all(i in constants for i in inputs):
-                # ONNX Runtime computes it once and for all: its value may equal any other.
-                key = ("constant", "computed", node.op_type, len(inputs))
-            else:
-                key = (node.domain, node.op_type, inputs, attributes)
-            number = self.of_node[node.start] = self._number(key)
-            if _is_constant(key):
-                constants.add(number)
-            called = (node.domain, node.op_type) in self._functions
-            if called or node.op_type in COPIED_BY_FUSION:
-                self.refused.add(node.start)
-            passes = node.op_type in PASSED_THROUGH and not node.domain
-            for index, name in enumerate(node.outputs):
-                if passes and index == 0:
-                    values[name] = inputs[0]
-                else:
-                    values[name] = number if index == 0 else self._number((number, index))
-
-
-def _is_constant(key: object) -> bool:
-    return isinstance(key, tuple) and key[0] == "constant"
-
-
-def constant_value(node: Node) -> bytes:
-    """A Constant's tensor as an initializer of the same value would be serialized."""
-    for name, data in node.attributes.items():
-        if name == "value":
-            for number, _, start, end in bytes_fields(data):
-                if number == 5:
-                    return data[start:end]
-    return b"".join(data for name, data in sorted(node.attributes.items()) if name != ATTRIBUTE)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.own_code import own_code_refused
-from modelexport_optimum.tagging import attribution, carriers, tree_choice
+from modelexport_optimum.tagging import attribution, tag_grammar, tree_choice
 from modelexport_optimum.tagging.config_bounds import bounded_modules, check_counts
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
 from modelexport_optimum.tagging.module_tree import (
@@ -157,7 +157,7 @@ def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
             if key == CLASSES:
                 qualified.update(read_classes(value))
         for carried in file.carried.values():
-            for path, name in carriers.parse_tag(carried.tag) or ():
+            for path, name in tag_grammar.parse_tag(carried.tag) or ():
                 tree.modules[path] = Module(path, qualified.get(name, name), path)
     return _closed(tree)
 

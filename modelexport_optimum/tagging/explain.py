@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.system.locks import in_one_thread
-from modelexport_optimum.tagging import carriers
+from modelexport_optimum.tagging import tag_grammar
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
 from modelexport_optimum.tagging.htp import attribute_files
 from modelexport_optimum.tagging.open_files import by_directory, open_file, writable_files
@@ -60,7 +60,7 @@ def explain(
                 chain = placed[file.path].chain(node)
                 found.append(
                     f"{file.path.name}: {node.op_type} {node.name}\n"
-                    f"  tag       {carriers.format_tag(chain)}\n"
+                    f"  tag       {tag_grammar.format_tag(chain)}\n"
                     f"  module    {chain[-1].path or '(root)'}: {chain[-1].qualified}\n"
                     f"  evidence  {placement.evidence}: {placement.reason}"
                 )

@@ -19,6 +19,7 @@ from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.tagging import attribution, carriers, config_json
+from modelexport_optimum.tagging.attribute_places import attribute_places
 from modelexport_optimum.tagging.config_json import ConfigJson
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
 from modelexport_optimum.tagging.model_record import PREFIX, is_marked, record_edits
@@ -281,7 +282,7 @@ def _planned_tags(
         if paths not in spelled:
             spelled[paths] = carriers.spell(placed.chain(node))
         tags[node.start] = spelled[paths].tag
-    free = carriers.attribute_places(file.model, tags)
+    free = attribute_places(file.model, tags)
     edits: dict[int, list[Edit]] = {}
     for node in nodes:
         placement = placed.placements[node.start]

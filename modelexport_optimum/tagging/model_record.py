@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging import carriers
+    from modelexport_optimum.tagging import tag_grammar
     from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.open_files import OpenFile
 
@@ -76,7 +76,7 @@ def read_silent(model: Model) -> list[str] | None:
 
 def record_edits(
     file: OpenFile,
-    chains: Sequence[carriers.Chain],
+    chains: Sequence[tag_grammar.Chain],
     source: str | None,
     exported: ModuleTree | None,
 ) -> list[Edit]:

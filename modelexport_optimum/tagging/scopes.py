@@ -20,7 +20,7 @@ import bisect
 import re
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging.carriers import MAX_MODULES
+from modelexport_optimum.tagging.tag_grammar import MAX_MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -26,7 +26,7 @@ with atheris.instrument_imports(
     from modelexport_optimum.errors import ModelExportError
     from modelexport_optimum.onnx_file.reader import read_model
     from modelexport_optimum.onnx_file.skeleton import walk_nodes
-    from modelexport_optimum.tagging import carriers, htp
+    from modelexport_optimum.tagging import carriers, htp, tag_grammar
     from modelexport_optimum.tagging.model_record import PREFIX
 
 from fuzz import edits
@@ -35,7 +35,7 @@ from fuzz.whole_files import SECONDS, scratch_directory
 
 def check_text(text: str) -> None:
     """The grammar takes what Python's parser takes and `repr` writes, and nothing else."""
-    found = carriers.parse_texts(text)
+    found = tag_grammar.parse_texts(text)
     if len(text) < 2000:
         try:
             known = ast.literal_eval(text)
@@ -47,10 +47,10 @@ def check_text(text: str) -> None:
             assert found == (None if surrogate else known), (found, known)
         if found is not None:
             assert found == known, (found, known)
-    modules = carriers.parse_tag(text)
+    modules = tag_grammar.parse_tag(text)
     if modules is not None:
-        assert len(modules) <= carriers.MAX_MODULES
-        assert carriers._tag_of(modules) == text
+        assert len(modules) <= tag_grammar.MAX_MODULES
+        assert tag_grammar.tag_of(modules) == text
 
 
 def check_file(data: bytes, path: Path) -> None:

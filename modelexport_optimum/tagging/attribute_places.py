@@ -1,0 +1,120 @@
+"""The nodes on which the attribute changes nothing in what ONNX Runtime builds."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.onnx_file.wire import bytes_fields
+from modelexport_optimum.tagging.carriers import ATTRIBUTE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
+
+
+# ONNX Runtime's Gemm + activation fusion copies the attributes of these operators to the
+# fused node as `activation_<name>`, which its schema then refuses
+# (onnxruntime/core/optimizer/gemm_activation_fusion.cc).
+COPIED_BY_FUSION = frozenset(
+    {
+        "Elu", "HardSigmoid", "LeakyRelu", "ParametricSoftplus", "Relu", "ScaledTanh", "Selu",
+        "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
+    }
+)  # fmt: skip
+
+
+# ONNX Runtime drops these operators or moves them elsewhere (identity_elimination.cc,
+# dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads
+# their output may come to compute the same as what reads their input.
+PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
+
+
+def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
+    """Finds the nodes on which the attribute changes nothing in what ONNX Runtime builds.
+
+    Its common-subexpression elimination merges nodes that compute the same, unless their
+    attributes differ. So every node is numbered by what it computes, and the attribute is
+    free where all nodes of one number share a tag.
+
+    Args:
+        model: The file's skeleton.
+        tags: The tag of each node, by the node's start.
+
+    Returns:
+        The starts of these nodes.
+    """
+    numbers = _Numbers(model.functions)
+    numbers.visit(model.graph, {})
+    shared: dict[int, str | None] = {}
+    for start, number in numbers.of_node.items():
+        shared[number] = tags[start] if shared.get(number, tags[start]) == tags[start] else None
+    return {
+        start
+        for start, number in numbers.of_node.items()
+        if shared[number] is not None and start not in numbers.refused
+    }
+
+
+class _Numbers:
+    """Numbers the nodes of a graph and its nested graphs by what they compute."""
+
+    def __init__(self, functions: set[tuple[str, str]]) -> None:
+        self.of_node: dict[int, int] = {}
+        self.refused: set[int] = set()
+        # A model-local function takes the attributes that it declares, and no others.
+        self._functions = functions
+        self._numbers: dict[object, int] = {}
+
+    def _number(self, key: object) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def visit(self, graph: Graph, outer: MutableMapping[str, int]) -> None:
+        values: MutableMapping[str, int] = ChainMap({}, outer) if outer else {}
+        for value in graph.inputs:
+            values[value.name] = self._number((id(graph), value.name))
+        for tensor in graph.initializers:
+            by_value = tensor.value if tensor.value is not None else (id(graph), tensor.name)
+            values[tensor.name] = self._number(("constant", by_value))
+        constants = {number for key, number in self._numbers.items() if _is_constant(key)}
+        for node in graph.nodes:
+            for _, nested in node.subgraphs:
+                self.visit(nested, values)
+            inputs = tuple(values.get(name, -1) if name else -2 for name in node.inputs)
+            attributes = tuple(sorted(i for i in node.attributes.items() if i[0] != ATTRIBUTE))
+            if node.subgraphs:
+                key: object = node.start
+            elif node.op_type == "Constant" and not node.domain:
+                key = ("constant", constant_value(node))
+            elif inputs and all(i in constants for i in inputs):
+                # ONNX Runtime computes it once and for all: its value may equal any other.
+                key = ("constant", "computed", node.op_type, len(inputs))
+            else:
+                key = (node.domain, node.op_type, inputs, attributes)
+            number = self.of_node[node.start] = self._number(key)
+            if _is_constant(key):
+                constants.add(number)
+            called = (node.domain, node.op_type) in self._functions
+            if called or node.op_type in COPIED_BY_FUSION:
+                self.refused.add(node.start)
+            passes = node.op_type in PASSED_THROUGH and not node.domain
+            for index, name in enumerate(node.outputs):
+                if passes and index == 0:
+                    values[name] = inputs[0]
+                else:
+                    values[name] = number if index == 0 else self._number((number, index))
+
+
+def _is_constant(key: object) -> bool:
+    return isinstance(key, tuple) and key[0] == "constant"
+
+
+def constant_value(node: Node) -> bytes:
+    """A Constant's tensor as an initializer of the same value would be serialized."""
+    for name, data in node.attributes.items():
+        if name == "value":
+            for number, _, start, end in bytes_fields(data):
+                if number == 5:
+                    return data[start:end]
+    return b"".join(data for name, data in sorted(node.attributes.items()) if name != ATTRIBUTE)

@@ -1,0 +1,204 @@
+"""How a tag is spelled and read, and the lists of PyTorch's exporter that say the same.
+
+    tag = "/" RootClass *( "/" Class "." relpath )
+
+It knows text alone: on what it stands is `carriers.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+# Python ends a forward at some 300 modules that call one another: 1,000 frames, three for each
+# call (torch/nn/modules/module.py). The bound keeps what a hostile tag costs near its length,
+# since each of its modules has a path of its own.
+MAX_MODULES = 128
+
+
+MAX_TAG_CHARACTERS = 16 * 1024
+
+
+MAX_SCOPES_CHARACTERS = 128 * 1024
+
+
+_CLASS = re.compile(r"[^\s./:]+")
+
+
+QUALIFIED_CLASS = re.compile(r"(?:[^\s/:]*\.)?[^\s./:]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One module on the way from the root to an operation.
+
+    Attributes:
+        path: Module path from the root, as `named_modules()` spells it; "" for the root.
+        module_class: Class name.
+        qualified: Class name with its Python module.
+    """
+
+    path: str
+    module_class: str
+    qualified: str
+
+
+Chain = tuple[Segment, ...]
+
+
+# (module path, class name) of each module, root first.
+Modules = tuple[tuple[str, str], ...]
+
+
+def format_tag(chain: Chain) -> str:
+    """Spells the tag of a chain of modules, root first, each inside the one before it."""
+    return tag_of([(segment.path, segment.module_class) for segment in chain])
+
+
+def tag_of(modules: Sequence[tuple[str, str]]) -> str:
+    """Spells the tag of modules, (path, class name) of each, root first."""
+    parts = ["/", modules[0][1]]
+    for (outer, _), (path, name) in itertools.pairwise(modules):
+        parts += ["/", name, ".", path[len(outer) + 1 :] if outer else path]
+    return "".join(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_tag(tag: str) -> Modules | None:
+    """Reads a tag.
+
+    Args:
+        tag: Any string.
+
+    Returns:
+        (module path, class name) of each module, root first, or None if it is no tag.
+    """
+    if not tag.startswith("/") or len(tag) > MAX_TAG_CHARACTERS or "\n" in tag:
+        return None
+    # A slash inside a module's name: what follows it has no class before a dot.
+    parts: list[str] = []
+    for part in tag[1:].split("/"):
+        head, dot, relative = part.partition(".")
+        if len(parts) > 0 and not (dot and relative and _is_class(head)):
+            if len(parts) == 1:
+                return None
+            parts[-1] += "/" + part
+        else:
+            parts.append(part)
+    if not _is_class(parts[0]) or len(parts) > MAX_MODULES:
+        return None
+    modules = [("", parts[0])]
+    for part in parts[1:]:
+        name, _, relative = part.partition(".")
+        outer = modules[-1][0]
+        modules.append((f"{outer}.{relative}" if outer else relative, name))
+    return tuple(modules)
+
+
+def _is_class(text: str) -> bool:
+    return _CLASS.fullmatch(text) is not None
+
+
+def parse_texts(text: str) -> list[str] | None:
+    r"""Reads a list of strings as PyTorch's exporter and `encode` write it.
+
+        list   = "[" [ string *( ", " string ) ] "]"
+        string = "'" *character "'" / DQUOTE *character DQUOTE
+        character: any but the quote, a backslash and ASCII's controls, or one of the escapes
+            that Python's `repr` writes: \\ \' \" \n \r \t \xHH \uHHHH \UHHHHHHHH
+
+    Args:
+        text: Any string.
+
+    Returns:
+        The strings, or None if it is no such list, or longer than a tag's.
+    """
+    if len(text) > MAX_SCOPES_CHARACTERS or text[:1] != "[" or text[-1:] != "]":
+        return None
+    inner = text[1:-1]
+    if not inner:
+        return []
+    if inner[0] == inner[-1] == "'" and len(inner) > 1 and not _UNUSUAL.search(inner):
+        plain = inner[1:-1].split("', '", MAX_MODULES + 1)
+        if not any("'" in one for one in plain):
+            return plain if len(plain) <= MAX_MODULES + 1 else None
+    found: list[str] = []
+    position = 0
+    while (string := _STRING.match(inner, position)) and len(found) <= MAX_MODULES:
+        read = _unescaped(string[1] or string[2] or "")
+        if read is None:
+            return None
+        found.append(read)
+        position = string.end()
+        if position == len(inner):
+            return found
+        if not inner.startswith(", ", position):
+            return None
+        position += 2
+    return None
+
+
+_UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
+
+
+_STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
+
+
+_ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
+
+
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def _unescaped(text: str) -> str | None:
+    """A string without its escapes, None if one is none or is no character of Unicode."""
+    if "\\" not in text:
+        return text
+    codes = []
+    for letter, *numbers, other in _ESCAPE.findall(text):
+        code = int("".join(numbers) or "0", 16)
+        if other or code > 0x10FFFF or 0xD800 <= code < 0xE000:
+            return None
+        codes.append(_ESCAPED.get(letter, letter) or chr(code))
+    replaced = iter(codes)
+    return _ESCAPE.sub(lambda _: next(replaced), text)
+
+
+def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
+    """Reads name_scopes and class_hierarchy.
+
+    Args:
+        scopes: Value of name_scopes.
+        classes: Value of class_hierarchy.
+
+    Returns:
+        (module path, qualified class) of each module, root first, without the node itself;
+        None if the two are not such lists, of one length and with a root.
+    """
+    paths = parse_texts(scopes)
+    names = parse_texts(classes)
+    if not paths or not names or len(paths) != len(names):
+        return None
+    found = list(zip(paths[:-1], names[:-1], strict=True))
+    if any("\n" in path or not QUALIFIED_CLASS.fullmatch(name) for path, name in found):
+        return None
+    return found
+
+
+def is_tag_of(modules: Modules, tag: str) -> bool:
+    """Whether a tag is that of a chain of modules, each inside the one before it."""
+    if not modules or modules[0][0]:
+        return False
+    outer = ""
+    for path, _ in modules[1:]:
+        if not path.startswith(f"{outer}." if outer else "") or path == outer:
+            return False
+        outer = path
+    return tag_of(modules) == tag
