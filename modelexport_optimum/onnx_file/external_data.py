@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import InvalidModelError
-from modelexport_optimum.onnx_file.skeleton import walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_initializers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +39,7 @@ def check_external_data(model: Model) -> None:
     Raises:
         InvalidModelError: A file that the model names is not one in its directory.
     """
-    locations = {
-        tensor.location
-        for _, graph in walk_graphs(model.graph)
-        for tensor in graph.initializers
-        if tensor.location
-    }
+    locations = {t.location for t in walk_initializers(model.graph) if t.location}
     for location in sorted(locations):
         with contextlib.suppress(MissingDataError):  # whoever needs it will say so
             os.close(open_external_data(model.path, location))

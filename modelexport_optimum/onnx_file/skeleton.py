@@ -135,6 +135,17 @@ def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
             yield from walk_graphs(subgraph, f"{path}/{name}" if path else name)
 
 
+def walk_initializers(graph: Graph) -> Iterator[Tensor]:
+    """Yields the header of every initializer of the graph and of the graphs nested in it."""
+    for _, nested in walk_graphs(graph):
+        yield from nested.initializers
+
+
+def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's initializers, by name."""
+    return {tensor.name: tensor.dims for tensor in walk_initializers(model.graph)}
+
+
 def walk_nodes(graph: Graph) -> Iterator[Node]:
     """Yields every node of the graph and of the graphs nested in it."""
     for _, nested in walk_graphs(graph):

@@ -34,13 +34,20 @@ several modules are left, it is their nearest common ancestor.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.tagging.carriers import CLASS_HIERARCHY, NAME_SCOPES, own_metadata
 from modelexport_optimum.tagging.data_flow import DataFlow, place_by_flow
 from modelexport_optimum.tagging.parameters import Parameters
+from modelexport_optimum.tagging.placements import (
+    DATA_FLOW,
+    PARAMETER,
+    ROOT,
+    SCOPE,
+    TRACER,
+    Attribution,
+    Placement,
+)
 from modelexport_optimum.tagging.scopes import (
     Scopes,
     common,
@@ -48,9 +55,8 @@ from modelexport_optimum.tagging.scopes import (
     is_scoped,
     name_from_output,
     node_scope,
-    spellings,
 )
-from modelexport_optimum.tagging.tag_grammar import Segment, parse_scopes
+from modelexport_optimum.tagging.tag_grammar import parse_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -58,64 +64,11 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model, Node
     from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.scopes import Paths
-    from modelexport_optimum.tagging.tag_grammar import Chain
     from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
-TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT, CARRIER = (
-    "tracer",
-    "scope",
-    "parameter",
-    "data flow",
-    "root",
-    "carrier",
-)
-EVIDENCE_KINDS = (TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT, CARRIER)
 
 # torch.export numbers the calls of a module in its path: `attention.query@1`.
 _EXPORT_CALL_COUNT = re.compile(r"@\d+")
-
-
-@dataclass(slots=True)
-class Placement:
-    """Where a node was placed.
-
-    Attributes:
-        paths: Module paths from the root to the node's own, each inside the one before.
-        evidence: One of `EVIDENCE_KINDS`.
-        reason: The same in words.
-    """
-
-    paths: Paths
-    evidence: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Attribution:
-    """The placements of all nodes of a file, by the node's start.
-
-    Attributes:
-        placements: By the start of the node.
-        tree: The modules of the model.
-        undecided: Number of nodes whose scope fits several modules, or none.
-    """
-
-    placements: dict[int, Placement]
-    tree: ModuleTree
-    undecided: int = 0
-    _chains: dict[Paths, Chain] = field(default_factory=dict)
-
-    def chain(self, node: Node) -> Chain:
-        """The modules from the root to the node's own."""
-        paths = self.placements[node.start].paths
-        chain = self._chains.get(paths)
-        if chain is None:
-            modules = self.tree.modules
-            chain = tuple(
-                Segment(path, modules[path].module_class, modules[path].qualified) for path in paths
-            )
-            self._chains[paths] = chain
-        return chain
 
 
 def tracer_modules(node: Node) -> list[tuple[str, str]]:
@@ -127,35 +80,6 @@ def tracer_modules(node: Node) -> list[tuple[str, str]]:
     metadata = dict(own_metadata(node.metadata))
     found = parse_scopes(metadata.get(NAME_SCOPES, ""), metadata.get(CLASS_HIERARCHY, ""))
     return [(_EXPORT_CALL_COUNT.sub("", path), name) for path, name in found or ()]
-
-
-def scopes_of(model: Model) -> dict[str, None]:
-    """All scopes in the names of a file's nodes, in file order."""
-    scopes: dict[str, None] = {}
-    for _, graph in walk_graphs(model.graph):
-        for node in graph.nodes:
-            scope = node_scope(node)
-            made = name_from_output(node)
-            if scope is None and made is not None:
-                scope = made.rpartition("/")[0]
-            if scope is not None:
-                scopes[scope] = None
-    return scopes
-
-
-def called_scopes(model: Model) -> list[str]:
-    """The scopes without the counts of calls, as far as the names themselves tell."""
-    scopes = scopes_of(model)
-    return [next(s for s in reversed(spellings(scope)) if s in scopes) for scope in scopes]
-
-
-def tensors_of(model: Model) -> dict[str, tuple[int, ...]]:
-    """Shapes of the file's initializers, by name."""
-    return {
-        tensor.name: tensor.dims
-        for _, graph in walk_graphs(model.graph)
-        for tensor in graph.initializers
-    }
 
 
 def attribute(

@@ -10,26 +10,21 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, first_line
-from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_nodes
 from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.tagging import attribution, tag_grammar, tree_choice
 from modelexport_optimum.tagging.config_bounds import bounded_modules, check_counts
+from modelexport_optimum.tagging.model_classes import candidates, source_trees
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
-from modelexport_optimum.tagging.module_tree import (
-    UNKNOWN_CLASS,
-    Module,
-    ModuleTree,
-    candidates,
-    model_trees,
-    source_trees,
-)
+from modelexport_optimum.tagging.module_tree import UNKNOWN_CLASS, Module, ModuleTree, model_trees
+from modelexport_optimum.tagging.scopes import called_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging.module_tree import Candidate
+    from modelexport_optimum.tagging.model_classes import Candidate
     from modelexport_optimum.tagging.open_files import OpenFile
 
 
@@ -101,9 +96,7 @@ def _described_trees(
         return {file.path: (tree, f.base) for file, f in zip(group, fits, strict=True)}
     return {
         file.path: (
-            ModuleTree.from_names(
-                attribution.called_scopes(file.model), attribution.tensors_of(file.model)
-            ),
+            ModuleTree.from_names(called_scopes(file.model), shapes_of(file.model)),
             "",
         )
         for file in group

@@ -18,7 +18,7 @@ from modelexport_optimum.onnx_file.reader import read_model, whole
 from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.system.locks import in_one_thread
-from modelexport_optimum.tagging import attribution, carriers, config_json
+from modelexport_optimum.tagging import attribution, carriers, config_json, placements
 from modelexport_optimum.tagging.attribute_places import attribute_places
 from modelexport_optimum.tagging.config_json import ConfigJson
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
@@ -57,7 +57,7 @@ class NodeTag:
         tag: The tag.
         module: Path of the node's module, as `named_modules()` spells it.
         module_class: Class name of the module.
-        evidence: How the node was placed, one of `attribution.EVIDENCE_KINDS`.
+        evidence: How the node was placed, one of `placements.EVIDENCE_KINDS`.
         graph: Path of the nested graph that the node stands in, "" for the top graph.
     """
 
@@ -197,7 +197,7 @@ def _read_nodes(given: str | os.PathLike[str], files: Iterable[Path]) -> Iterato
                     carried.tag,
                     module_path,
                     module_class,
-                    carried.evidence or attribution.CARRIER,
+                    carried.evidence or placements.CARRIER,
                     graph_path,
                 )
 
@@ -207,7 +207,7 @@ def attribute_files(
     trees: Mapping[Path, tuple[ModuleTree, str]],
     afresh: bool,
     traced: Sequence[TracedGraph] = (),
-) -> dict[Path, attribution.Attribution]:
+) -> dict[Path, placements.Attribution]:
     """Asks for the module of each node of a directory's files.
 
     Tags that a node carries are believed unless it is placed afresh. Where the names leave a
@@ -215,7 +215,7 @@ def attribute_files(
     """
     prior = {file.path: {} if afresh else _prior(file, trees[file.path][0]) for file in group}
 
-    def attribute(file: OpenFile, traced: Sequence[TracedGraph]) -> attribution.Attribution:
+    def attribute(file: OpenFile, traced: Sequence[TracedGraph]) -> placements.Attribution:
         tree, base = trees[file.path]
         return attribution.attribute(file.model, tree, base, prior=prior[file.path], traced=traced)
 
@@ -237,7 +237,7 @@ def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
         if carried.modules is not None:
             paths = tuple(path for path, _ in carried.modules)
             if all(path in tree.modules for path in paths):
-                prior[node.start] = (paths, carried.evidence or attribution.CARRIER)
+                prior[node.start] = (paths, carried.evidence or placements.CARRIER)
     return prior
 
 
@@ -272,7 +272,7 @@ class _Plan:
 
 
 def _planned_tags(
-    file: OpenFile, placed: attribution.Attribution, source: str | None, *, exported: bool
+    file: OpenFile, placed: placements.Attribution, source: str | None, *, exported: bool
 ) -> _Plan:
     nodes = list(walk_nodes(file.model.graph))
     spelled: dict[Paths, carriers.Spelled] = {}

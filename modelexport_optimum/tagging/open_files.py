@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_initializers, walk_nodes
 from modelexport_optimum.system.atomic_write import remove_abandoned
 from modelexport_optimum.system.locks import waiting_lock
 from modelexport_optimum.tagging import carriers, config_json
@@ -109,13 +109,12 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
     stack.callback(os.close, fd)
     model = read_model(path, fd=fd)
-    for _, graph in walk_graphs(model.graph):
-        for tensor in graph.initializers:
-            if tensor.location and not _exists(path.parent / tensor.location):
-                raise InvalidModelError(
-                    f"{path} keeps weights in {tensor.location}, which is not beside it: "
-                    "copy that file too"
-                )
+    for tensor in walk_initializers(model.graph):
+        if tensor.location and not _exists(path.parent / tensor.location):
+            raise InvalidModelError(
+                f"{path} keeps weights in {tensor.location}, which is not beside it: "
+                "copy that file too"
+            )
     marked = is_marked(model)
     carried = {node.start: carriers.read(node, marked=marked) for node in walk_nodes(model.graph)}
     return OpenFile(path, fd, model, marked, carried)

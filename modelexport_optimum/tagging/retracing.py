@@ -123,7 +123,7 @@ def _optimum_parts(model: Any) -> Iterator[tuple[str, tuple[Any, Any], dict[str,
     import torch
     from optimum.exporters.tasks import TasksManager
 
-    from modelexport_optimum.tagging.module_tree import exportable_classes
+    from modelexport_optimum.tagging.model_classes import exportable_classes
 
     parts_of = PARTS_OF_MODEL.get()
     candidates = exportable_classes(model.config)

@@ -20,7 +20,16 @@ import bisect
 import re
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.tagging.tag_grammar import MAX_MODULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelexport_optimum.onnx_file.skeleton import Model, Node
+    from modelexport_optimum.tagging.module_tree import ModuleTree
+    from modelexport_optimum.tagging.scopes import Paths
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -231,3 +240,23 @@ class Scopes:
             if found:
                 return common(found)
         return self.root
+
+
+def scopes_of(model: Model) -> dict[str, None]:
+    """All scopes in the names of a file's nodes, in file order."""
+    scopes: dict[str, None] = {}
+    for _, graph in walk_graphs(model.graph):
+        for node in graph.nodes:
+            scope = node_scope(node)
+            made = name_from_output(node)
+            if scope is None and made is not None:
+                scope = made.rpartition("/")[0]
+            if scope is not None:
+                scopes[scope] = None
+    return scopes
+
+
+def called_scopes(model: Model) -> list[str]:
+    """The scopes without the counts of calls, as far as the names themselves tell."""
+    scopes = scopes_of(model)
+    return [next(s for s in reversed(spellings(scope)) if s in scopes) for scope in scopes]

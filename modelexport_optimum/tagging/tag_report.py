@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.system.display import Displayed
-from modelexport_optimum.tagging import attribution
+from modelexport_optimum.tagging import placements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,7 +82,7 @@ class TagReport(Displayed):
         counts = Counter[str]()
         for file in self.files:
             counts.update(file.evidence_counts)
-        return {kind: counts[kind] for kind in attribution.EVIDENCE_KINDS if counts[kind]}
+        return counted(counts.elements())
 
     @property
     def classes_known(self) -> bool:
@@ -130,4 +130,4 @@ def report_of_carried(file: OpenFile) -> FileReport:
 def counted(evidence: Iterable[str]) -> dict[str, int]:
     """How often each kind of evidence stands there, strongest first."""
     counts = Counter(evidence)
-    return {kind: counts[kind] for kind in attribution.EVIDENCE_KINDS if counts[kind]}
+    return {kind: counts[kind] for kind in placements.EVIDENCE_KINDS if counts[kind]}

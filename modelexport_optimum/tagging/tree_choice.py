@@ -11,9 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging.attribution import scopes_of, tensors_of
-from modelexport_optimum.tagging.scopes import Scopes
+from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_nodes
+from modelexport_optimum.tagging.scopes import Scopes, scopes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,7 +129,7 @@ def _score(
 
 def _named_tensors(model: Model) -> Mapping[str, tuple[int, ...] | None]:
     """Initializers with their shapes, and values that an Identity gives a name."""
-    named: dict[str, tuple[int, ...] | None] = dict(tensors_of(model))
+    named: dict[str, tuple[int, ...] | None] = dict(shapes_of(model))
     for node in walk_nodes(model.graph):
         if node.op_type == "Identity":
             for name in node.outputs:

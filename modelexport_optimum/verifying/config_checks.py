@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import first_line
-from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_initializers, walk_nodes
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.verifying.dimensions import check_dimensions, first_of
 from modelexport_optimum.verifying.embeddings import check_embeddings, is_of_sentences
@@ -73,10 +73,9 @@ def _check_graphs(exported: Exported) -> tuple[str, str]:
     problems = []
     for file, graph in exported.graphs.items():
         external: Counter[str] = Counter()
-        for _, nested in walk_graphs(graph):
-            for tensor in nested.initializers:
-                if tensor.location:
-                    external[tensor.location] += tensor.nbytes
+        for tensor in walk_initializers(graph):
+            if tensor.location:
+                external[tensor.location] += tensor.nbytes
         for location, size in external.items():
             path = (exported.directory / file).parent / location
             if not path.is_file():

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.tagging.module_tree import ModuleTree, build_empty, candidates
+from modelexport_optimum.tagging.model_classes import build_empty, candidates
+from modelexport_optimum.tagging.module_tree import ModuleTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from modelexport_optimum.onnx_file.skeleton import Tensor
-    from modelexport_optimum.tagging.module_tree import Candidate
+    from modelexport_optimum.tagging.model_classes import Candidate
     from modelexport_optimum.verifying.exported_files import Exported
 
 _MERGED = re.compile(r"_merged_\d+$")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.onnx_file.skeleton import walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_initializers
 from modelexport_optimum.own_code import find_own_code, in_words
-from modelexport_optimum.tagging.module_tree import Candidate, candidates, class_named
+from modelexport_optimum.tagging.model_classes import Candidate, candidates, class_named
 from modelexport_optimum.verifying.described_model import compared_shapes, described_models
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ class Exported:
     @property
     def initializers(self) -> dict[str, list[Tensor]]:
         """The headers of each file's initializers, nested graphs' included."""
-        return {
-            file: [tensor for _, nested in walk_graphs(graph) for tensor in nested.initializers]
-            for file, graph in self.graphs.items()
-        }
+        return {file: list(walk_initializers(graph)) for file, graph in self.graphs.items()}
 
     @property
     def uses_cache(self) -> bool:

@@ -1,0 +1,255 @@
+"""The classes that a config.json may describe, and models built of them without weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from modelexport_optimum.errors import ModelExportError, first_line
+from modelexport_optimum.own_code import (
+    find_own_code,
+    in_words,
+    own_code_refused,
+    pickled_code,
+    refuse_needed,
+)
+from modelexport_optimum.system.private_names import (
+    CLASS_OF_REMOTE_CODE,
+    EMPTY_WEIGHTS,
+    NO_INITIALIZATION,
+)
+from modelexport_optimum.tagging.module_tree import ModuleTree, model_trees
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import ModuleType
+
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A class that may have been exported.
+
+    Attributes:
+        model_class: The class.
+        config: What it is built from.
+        task: Optimum's name of the task it is exported for, or "".
+        outputs: Names of the exported graph's outputs to their named axes, or None if
+            Optimum does not say.
+    """
+
+    model_class: type
+    config: Any
+    task: str = ""
+    outputs: Mapping[str, Mapping[int, str]] | None = None
+
+    def tree(self) -> ModuleTree:
+        """Builds the model on the meta device and reads its tree."""
+        tree = ModuleTree.from_module(build_empty(self.model_class, self.config))
+        tree.build = lambda: build_empty(self.model_class, self.config)
+        return tree
+
+
+def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN401
+    """Builds a model without weights, in the way that `from_pretrained` prepares one.
+
+    Args:
+        model_class: A class of transformers or diffusers.
+        config: Its configuration.
+    """
+    no_init_weights, init_empty_weights = NO_INITIALIZATION.get(), EMPTY_WEIGHTS.get()
+    with no_init_weights(), init_empty_weights():
+        if hasattr(model_class, "_from_config"):
+            model = model_class._from_config(config)
+        elif hasattr(model_class, "from_config"):
+            model = model_class.from_config(config)
+        else:
+            model = model_class(config)
+    for module in model.modules():
+        if hasattr(module, "tie_weights"):
+            module.tie_weights()  # what was tied before was put on the meta device one by one
+    return cast("torch.nn.Module", model)
+
+
+def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Candidate]:
+    """The classes that an exported or source directory's config.json may describe.
+
+    The class that the config names comes first; it may be that of the checkpoint rather
+    than of the export, so the other classes of its model type follow, with what Optimum
+    knows of their outputs.
+
+    Args:
+        directory: Directory of a config.json.
+        trust_remote_code: Whether the code that the config names may be run.
+
+    Returns:
+        The classes; none if there is no config, or it describes nothing that is known.
+    """
+    try:
+        described = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(described, dict):
+        return []
+    if "_class_name" in described:
+        return _diffusers_candidates(described)
+    if "model_type" not in described:
+        return []
+    return _transformers_candidates(directory, described, trust_remote_code)
+
+
+def class_named(name: object, package: ModuleType, base: type) -> Any:  # noqa: ANN401 (a subclass)
+    """A class that a file names, looked up among the models of a package.
+
+    Args:
+        name: What the file says.
+        package: The library's package, which also holds functions and modules of its own.
+        base: The class of all that is meant.
+
+    Returns:
+        The class, or None if there is none of that name.
+    """
+    try:
+        found = getattr(package, name, None) if isinstance(name, str) else None
+    except ImportError:  # the class needs a library that is not installed
+        return None
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
+def _diffusers_candidates(described: dict[str, Any]) -> list[Candidate]:
+    import diffusers
+
+    model_class = class_named(described["_class_name"], diffusers, diffusers.ModelMixin)
+    return [] if model_class is None else [Candidate(model_class, described)]
+
+
+def _transformers_candidates(
+    directory: Path, described: dict[str, Any], trust_remote_code: bool
+) -> list[Candidate]:
+    import transformers
+
+    custom = described.get("auto_map", {})
+    if custom and trust_remote_code:
+        try:
+            config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
+            class_of = CLASS_OF_REMOTE_CODE.get()
+            return [
+                Candidate(class_of(reference, directory), config)
+                for loader, reference in custom.items()
+                if loader.startswith("AutoModel")
+            ]
+        except OSError:  # Optimum does not copy the code: it is not beside an exported config
+            return []
+    if "AutoConfig" in custom or described["model_type"] not in transformers.CONFIG_MAPPING:
+        return []
+    config = transformers.AutoConfig.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True
+    )
+    named = [
+        Candidate(model_class, config)
+        for name in described.get("architectures") or []
+        if (model_class := class_named(name, transformers, transformers.PreTrainedModel))
+    ]
+    by_task = exportable_classes(config)
+    tasks = {other.model_class: other for other in by_task}
+    named = [tasks.get(candidate.model_class, candidate) for candidate in named]
+    return [*named, *(other for other in by_task if other not in named)]
+
+
+def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
+    """The classes of a model type that Optimum exports, with the outputs that it gives them."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what is exported)
+    from optimum.exporters.tasks import TasksManager
+
+    kind = type(config)
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(
+            config.model_type, "onnx", library_name="transformers"
+        )
+    except KeyError:  # not a model type that Optimum exports
+        return []
+    found = []
+    for task, constructor in tasks.items():
+        if task.endswith("-with-past"):
+            continue
+        loader = TasksManager.get_model_class_for_task(
+            task, model_type=config.model_type, library="transformers"
+        )
+        mapping = getattr(loader, "_model_mapping", None)
+        if mapping is None:
+            classes: Iterable[type] = [loader]
+        elif kind in mapping:
+            classes = mapping[kind] if isinstance(mapping[kind], tuple) else [mapping[kind]]
+        else:
+            continue
+        try:
+            outputs = constructor(config).outputs
+        except ValueError:  # a model that is exported in parts, each with outputs of its own
+            outputs = None
+        found += [Candidate(model_class, config, task, outputs) for model_class in classes]
+    return found
+
+
+def source_trees(source: str, *, trust_remote_code: bool = False) -> list[ModuleTree]:
+    """The trees of a source model, which is not loaded where its config is enough.
+
+    Args:
+        source: Hub name or local directory.
+        trust_remote_code: Whether the code in its repository may be run.
+
+    Raises:
+        ModelExportError: There is no such model, or its classes cannot be built.
+    """
+    directory = Path(source)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+
+        try:
+            directory = Path(snapshot_download(source, allow_patterns=["*.json", "*.py"]))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise ModelExportError(
+                f"{source} is neither a directory nor a model that can be fetched: "
+                f"{first_line(error)}"
+            ) from error
+    own_code = [] if trust_remote_code else find_own_code(directory)
+    refuse_needed(source, own_code)
+    with own_code_refused(directory, trusted=trust_remote_code):
+        if (directory / "modules.json").exists():
+            return _sentence_transformer_trees(source, trust_remote_code)
+        if (directory / "model_index.json").exists():
+            parts = sorted(path.parent for path in directory.glob("*/config.json"))
+        else:
+            parts = [directory]
+        found = [
+            candidate.tree()
+            for part in parts
+            for candidate in candidates(part, trust_remote_code=trust_remote_code)
+        ]
+    if not found and own_code:
+        raise ModelExportError(f"{source} has {in_words(own_code)}")
+    if not found:
+        raise ModelExportError(f"the classes of {source} cannot be known from its config.json")
+    return found
+
+
+def _sentence_transformer_trees(source: str, trust_remote_code: bool) -> list[ModuleTree]:
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(source, device="cpu", trust_remote_code=trust_remote_code)
+    except Exception as error:  # its modules' classes may raise anything about their files
+        pickled = pickled_code(error)
+        raise ModelExportError(
+            f"{source} has {pickled}"
+            if pickled
+            else f"sentence-transformers cannot load {source}: {first_line(error)}"
+        ) from error
+    return model_trees(model)

@@ -1,0 +1,61 @@
+"""Where the nodes of a file were placed, and by what evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.tagging.tag_grammar import Segment
+
+if TYPE_CHECKING:
+    from modelexport_optimum.onnx_file.skeleton import Node
+    from modelexport_optimum.tagging.module_tree import ModuleTree
+    from modelexport_optimum.tagging.scopes import Paths
+    from modelexport_optimum.tagging.tag_grammar import Chain
+
+
+EVIDENCE_KINDS = ("tracer", "scope", "parameter", "data flow", "root", "carrier")
+TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT, CARRIER = EVIDENCE_KINDS
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where a node was placed.
+
+    Attributes:
+        paths: Module paths from the root to the node's own, each inside the one before.
+        evidence: One of `EVIDENCE_KINDS`.
+        reason: The same in words.
+    """
+
+    paths: Paths
+    evidence: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Attribution:
+    """The placements of all nodes of a file, by the node's start.
+
+    Attributes:
+        placements: By the start of the node.
+        tree: The modules of the model.
+        undecided: Number of nodes whose scope fits several modules, or none.
+    """
+
+    placements: dict[int, Placement]
+    tree: ModuleTree
+    undecided: int = 0
+    _chains: dict[Paths, Chain] = field(default_factory=dict)
+
+    def chain(self, node: Node) -> Chain:
+        """The modules from the root to the node's own."""
+        paths = self.placements[node.start].paths
+        chain = self._chains.get(paths)
+        if chain is None:
+            modules = self.tree.modules
+            chain = tuple(
+                Segment(path, modules[path].module_class, modules[path].qualified) for path in paths
+            )
+            self._chains[paths] = chain
+        return chain
