@@ -196,7 +196,7 @@ def _torch_pairs(
     task: str | None,
     trust_remote_code: bool,
 ) -> list[FilePair]:
-    from modelexport_optimum.exporting.optimum_export import task_of_export
+    from modelexport_optimum.exporting.task_inference import task_of_export
     from modelexport_optimum.exporting.torch_reference import torch_parts
     from modelexport_optimum.hierarchy.compare import FilePair
     from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files

@@ -20,7 +20,7 @@ import torch
 from modelexport_optimum.errors import onnxruntime_line
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.verifying import provider_process, providers, verify
-from modelexport_optimum.verifying.exported_files import read_exported
+from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.ort_messages import named_node, tag_of
 from modelexport_optimum.verifying.providers import make_plan

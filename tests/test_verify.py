@@ -16,7 +16,7 @@ import pytest
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.verifying.exported_files import read_exported
+from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import find_loader
 from modelexport_optimum.verifying.ort_messages import log_reason
 from modelexport_optimum.verifying.providers import _LACKING, make_plan
@@ -136,7 +136,7 @@ def test_what_is_checked(exported: Exported) -> None:
 def test_parameters_are_compared_in_every_file_and_under_every_root(exported: Exported) -> None:
     """An encoder alone, a wrapped model, the components of a pipeline."""
     from modelexport_optimum.verifying.described_model import compared_shapes, described_models
-    from modelexport_optimum.verifying.exported_files import read_exported
+    from modelexport_optimum.verifying.export_reader import read_exported
 
     for name in ("t5", "vit-gpt2", "sentence-transformers", "stable-diffusion"):
         read = read_exported(exported(name), task=None, library=None, trust_remote_code=False)

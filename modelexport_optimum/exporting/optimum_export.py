@@ -11,25 +11,27 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
-import json
 import logging
-import traceback
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import (
-    ModelExportError,
     UsageError,
     did_you_mean,
-    first_line,
     one_line,
 )
 from modelexport_optimum.exporting.companions import copy_companions, fetch_companions
-from modelexport_optimum.exporting.hub import explain_hub_error
+from modelexport_optimum.exporting.optimum_errors import errors_explained
 from modelexport_optimum.exporting.options import check_conflicts
 from modelexport_optimum.exporting.source import Source
+from modelexport_optimum.exporting.task_inference import (
+    library_of_model,
+    name_architecture,
+    task_of_directory,
+    task_of_model,
+)
 from modelexport_optimum.exporting.tasks import check_task
-from modelexport_optimum.own_code import in_words, own_code_refused, pickled_code
+from modelexport_optimum.own_code import in_words, own_code_refused
 from modelexport_optimum.system.private_names import (
     COMPARISON_WITH_PYTORCH,
     DUMMY_SHAPES,
@@ -39,7 +41,7 @@ from modelexport_optimum.system.private_names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from modelexport_optimum.tagging.module_tree import ModuleTree
@@ -156,7 +158,7 @@ def export_source(
 
     begin("load")
     with (
-        _explained(source),
+        errors_explained(source),
         own_code_refused(source.directory, trusted=trust),
         _random_weights_noted(exported),
         TOKENIZER_LOADER.replaced(_TokenizerLoader(trust)),
@@ -167,7 +169,7 @@ def export_source(
             library = options.get("library_name") or TasksManager.infer_library_from_model(
                 str(source.directory), subfolder=subfolder
             )
-            task = _task_of_directory(source.directory / subfolder, library, options)
+            task = task_of_directory(source.directory / subfolder, library, options)
         main_export(str(source), directory, task=task, **options)
         exported.model = fetch_companions(source)
         pooled = exported.library == "transformers" and exported.task == "feature-extraction"
@@ -203,7 +205,7 @@ def export_model(
         preprocessors = []
     elif not isinstance(preprocessors, list | tuple):
         preprocessors = [preprocessors]
-    library = _library_of_model(model)
+    library = library_of_model(model)
 
     def infer_library(*_arguments: Any, **_options: Any) -> str:  # noqa: ANN401
         return library
@@ -211,12 +213,12 @@ def export_model(
     # Optimum tells the library by the module that defines the class, which is the user's
     # own for a class derived from one of transformers'.
     with (
-        _explained(Source(type(model).__name__, None)),
+        errors_explained(Source(type(model).__name__, None)),
         _unchanged(model),
         LIBRARY_OF_MODEL.replaced(infer_library),
     ):
         if task == "auto":
-            task = _task_of_model(model, library, directory, options)
+            task = task_of_model(model, library, directory, options)
         exported = ConvertedModel(task, library)
         _export_loaded(
             exported,
@@ -289,7 +291,7 @@ def _export_loaded(
         convert.onnx_export_from_model(
             model=model, output=output, task=task, preprocessors=preprocessors, **arguments
         )
-    _name_architecture(output / "config.json", model)
+    name_architecture(output / "config.json", model)
 
 
 def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
@@ -304,117 +306,6 @@ def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
             every = [name for name, _ in part.named_parameters(remove_duplicate=False)]
             tied += [name for name in every if name not in own]
     return tied
-
-
-def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, str]:
-    """The task and library of an export that exists, as Optimum names them.
-
-    Args:
-        directory: The export.
-        root_classes: The classes of the models that its files are of, as their tags say.
-
-    Raises:
-        UsageError: Its config.json does not tell.
-    """
-    if (directory / "model_index.json").is_file():
-        library = "diffusers"
-    elif "SentenceTransformer" in root_classes:
-        library = "sentence_transformers"
-    else:
-        library = "transformers"
-    return _task_of_directory(directory, library, {}), library
-
-
-def _task_of_directory(directory: Path, library: str, options: Mapping[str, Any]) -> str:
-    """The task of a model on disk, which Optimum infers only for names on the Hub.
-
-    With past wherever Optimum makes that the default.
-    """
-    from optimum.exporters.onnx import model_configs  # noqa: F401 (they register themselves)
-    from optimum.exporters.tasks import TasksManager
-
-    from modelexport_optimum.tagging.model_classes import candidates, class_named
-
-    if library == "sentence_transformers":
-        return "feature-extraction"
-    if library == "diffusers":
-        import diffusers
-
-        described = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
-        name = described.get("_class_name")
-        pipeline = class_named(name, diffusers, diffusers.DiffusionPipeline)
-        if pipeline is None:
-            raise ModelExportError(
-                f"{directory / 'model_index.json'}: diffusers {diffusers.__version__} "
-                f"has no pipeline {name}"
-            )
-        return str(TasksManager.infer_task_from_model(pipeline))
-    described = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    architecture = next(iter(described.get("architectures") or ()), None)
-    found = next(iter(candidates(directory)), None)
-    if found is None or not found.task or found.model_class.__name__ != architecture:
-        raise UsageError(
-            f"the task of {architecture or directory} cannot be told from its config.json: "
-            "give --task"
-        )
-    supported = TasksManager.get_supported_tasks_for_model_type(
-        described["model_type"], "onnx", library_name=library
-    )
-    if f"{found.task}-with-past" in supported and not options.get("monolith"):
-        return f"{found.task}-with-past"
-    return found.task
-
-
-def _task_of_model(model: Any, library: str, directory: Path, options: Mapping[str, Any]) -> str:  # noqa: ANN401
-    """The task of a model in memory, whose configuration is saved in a directory for it."""
-    from optimum.exporters.tasks import TasksManager
-
-    if library == "diffusers":
-        return str(TasksManager.infer_task_from_model(model))
-    if library == "transformers":
-        model.config.save_pretrained(directory)
-        _name_architecture(directory / "config.json", model)
-    return _task_of_directory(directory, library, options)
-
-
-def _name_architecture(config: Path, model: Any) -> None:  # noqa: ANN401
-    """Name in config.json the class that was exported.
-
-    Optimum keeps what the checkpoint says, which is another class when it was loaded for
-    another task.
-    """
-    import torch
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, torch.nn.Module) or not config.is_file():
-        return
-    # config.json is that of the first transformers model: the root, or one within it.
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            break
-    else:
-        return
-    # A class derived in a script is not one that transformers can find by its name.
-    loadable = ("transformers", "transformers_modules")
-    classes = [c for c in type(module).__mro__ if c.__module__.partition(".")[0] in loadable]
-    content = json.loads(config.read_text(encoding="utf-8"))
-    if content.get("architectures") != [classes[0].__name__]:
-        content["architectures"] = [classes[0].__name__]
-        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _library_of_model(model: Any) -> str:  # noqa: ANN401
-    from optimum.exporters.tasks import TasksManager
-
-    libraries = ("transformers", "sentence_transformers", "diffusers", "timm")
-    for base in type(model).__mro__:
-        if base.__module__.partition(".")[0] in libraries:
-            library: str = TasksManager.infer_library_from_model(base)
-            return library
-    raise UsageError(
-        f"a {type(model).__name__} cannot be exported: give a name, a directory, "
-        f"or a model of {', '.join(libraries)}"
-    )
 
 
 def _load_preprocessors(source: Source, trust_remote_code: bool) -> list[Any]:
@@ -475,43 +366,3 @@ def _unchanged(model: Any) -> Iterator[None]:  # noqa: ANN401
         for config, values in configs:
             vars(config).clear()
             vars(config).update(values)
-
-
-@contextlib.contextmanager
-def _explained(source: Source) -> Iterator[None]:
-    """Raise every error as one line that says why Optimum did not export the model."""
-    try:
-        yield
-    except ModelExportError:
-        raise
-    except Exception as error:
-        message = explain_hub_error(error, source.name, source.place.revision)
-        raise ModelExportError(message or _explain(error, source)) from error
-
-
-def _explain(error: Exception, source: Source) -> str:
-    pickled = pickled_code(error)
-    if pickled is not None:
-        return f"model {source.name} has {pickled}"
-    text = first_line(error)
-    if source.own_code and "trust_remote_code" in str(error):
-        return f"model {source.name} has {in_words(source.own_code)}"
-    frames = traceback.extract_tb(error.__traceback__)
-    if "pad token" in text or any("tokenization" in frame.filename for frame in frames):
-        return (
-            f"model {source.name} has no tokenizer that can be loaded, and this task needs its "
-            f"padding token: put the tokenizer's files beside the model, or give --pad_token_id "
-            f"({text})"
-        )
-    if "custom_onnx_configs" in text:
-        return (
-            f"Optimum cannot export {source.name}: {text.partition(',')[0]}; "
-            "export() in Python takes custom_onnx_configs for it"
-        )
-    # Optimum's own advice is to open an issue; the sentences before it say what is wrong.
-    text = text.partition(" Please open an issue")[0]
-    if error.__cause__ is not None:
-        text += f" ({first_line(error.__cause__)})"
-    if source.own_code:
-        text += f" (the model has {in_words(source.own_code)})"
-    return f"Optimum cannot export {source.name}: {text}"

@@ -20,21 +20,13 @@ import bisect
 import re
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.skeleton import walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.tagging.tag_grammar import MAX_MODULES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from modelexport_optimum.onnx_file.skeleton import Model, Node
-    from modelexport_optimum.tagging.module_tree import ModuleTree
-    from modelexport_optimum.tagging.scopes import Paths
-
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from modelexport_optimum.onnx_file.skeleton import Node
+    from modelexport_optimum.onnx_file.skeleton import Model, Node
     from modelexport_optimum.tagging.module_tree import ModuleTree
 
 # Paths of modules from the root down, each inside the one before.
@@ -79,6 +71,25 @@ def spellings(scope: str) -> list[str]:
     """The labels that a scope in a name may stand for: as it is, and without a count."""
     uncounted = _uncounted(scope)
     return [scope] if uncounted is None else [scope, uncounted]
+
+
+def scopes_of(model: Model) -> dict[str, None]:
+    """All scopes in the names of a file's nodes, in file order."""
+    scopes: dict[str, None] = {}
+    for node in walk_nodes(model.graph):
+        scope = node_scope(node)
+        made = name_from_output(node)
+        if scope is None and made is not None:
+            scope = made.rpartition("/")[0]
+        if scope is not None:
+            scopes[scope] = None
+    return scopes
+
+
+def called_scopes(model: Model) -> list[str]:
+    """The scopes without the counts of calls, as far as the names themselves tell."""
+    scopes = scopes_of(model)
+    return [next(s for s in reversed(spellings(scope)) if s in scopes) for scope in scopes]
 
 
 def inside(chain: Paths, path: str) -> Paths:
@@ -240,23 +251,3 @@ class Scopes:
             if found:
                 return common(found)
         return self.root
-
-
-def scopes_of(model: Model) -> dict[str, None]:
-    """All scopes in the names of a file's nodes, in file order."""
-    scopes: dict[str, None] = {}
-    for _, graph in walk_graphs(model.graph):
-        for node in graph.nodes:
-            scope = node_scope(node)
-            made = name_from_output(node)
-            if scope is None and made is not None:
-                scope = made.rpartition("/")[0]
-            if scope is not None:
-                scopes[scope] = None
-    return scopes
-
-
-def called_scopes(model: Model) -> list[str]:
-    """The scopes without the counts of calls, as far as the names themselves tell."""
-    scopes = scopes_of(model)
-    return [next(s for s in reversed(spellings(scope)) if s in scopes) for scope in scopes]

@@ -19,7 +19,8 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.input_use import conv_channels, table_rows
 from modelexport_optimum.system.private_names import DUMMY_SHAPES
-from modelexport_optimum.verifying.exported_files import configured, export_config
+from modelexport_optimum.verifying.exported_files import configured
+from modelexport_optimum.verifying.exported_task import export_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.system.private_names import DIFFUSION_CLASS
-from modelexport_optimum.verifying.exported_files import has_common_outputs
+from modelexport_optimum.verifying.exported_task import has_common_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from modelexport_optimum.own_code import own_code_refused
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.verifying.config_checks import Check, check_all
-from modelexport_optimum.verifying.exported_files import read_exported
+from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.providers import (
     ProviderResult,

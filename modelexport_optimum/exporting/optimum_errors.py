@@ -1,0 +1,62 @@
+"""What the errors of Optimum's exporter mean, in the user's words."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import (
+    ModelExportError,
+    first_line,
+)
+from modelexport_optimum.exporting.hub import explain_hub_error
+from modelexport_optimum.own_code import in_words, pickled_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from modelexport_optimum.exporting.source import Source
+
+    Begin = Callable[[str], None]
+    """Called with the name of the stage that begins."""
+
+
+@contextlib.contextmanager
+def errors_explained(source: Source) -> Iterator[None]:
+    """Raise every error as one line that says why Optimum did not export the model."""
+    try:
+        yield
+    except ModelExportError:
+        raise
+    except Exception as error:
+        message = explain_hub_error(error, source.name, source.place.revision)
+        raise ModelExportError(message or _explain(error, source)) from error
+
+
+def _explain(error: Exception, source: Source) -> str:
+    pickled = pickled_code(error)
+    if pickled is not None:
+        return f"model {source.name} has {pickled}"
+    text = first_line(error)
+    if source.own_code and "trust_remote_code" in str(error):
+        return f"model {source.name} has {in_words(source.own_code)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if "pad token" in text or any("tokenization" in frame.filename for frame in frames):
+        return (
+            f"model {source.name} has no tokenizer that can be loaded, and this task needs its "
+            f"padding token: put the tokenizer's files beside the model, or give --pad_token_id "
+            f"({text})"
+        )
+    if "custom_onnx_configs" in text:
+        return (
+            f"Optimum cannot export {source.name}: {text.partition(',')[0]}; "
+            "export() in Python takes custom_onnx_configs for it"
+        )
+    # Optimum's own advice is to open an issue; the sentences before it say what is wrong.
+    text = text.partition(" Please open an issue")[0]
+    if error.__cause__ is not None:
+        text += f" ({first_line(error.__cause__)})"
+    if source.own_code:
+        text += f" (the model has {in_words(source.own_code)})"
+    return f"Optimum cannot export {source.name}: {text}"

@@ -1,0 +1,173 @@
+"""What an export is for: the task that config.json and the outputs of the graphs tell."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.tagging.model_classes import candidates, class_named
+from modelexport_optimum.verifying.described_model import compared_shapes, described_models
+from modelexport_optimum.verifying.exported_files import CACHE_PREFIXES, Exported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from transformers import PretrainedConfig
+
+    Shape = tuple[int | str | None, ...]
+
+
+def with_tasks(exported: Exported) -> Exported:
+    """Find the tasks that `architectures` and the graphs tell, and decide for one."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what Optimum exports)
+
+    assert exported.config is not None
+    try:
+        classes = candidates(exported.directory, trust_remote_code=exported.trust_remote_code)
+    except OSError:  # config.json names code that is not in the directory
+        classes = candidates(exported.directory)
+    named = set(exported.config.architectures or ())
+    declared = _declared_custom(exported.settings, named)
+    for found in classes:
+        if found.model_class.__name__ in named:
+            declared.add(found.task or _task_of_class(found.model_class))
+    known = {found.task: found.outputs for found in classes if found.outputs is not None}
+    if not any(found.task for found in classes):  # Optimum does not know the model type
+        known = dict(_common_outputs())
+    outputs = exported.outputs
+    library, shown = exported.library, _fitting(outputs, known)
+    if library == "sentence_transformers":
+        wrapped = _fitting(outputs, _wrapped_outputs(exported.config))
+        # The library's directories may hold an export of the plain model, too.
+        library, shown = ("transformers", shown) if shown[0] < wrapped[0] else (library, wrapped)
+    exported = replace(
+        exported,
+        library=library,
+        classes=classes,
+        declared=tuple(sorted(declared - {""})),
+        shown=tuple(shown[1]),
+    )
+    return exported if exported.task else replace(exported, task=_decide(exported))
+
+
+def _task_of_class(model_class: type) -> str:
+    """The task of a class that Optimum does not export, "" if it knows none."""
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        task: str = TasksManager.infer_task_from_model(model_class)
+    except ValueError:
+        return ""
+    return task
+
+
+def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
+    """The tasks of named classes that are custom code: of the auto classes that load them."""
+    import transformers
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    return {
+        _task_of_class(loader)
+        for name, reference in settings.get("auto_map", {}).items()
+        if str(reference).rpartition(".")[2] in named
+        and (loader := class_named(name, transformers, _BaseAutoModelClass))
+    }
+
+
+def _fitting(
+    outputs: Mapping[str, Shape], known: Mapping[str, Mapping[str, Mapping[int, str]]]
+) -> tuple[tuple[int, ...], list[str]]:
+    """The tasks whose outputs these are, with how badly they fit; of several, the best."""
+    misfits = {task: _misfit(outputs, expected) for task, expected in known.items()}
+    found = {task: misfit for task, misfit in misfits.items() if misfit is not None}
+    best = min(found.values(), default=(sys.maxsize,))
+    return best, [task for task, misfit in found.items() if misfit == best]
+
+
+def _misfit(
+    outputs: Mapping[str, Shape], expected: Mapping[str, Mapping[int, str]]
+) -> tuple[int, ...] | None:
+    """How badly the outputs fit a task's, None if they cannot be its outputs.
+
+    Counts outputs whose dynamic axes are others, outputs that are missing, and axes that
+    have another name: the exporter gives the graph's axes the names of the task's.
+    """
+    expected = {n: axes for n, axes in expected.items() if not n.startswith(CACHE_PREFIXES)}
+    if not outputs or not outputs.keys() <= expected.keys():
+        return None
+    other_axes = other_names = 0
+    for name, shape in outputs.items():
+        axes = expected[name]
+        if any(axis >= len(shape) for axis in axes):
+            return None
+        dynamic = {axis: dim for axis, dim in enumerate(shape) if not isinstance(dim, int)}
+        if dynamic:  # a graph of fixed shapes tells nothing by them
+            other_axes += dynamic.keys() != axes.keys()
+            other_names += sum(dynamic.get(axis) != dim for axis, dim in axes.items())
+    return other_axes, len(expected.keys() - outputs.keys()), other_names
+
+
+def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
+    """What Optimum's export configurations give by default to each task."""
+    from optimum.exporters.onnx import OnnxConfig
+
+    common: Mapping[str, Mapping[str, Mapping[int, str]]] = OnnxConfig._TASK_TO_COMMON_OUTPUTS
+    return common
+
+
+def _wrapped_outputs(config: PretrainedConfig) -> Mapping[str, Mapping[str, Mapping[int, str]]]:
+    task = "feature-extraction"  # the one that Optimum exports models of this library for
+    onnx_config = export_config(config, task, "sentence_transformers")
+    return {} if onnx_config is None else {task: onnx_config.outputs}
+
+
+def export_config(
+    config: PretrainedConfig,
+    task: str,
+    library: str,
+    preprocessors: Iterable[Any] = (),
+) -> Any:  # noqa: ANN401 (an OnnxConfig)
+    """Optimum's export configuration, None if it exports no such model for the task.
+
+    Args:
+        config: the model's configuration.
+        task: Optimum's name of the task.
+        library: Optimum's name of the model's library.
+        preprocessors: the model's tokenizer and processors, which give some input shapes.
+    """
+    from optimum.exporters.tasks import TasksManager
+
+    model_type = config.model_type
+    if library == "sentence_transformers":
+        model_type = getattr(config, "export_model_type", "transformer")
+    try:
+        constructor = TasksManager.get_exporter_config_constructor(
+            exporter="onnx", task=task, model_type=model_type, library_name=library
+        )
+    except (KeyError, ValueError):  # not a model type, not a task of it
+        return None
+    return constructor(config, preprocessors=list(preprocessors))
+
+
+def _decide(exported: Exported) -> str | None:
+    """Decide between the tasks that the outputs and the architecture leave open."""
+    both = [task for task in exported.shown if task in exported.declared]
+    tasks = both or list(exported.shown) or list(exported.declared)
+    if len(tasks) > 1:
+        tasks = [task for task in tasks if has_common_outputs(exported, task)] or tasks
+    if len(tasks) > 1:
+
+        def carried(task: str) -> int:
+            described = described_models(replace(exported, task=task))
+            return sum(len(pairs) for pairs in compared_shapes(exported, described).values())
+
+        # The head's parameters tell fill-mask from token-classification.
+        tasks.sort(key=carried, reverse=True)
+    return tasks[0] if tasks else None
+
+
+def has_common_outputs(exported: Exported, task: str) -> bool:
+    """Whether the graphs have the outputs that a task's models have in common in Optimum."""
+    common = _common_outputs().get(task)
+    return common is not None and common.keys() <= exported.outputs.keys()
