@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_nodes
+from modelexport_optimum.tagging.model_record import outer_paths
+from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
 from modelexport_optimum.tagging.scopes import Scopes, scopes_of
 
 if TYPE_CHECKING:
@@ -66,31 +68,18 @@ def fit(model: Model, tree: ModuleTree) -> Fit:
     """
     named = _named_tensors(model)
     scopes = list(scopes_of(model))
-    matched: Counter[str] = Counter({"": 0})
-    differing: Counter[str] = Counter()
-    below: Counter[str] = Counter()
-    for name, shape in tree.tensors.items():
-        # Every split of the name: the traced module's path, and the name inside it.
-        base, inner = "", name
-        while True:
-            below[base] += 1
-            if inner in named:
-                matched[base] += 1
-                known = named[inner]
-                differing[base] += known is not None and known != shape
-            head, dot, inner = inner.partition(".")
-            if not dot:
-                break
-            base = f"{base}.{head}" if base else head
-    most = max(matched.values())
-    bases = [
-        base
-        for base, count in matched.items()
-        if count == most and base in tree.modules and (tree.modules[base].has_forward or not base)
-    ]
+    below = Counter(base for name in tree.tensors for base in ("", *outer_paths(name)))
+    fits = {"": (0, 0)}  # tensors that the graph names, and those whose shape is another there
+    for (ours, theirs), pairs in pairs_by_prefixes(named, tree.tensors).items():
+        if not theirs:
+            shapes = [(named[name], tree.tensors[full]) for name, full in pairs]
+            differing = sum(known is not None and known != shape for known, shape in shapes)
+            fits[ours.removesuffix(".")] = len(pairs), differing
+    most = max(matched for matched, _ in fits.values())
     return max(
-        _score(tree, base, scopes, -differing[base], matched[base], matched[base] - below[base])
-        for base in bases
+        _score(tree, base, scopes, -differing, matched, matched - below[base])
+        for base, (matched, differing) in fits.items()
+        if matched == most and base in tree.modules and (tree.modules[base].has_forward or not base)
     )
 
 

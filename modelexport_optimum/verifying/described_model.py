@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.tagging.model_classes import build_empty, candidates
 from modelexport_optimum.tagging.module_tree import ModuleTree
+from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from modelexport_optimum.onnx_file.skeleton import Tensor
     from modelexport_optimum.tagging.model_classes import Candidate
@@ -111,31 +112,17 @@ def _pair(
 ) -> list[NamedShape]:
     """Pair by name, whatever module of the model the graph was traced from.
 
-    An encoder that is exported alone names its parameters from the encoder on, and
-    sentence-transformers wraps the model in one of its own: one of the names is the other
-    one with a prefix. The prefix is that of most names; of equals, that of most shapes.
+    The prefixes are those of most names; of equals, those of most shapes.
     """
-    by_tail: dict[str, list[str]] = {}
-    for name in tensors:
-        for tail in _tails(name):
-            by_tail.setdefault(tail, []).append(name)
-    paired: dict[tuple[str, str], list[NamedShape]] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
     for tensor in initializers:
-        carried = _MERGED.sub("", tensor.name)
-        found = {(name[: -len(carried)], "", name) for name in by_tail.get(carried, ())}
-        found |= {("", carried[: -len(tail)], tail) for tail in _tails(carried) if tail in tensors}
-        for ours, theirs, name in found:
-            pair = NamedShape(name, tensors[name], tensor.dims)
-            paired.setdefault((ours, theirs), []).append(pair)
+        shapes.setdefault(_MERGED.sub("", tensor.name), []).append(tensor.dims)
+    paired = [
+        [NamedShape(ours, tensors[ours], shape) for name, ours in pairs for shape in shapes[name]]
+        for pairs in pairs_by_prefixes(shapes, tensors).values()
+    ]
     return max(
-        paired.values(),
+        paired,
         key=lambda pairs: (len(pairs), sum(p.described == p.carried for p in pairs)),
         default=[],
     )
-
-
-def _tails(name: str) -> Iterator[str]:
-    """A dotted name, then the same without its first part, and so on."""
-    while name:
-        yield name
-        name = name.partition(".")[2]

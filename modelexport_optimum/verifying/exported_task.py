@@ -36,9 +36,9 @@ def with_tasks(exported: Exported) -> Exported:
     if not any(found.task for found in classes):  # Optimum does not know the model type
         known = dict(_common_outputs())
     outputs = exported.outputs
-    library, shown = exported.library, _fitting(outputs, known)
+    library, shown = exported.library, _tasks_of_outputs(outputs, known)
     if library == "sentence_transformers":
-        wrapped = _fitting(outputs, _wrapped_outputs(exported.config))
+        wrapped = _tasks_of_outputs(outputs, _wrapped_outputs(exported.config))
         # The library's directories may hold an export of the plain model, too.
         library, shown = ("transformers", shown) if shown[0] < wrapped[0] else (library, wrapped)
     exported = replace(
@@ -75,17 +75,17 @@ def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
     }
 
 
-def _fitting(
+def _tasks_of_outputs(
     outputs: Mapping[str, Shape], known: Mapping[str, Mapping[str, Mapping[int, str]]]
 ) -> tuple[tuple[int, ...], list[str]]:
     """The tasks whose outputs these are, with how badly they fit; of several, the best."""
-    misfits = {task: _misfit(outputs, expected) for task, expected in known.items()}
-    found = {task: misfit for task, misfit in misfits.items() if misfit is not None}
+    mismatches = {task: _mismatch(outputs, expected) for task, expected in known.items()}
+    found = {task: mismatch for task, mismatch in mismatches.items() if mismatch is not None}
     best = min(found.values(), default=(sys.maxsize,))
-    return best, [task for task, misfit in found.items() if misfit == best]
+    return best, [task for task, mismatch in found.items() if mismatch == best]
 
 
-def _misfit(
+def _mismatch(
     outputs: Mapping[str, Shape], expected: Mapping[str, Mapping[int, str]]
 ) -> tuple[int, ...] | None:
     """How badly the outputs fit a task's, None if they cannot be its outputs.

@@ -11,7 +11,6 @@ a list, an exporter leaves none out at the end.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from modelexport_optimum.tagging.model_record import (
     read_silent,
     silent_modules,
 )
+from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -160,34 +160,23 @@ def _base(file: str, model: Described) -> str:
 def _aligned(paths: Iterable[str], model: Described, base: str = "") -> list[str]:
     """Paths in a graph as paths in the tree, whatever module the graph was traced from.
 
-    An encoder that is exported alone names its modules from the encoder on, and
-    sentence-transformers wraps the model in one of its own: what is before the name in the
-    tree, or before the name in the graph, is the same for most. Others are left out.
+    What is before the names in the tree, or before those in the graph, is the same for most.
+    Others are left out.
 
     Args:
         paths: what stands in the graph.
         model: the described model.
         base: what is before the names, if it is known and fits any.
     """
-    tree = model.tree
     given = list(dict.fromkeys(paths))
-    by_tail: dict[str, list[str]] = {}
-    for path in tree.modules:
-        for tail in _tails(path):
-            by_tail.setdefault(tail, []).append(path[: len(path) - len(tail)])
-    prefixes = Counter[tuple[str, str]]()
-    for path in given:
-        prefixes.update((ours, "") for ours in by_tail.get(path, ()) if ours)
-        prefixes.update(
-            ("", path[: len(path) - len(tail)]) for tail in _tails(path) if tail in tree.modules
-        )
-    if not prefixes:
+    pairs = pairs_by_prefixes(given, model.tree.modules)
+    if not pairs:
         return []
     known = (base, "")
-    if base and prefixes[known]:
+    if base and known in pairs:
         ours, theirs = known
     else:
-        ours, theirs = max(prefixes, key=lambda both: (prefixes[both], both == ("", "")))
+        ours, theirs = max(pairs, key=lambda both: (len(pairs[both]), both == ("", "")))
     return [ours + path.removeprefix(theirs) for path in given if path.startswith(theirs)]
 
 
@@ -223,10 +212,3 @@ def _left_out(model: Described, shown: set[str]) -> list[str]:
         if last is not None:
             found += [path for index, path in sorted(equal) if index > last]
     return found
-
-
-def _tails(path: str) -> Iterator[str]:
-    """A dotted path, then the same without its first part, and so on."""
-    while path:
-        yield path
-        path = path.partition(".")[2]

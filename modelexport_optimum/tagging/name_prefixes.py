@@ -1,0 +1,49 @@
+"""Names in a graph beside those in a model, where the two differ by what stands before them.
+
+An encoder that is exported alone names its modules and parameters from the encoder on, and
+sentence-transformers wraps the model in one of its own: one of the names is the other one with
+a prefix, which is the same for most.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    Prefixes = tuple[str, str]
+    """What the model's names have more than the graph's, and the reverse; one of them is ""."""
+
+
+def pairs_by_prefixes(
+    names: Iterable[str], known: Collection[str]
+) -> dict[Prefixes, list[tuple[str, str]]]:
+    """Pairs names in a graph with those names in a model that differ by a prefix or not at all.
+
+    Args:
+        names: The names in the graph, dotted.
+        known: The names in the model.
+
+    Returns:
+        (name in the graph, name in the model) of each pair, by the prefixes.
+    """
+    by_tail: dict[str, list[str]] = {}
+    for name in known:
+        for tail in _tails(name):
+            by_tail.setdefault(tail, []).append(name)
+    pairs: dict[Prefixes, list[tuple[str, str]]] = {}
+    for name in names:
+        for longer in by_tail.get(name, ()):
+            pairs.setdefault((longer[: -len(name)], ""), []).append((name, longer))
+        for tail in _tails(name):
+            if tail != name and tail in known:
+                pairs.setdefault(("", name[: -len(tail)]), []).append((name, tail))
+    return pairs
+
+
+def _tails(name: str) -> Iterator[str]:
+    """Yields a dotted name, then the same without its first part, and so on."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
