@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
-from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.output_files import check_output_file
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from modelexport_optimum.exporting.torch_reference import TorchPart
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.recorded_run import RecordedRun
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.hierarchy.tapped_run import Arrays
-
-# Key of the file's own metadata that names the model that was exported.
-_SOURCE = "modelexport_optimum.source"
 
 
 def compare(
@@ -121,7 +118,7 @@ def compare(
     if node_data is not None:
         document = json.dumps(comparing.node_data(found, pairs[0].file), indent=1)
         with replacing(Path(node_data)) as descriptor:
-            os.write(descriptor, document.encode())
+            write_all(descriptor, document.encode())
     return found
 
 
@@ -141,11 +138,13 @@ def _tokens(text: str, directory: Path) -> Arrays:
 
 def _recorded_source(path: Path) -> str:
     """The model that an export says it was made from."""
-    from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+    from modelexport_optimum.hierarchy.tagged_model import read_tagged
+    from modelexport_optimum.onnx_file.find import onnx_files
+    from modelexport_optimum.tagging.model_record import SOURCE
 
-    for file in tagged_files(path):
+    for file in onnx_files(path):
         for key, value, *_ in read_tagged(file).model.metadata:
-            if key == _SOURCE:
+            if key == SOURCE:
                 return value
     raise UsageError(f"{path} does not say which model it was made from: give --model NAME|DIR")
 
@@ -199,10 +198,11 @@ def _torch_pairs(
     from modelexport_optimum.exporting.task_inference import task_of_export
     from modelexport_optimum.exporting.torch_reference import torch_parts
     from modelexport_optimum.hierarchy.compare import FilePair
-    from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+    from modelexport_optimum.hierarchy.tagged_model import read_tagged
+    from modelexport_optimum.onnx_file.find import onnx_files
 
     top = path if path.is_dir() else path.parent
-    files = {file.relative_to(top).as_posix(): read_tagged(file) for file in tagged_files(path)}
+    files = {file.relative_to(top).as_posix(): read_tagged(file) for file in onnx_files(path)}
     has_past = any(
         "past_key_values" in value.name
         for file in files.values()

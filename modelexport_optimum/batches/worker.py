@@ -22,7 +22,7 @@ from modelexport_optimum.batches.records import new_record, now, recipe, source_
 from modelexport_optimum.errors import in_one_line
 from modelexport_optimum.export_run import export, files_to_list
 from modelexport_optimum.exporting.source import state_of_directory
-from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.streams import output_to
 from modelexport_optimum.system.text import visible
 
@@ -128,7 +128,7 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
             print(record["error"], file=sys.stderr)
         if job.pending is not None:
             with replacing(job.pending) as descriptor:
-                os.write(descriptor, json.dumps(record).encode())
+                write_all(descriptor, json.dumps(record).encode())
 
     def progress(stage: str, seconds_taken: float | None) -> None:
         if seconds_taken is None:  # it begins

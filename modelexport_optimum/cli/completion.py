@@ -63,10 +63,11 @@ def _files(ctx: typer.Context) -> list[Any]:
     if path is None:
         return []
     from modelexport_optimum.errors import ModelExportError
-    from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files
+    from modelexport_optimum.hierarchy.tagged_model import read_tagged
+    from modelexport_optimum.onnx_file.find import onnx_files
 
     files = []
     with contextlib.suppress(ModelExportError, OSError):
-        for file in tagged_files(path):
+        for file in onnx_files(path):
             files.append(read_tagged(file))
     return files

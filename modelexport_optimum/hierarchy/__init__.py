@@ -4,5 +4,6 @@ It gives to others: a function for each command of the same name (`inspect`, `di
 `profile`, `report`, `view`). They share `tagged_model`, a file read with its tags.
 
 It works from the tagged `.onnx` file alone. It must not know torch, transformers or Optimum, how
-an export is made or checked, and of `tagging` anything but the tag's form (`carriers`).
+an export is made or checked, and of `tagging` anything but what a tagged file says of itself
+(`carriers`, `model_record`).
 """

@@ -30,8 +30,9 @@ from modelexport_optimum.hierarchy.comparison import (
 )
 from modelexport_optimum.hierarchy.flat_graph import branches, flatten
 from modelexport_optimum.hierarchy.recorded_run import record_graph
-from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged, tagged_files
+from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
+from modelexport_optimum.onnx_file.find import onnx_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -457,6 +458,6 @@ def export_pairs(reference: Path, other: Path) -> list[FilePair]:
 
 
 def _by_name(path: Path) -> dict[str, Path]:
-    files = tagged_files(path)
+    files = onnx_files(path)
     top = path if path.is_dir() else path.parent
     return {file.relative_to(top).as_posix(): file for file in files}

@@ -18,8 +18,9 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.hierarchy.tagged_model import read_tagged, tagged_files, type_text
+from modelexport_optimum.hierarchy.tagged_model import read_tagged, type_text
 from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
+from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, parse_length, whole
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.onnx_file.wire import bytes_fields
@@ -166,7 +167,7 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:
 
 def _by_name(path: Path) -> dict[str, Path]:
     start = path if path.is_dir() else path.parent
-    return {file.relative_to(start).as_posix(): file for file in tagged_files(path)}
+    return {file.relative_to(start).as_posix(): file for file in onnx_files(path)}
 
 
 class _Side:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +28,12 @@ from modelexport_optimum.hierarchy.tagged_model import (
 from modelexport_optimum.hierarchy.weights import Weights, fields
 from modelexport_optimum.onnx_file.reader import whole
 from modelexport_optimum.onnx_file.wire import length_delimited, varint
-from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.output_files import check_output_file
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Sequence
     from typing import TypeAlias
 
@@ -228,10 +228,7 @@ def _initializers(
 def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
     for chunk in chunks:
         for start in range(0, len(chunk), _COPY_BYTES):
-            with memoryview(chunk)[start : start + _COPY_BYTES] as part:
-                written = 0
-                while written < len(part):
-                    written += os.write(descriptor, part[written:])
+            write_all(descriptor, memoryview(chunk)[start : start + _COPY_BYTES])
 
 
 # Types

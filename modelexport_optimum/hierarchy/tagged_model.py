@@ -16,21 +16,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx
 
 from modelexport_optimum.errors import ModelExportError, UsageError, did_you_mean
+from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging import carriers
+from modelexport_optimum.tagging.model_record import is_marked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
-
-# Key of the model's own metadata that says that its nodes were tagged.
-_VERSION = "modelexport_optimum.version"
-
-# The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props.
-_CARRIER = "carrier"
 
 # Bits of an element, where two or more of them share a byte.
 _NARROW_BITS = {
@@ -167,22 +163,6 @@ class TaggedFile(Displayed):
     initializers: list[Tensor]
 
 
-def tagged_files(path: Path) -> list[Path]:
-    """The file itself, or every `.onnx` file below a directory, sorted.
-
-    Raises:
-        UsageError: There is no such file, or none in the directory.
-    """
-    if not path.exists():
-        raise UsageError(f"{path} does not exist: give a .onnx file or an exported directory")
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob("*.onnx") if not file.name.startswith("."))
-    if not files:
-        raise UsageError(f"{path} has no .onnx file: give the directory of an export")
-    return files
-
-
 def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
     """Read a tagged `.onnx` file, or every one of a directory.
 
@@ -190,7 +170,7 @@ def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
         UsageError: There is no such file, or none in the directory.
         ModelExportError: As for `read_tagged`.
     """
-    return [read_tagged(file, given=path) for file in tagged_files(Path(path))]
+    return [read_tagged(file, given=path) for file in onnx_files(Path(path))]
 
 
 def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> TaggedFile:
@@ -209,7 +189,7 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
         ModelExportError: It cannot be read, or no node of it has a tag.
     """
     model = read_model(path)
-    marked = any(key == _VERSION for key, *_ in model.metadata)
+    marked = is_marked(model)
     tree = _Tree()
     nodes: list[TaggedNode] = []
     initializers: list[Tensor] = []
@@ -225,9 +205,10 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
         for node in graph.nodes:
             carried = carriers.read(node, marked=marked)
             module = tree.module_of(node, carried)
-            evidence = (carried.evidence or _CARRIER) if carried.tag else ""
             reads = tuple(names.get(name) if name else None for name in node.inputs)
-            tagged = TaggedNode(node, path_in_file, holder, carried.tag, module, evidence, reads)
+            tagged = TaggedNode(
+                node, path_in_file, holder, carried.tag, module, carried.placed_by, reads
+            )
             nodes.append(tagged)
             for attribute, nested in node.subgraphs:
                 name = f"{node.name or node.op_type}.{attribute}"

@@ -18,7 +18,7 @@ from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.onnx_file.wire import WINDOW_BYTES, FieldReader, pread, varint
-from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.atomic_write import replacing, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,15 +135,15 @@ class Rewrite:
             if edit.start - position <= WINDOW_BYTES:
                 pending += reader.read(position, edit.start)
             else:
-                _write(target, pending)
+                write_all(target, pending)
                 pending.clear()
                 _copy(self._fd, position, edit.start, target)
             pending += edit.data
             if len(pending) > _COPY_BYTES:
-                _write(target, pending)
+                write_all(target, pending)
                 pending.clear()
             position = edit.end
-        _write(target, pending)
+        write_all(target, pending)
 
 
 def _length_edits(model: Model, node_edits: dict[int, list[Edit]]) -> list[Edit]:
@@ -221,13 +221,6 @@ def _graph_difference(old: Graph, new: Graph) -> str | None:
     return None
 
 
-def _write(fd: int, data: bytes | bytearray) -> None:
-    with memoryview(data) as view:
-        written = 0
-        while written < len(view):
-            written += os.write(fd, view[written:])
-
-
 def _copy(source: int, start: int, end: int, target: int) -> None:
     """Copies bytes to the target's position, in the kernel where it can."""
     while start < end and hasattr(os, "copy_file_range"):
@@ -245,5 +238,5 @@ def _copy(source: int, start: int, end: int, target: int) -> None:
         start += copied
     while start < end:
         data = pread(source, start, min(_COPY_BYTES, end - start))
-        _write(target, data)
+        write_all(target, data)
         start += len(data)

@@ -64,6 +64,14 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
             os.close(target)  # and with it the lock
 
 
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Writes all bytes, of which the system takes at most 2 GiB at once."""
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(descriptor, view[written:])
+
+
 def remove_abandoned(directory: Path, matches: Callable[[str], bool]) -> None:
     """Removes the temporary files that killed runs left; a live run holds the lock of its own.
 

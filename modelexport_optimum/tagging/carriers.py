@@ -46,6 +46,8 @@ NAMESPACE = "namespace"
 # Ours alone. It stands before the entries that we add, so that these are told from equal
 # ones that PyTorch wrote.
 EVIDENCE = "modelexport_optimum.evidence"
+# The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props.
+CARRIER = "carrier"
 
 
 _EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
@@ -77,6 +79,11 @@ class Carried:
     attribute: bool
     own_scopes: bool
     doc_string: str
+
+    @property
+    def placed_by(self) -> str:
+        """The evidence of its tag, "carrier" if the record of it is gone; "" without a tag."""
+        return (self.evidence or CARRIER) if self.tag else ""
 
 
 def read(node: Node, *, marked: bool) -> Carried:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.system.atomic_write import replacing
+from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.json_files import parse_json_object
 from modelexport_optimum.system.version import __version__
 
@@ -120,9 +120,7 @@ class ConfigJson:
         if text == self.text:
             return False
         with self.path.open("rb") as like, replacing(self.path, like=like.fileno()) as target:
-            data = text.encode()
-            while data:
-                data = data[os.write(target, data) :]
+            write_all(target, text.encode())
         return True
 
     def _with(self, metadata: Mapping[str, Any] | None) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, told_of
+from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model, whole
 from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
@@ -25,7 +26,6 @@ from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_fi
 from modelexport_optimum.tagging.model_record import PREFIX, is_marked, record_edits
 from modelexport_optimum.tagging.open_files import (
     by_directory,
-    files_of,
     open_to_write,
     tagged_beside,
 )
@@ -174,7 +174,7 @@ def read_hierarchy(path: str | os.PathLike[str]) -> Iterator[NodeTag]:
         UsageError: There is no such file, at once.
         ModelExportError: A file is not tagged, or cannot be read, when it is its turn.
     """
-    return _read_nodes(path, files_of(Path(path)))
+    return _read_nodes(path, onnx_files(Path(path)))
 
 
 def _read_nodes(given: str | os.PathLike[str], files: Iterable[Path]) -> Iterator[NodeTag]:
@@ -197,7 +197,7 @@ def _read_nodes(given: str | os.PathLike[str], files: Iterable[Path]) -> Iterato
                     carried.tag,
                     module_path,
                     module_class,
-                    carried.evidence or placements.CARRIER,
+                    carried.placed_by,
                     graph_path,
                 )
 
@@ -237,7 +237,7 @@ def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
         if carried.modules is not None:
             paths = tuple(path for path, _ in carried.modules)
             if all(path in tree.modules for path in paths):
-                prior[node.start] = (paths, carried.evidence or placements.CARRIER)
+                prior[node.start] = (paths, carried.placed_by)
     return prior
 
 
@@ -296,7 +296,7 @@ def _planned_tags(
         removed = _removal(file, node)
         edits[node.start] = [*removed, Edit(node.end, node.end, added)]
     chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
-    metadata = record_edits(file, chains, source, placed.tree if exported else None)
+    metadata = record_edits(file.model, chains, source, placed.tree if exported else None)
     changed = _would_change(file, nodes, edits) or bool(metadata)
     rewrite = Rewrite(file.fd, file.model, edits, metadata) if changed else None
     report = FileReport(

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging import tag_grammar
     from modelexport_optimum.tagging.module_tree import ModuleTree
-    from modelexport_optimum.tagging.open_files import OpenFile
 
 # Keys of the model's own metadata_props that are ours.
 PREFIX = "modelexport_optimum."
 _VERSION = f"{PREFIX}version"
-_SOURCE = f"{PREFIX}source"
+SOURCE = f"{PREFIX}source"
 CLASSES = f"{PREFIX}classes"
 SILENT = f"{PREFIX}silent"
 """The modules of the exported model that have parameters and no node in the file: a pooler that
@@ -75,7 +74,7 @@ def read_silent(model: Model) -> list[str] | None:
 
 
 def record_edits(
-    file: OpenFile,
+    model: Model,
     chains: Sequence[tag_grammar.Chain],
     source: str | None,
     exported: ModuleTree | None,
@@ -83,14 +82,14 @@ def record_edits(
     """The model's own record: who tagged it, from what, with what.
 
     Args:
-        file: The file.
+        model: The file's skeleton.
         chains: The modules of its nodes.
         source: Name of the source model.
         exported: The modules of the very model that was exported, if they are known.
     """
     from modelexport_optimum.system.version import __version__
 
-    old = {key: value for key, value, *_ in file.model.metadata if key.startswith(PREFIX)}
+    old = {key: value for key, value, *_ in model.metadata if key.startswith(PREFIX)}
     classes: dict[str, str | None] = {}
     for chain in chains:
         for segment in chain:
@@ -104,22 +103,20 @@ def record_edits(
         new[SILENT] = json.dumps(silent_modules(exported, shown))
     elif SILENT in old:
         new[SILENT] = old[SILENT]
-    recorded = source or old.get(_SOURCE)
+    recorded = source or old.get(SOURCE)
     if recorded:
-        new[_SOURCE] = recorded
+        new[SOURCE] = recorded
     new |= {PREFIX + package: version for package, version in _versions().items()}
     if new == old:
         return []
     removed = [
-        Edit(start, end, b"")
-        for key, _, start, end in file.model.metadata
-        if key.startswith(PREFIX)
+        Edit(start, end, b"") for key, _, start, end in model.metadata if key.startswith(PREFIX)
     ]
     added = b"".join(
         length_delimited(14, length_delimited(1, k.encode()) + length_delimited(2, v.encode()))
         for k, v in sorted(new.items())
     )
-    return [*removed, Edit(file.model.size, file.model.size, added)]
+    return [*removed, Edit(model.size, model.size, added)]
 
 
 def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:

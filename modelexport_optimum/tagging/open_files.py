@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
+from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.onnx_file.find import is_onnx_file, onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_initializers, walk_nodes
 from modelexport_optimum.system.atomic_write import remove_abandoned
@@ -42,30 +43,9 @@ class OpenFile:
         return self.marked and all(carried.complete for carried in self.carried.values())
 
 
-def find_onnx_files(directory: Path) -> list[Path]:
-    """Every `.onnx` file below a directory, sorted."""
-    return sorted(path for path in directory.rglob("*.onnx") if _is_model(path))
-
-
-def _is_model(path: Path) -> bool:
-    return not path.name.startswith(".") and not path.is_dir()
-
-
-def files_of(path: Path) -> list[Path]:
-    """The `.onnx` files that a path means."""
-    if not path.exists():
-        raise UsageError(f"{path} does not exist: give a .onnx file or an exported directory")
-    if not path.is_dir():
-        return [path]
-    files = find_onnx_files(path)
-    if not files:
-        raise UsageError(f"{path} has no .onnx file: give the directory of an export")
-    return files
-
-
 def writable_files(path: Path) -> list[Path]:
     """The files to write, after everything that can be known to forbid it."""
-    files = files_of(path)
+    files = onnx_files(path)
     for file in [path, *files]:
         if file.is_symlink():
             raise ModelExportError(
@@ -140,7 +120,7 @@ def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
     modules: dict[str, str] = {}
     known = {file.path for file in files}
     for path in sorted(directory.glob("*.onnx")):
-        if path in known or path.is_symlink() or not _is_model(path):
+        if path in known or path.is_symlink() or not is_onnx_file(path):
             continue
         with contextlib.suppress(InvalidModelError):
             model = read_model(path)

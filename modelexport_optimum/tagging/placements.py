@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.tagging.carriers import CARRIER
 from modelexport_optimum.tagging.tag_grammar import Segment
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.tagging.tag_grammar import Chain
 
 
-EVIDENCE_KINDS = ("tracer", "scope", "parameter", "data flow", "root", "carrier")
-TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT, CARRIER = EVIDENCE_KINDS
+EVIDENCE_KINDS = ("tracer", "scope", "parameter", "data flow", "root", CARRIER)
+TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT = EVIDENCE_KINDS[:5]
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
+from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code import find_own_code, in_words
 from modelexport_optimum.tagging.model_classes import class_named
@@ -45,12 +46,9 @@ def read_exported(
     if not directory.is_dir():
         reason = "is a file" if directory.exists() else "does not exist"
         raise UsageError(f"{directory} {reason}: give an exported directory")
-    files = sorted(path for path in directory.rglob("*.onnx") if not path.name.startswith("."))
-    if not files:
-        raise UsageError(f"{directory} has no .onnx file: give the directory of an export")
     graphs: dict[str, Graph] = {}
     unreadable: dict[str, str] = {}
-    for file in files:
+    for file in onnx_files(directory):
         name = file.relative_to(directory).as_posix()
         try:
             graphs[name] = read_model(file).graph

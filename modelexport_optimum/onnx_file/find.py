@@ -1,0 +1,31 @@
+"""The `.onnx` files that a path means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def onnx_files(path: Path) -> list[Path]:
+    """The file itself, or every `.onnx` file below a directory, sorted, hidden ones left out.
+
+    Raises:
+        UsageError: There is no such file, or none in the directory.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: give a .onnx file or an exported directory")
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*.onnx") if is_onnx_file(file))
+    if not files:
+        raise UsageError(f"{path} has no .onnx file: give the directory of an export")
+    return files
+
+
+def is_onnx_file(path: Path) -> bool:
+    """Whether what is named `*.onnx` may be a model: no hidden file, no directory."""
+    return not path.name.startswith(".") and not path.is_dir()
