@@ -20,10 +20,10 @@ from onnx import TensorProto, helper
 from modelexport_optimum import export
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file import rewriter
+from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.tagging import carriers, htp, tag_grammar
 from modelexport_optimum.tagging.module_tree import Module, ModuleTree
-from modelexport_optimum.tagging.open_files import find_onnx_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -347,7 +347,7 @@ def test_killed_while_it_writes_the_old_file_is_there(bert: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert path.read_bytes() == before
-    assert [file.name for file in find_onnx_files(bert)] == ["model.onnx"]
+    assert [file.name for file in onnx_files(bert)] == ["model.onnx"]
     assert htp.tag(bert).files[0].changed
 
 
@@ -385,5 +385,5 @@ def test_stripped_export_is_what_optimum_writes(
     source = model_directory(name)
     export(source, tmp_path / "ours", task=row.task, **row.arguments(source))
     htp.strip(tmp_path / "ours")
-    for file in find_onnx_files(exported(name)):
+    for file in onnx_files(exported(name)):
         assert (tmp_path / "ours" / file.name).read_bytes() == file.read_bytes()
