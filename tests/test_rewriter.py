@@ -238,7 +238,7 @@ def test_what_does_not_read_back_does_not_take_the_place(
     opsets = [helper.make_opsetid("", 18)]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], []), opset_imports=opsets), path)
     before = path.read_bytes()
-    write = rewriter._write
+    write = rewriter.write_all
     for damage in (
         lambda data: data[:-1],
         lambda data: data + b"\0",
@@ -247,7 +247,7 @@ def test_what_does_not_read_back_does_not_take_the_place(
     ):
         with monkeypatch.context() as patched:
             patched.setattr(
-                rewriter, "_write", lambda fd, data, damage=damage: write(fd, damage(data))
+                rewriter, "write_all", lambda fd, data, damage=damage: write(fd, damage(data))
             )
             with pytest.raises(ModelExportError, match="does not read back"):
                 htp.tag(path)
