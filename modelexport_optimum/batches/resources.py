@@ -2,6 +2,7 @@
 
 # Annotations are no strings here: see `exporting.options`.
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from modelexport_optimum.exporting.options import option
 
-GROUP = "Each model"
+_model_option = functools.partial(option, group="Each model")
 
 _UNITS = {
     **{"": 1, "k": 10**3, "m": 10**6, "g": 10**9},
@@ -84,33 +85,29 @@ class Resources:
         memory: bytes that Ray is asked for; None for nothing.
     """
 
-    timeout: float | None = option(
+    timeout: float | None = _model_option(
         "--timeout",
         "End a model that takes longer.",
-        group=GROUP,
         metavar="SECONDS",
         read=read_seconds,
     )
-    num_cpus: float = option(
+    num_cpus: float = _model_option(
         "--num-cpus",
         "Processor cores that Ray is asked for.",
         default=1,
-        group=GROUP,
         metavar="NUMBER",
         read=read_amount,
     )
-    num_gpus: float = option(
+    num_gpus: float = _model_option(
         "--num-gpus",
         "GPUs that Ray is asked for, or a fraction of one.",
         default=0,
-        group=GROUP,
         metavar="NUMBER",
         read=read_amount,
     )
-    memory: int | None = option(
+    memory: int | None = _model_option(
         "--memory",
         "Memory that Ray is asked for: 8000000000, 8GB, 7.5GiB.",
-        group=GROUP,
         metavar="BYTES",
         read=read_bytes,
     )

@@ -19,10 +19,6 @@ from modelexport_optimum.errors import UsageError
 
 _Declaring = TypeVar("_Declaring")
 
-HUB = "Where the model comes from"
-GRAPH = "The exported graph"
-SHAPES = "Shapes of the example input, if it needs others"
-
 
 @dataclass(frozen=True)
 class Option:
@@ -182,6 +178,10 @@ def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
 
 # --- The options ----------------------------------------------------------------------------------
 
+_hub_option = functools.partial(option, group="Where the model comes from")
+_graph_option = functools.partial(option, group="The exported graph")
+_shape_option = functools.partial(option, group="Shapes of the example input, if it needs others")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAndOutput:
@@ -242,21 +242,18 @@ class ExportOptions:
         "be repeated. By default these three; one that is named must be available.",
         metavar="NAME",
     )
-    revision: str = option(
-        "--revision", "Branch, tag or commit on the Hub.", default="main", group=HUB
+    revision: str = _hub_option("--revision", "Branch, tag or commit on the Hub.", default="main")
+    subfolder: str = _hub_option("--subfolder", "Folder that the model is in.", default="")
+    cache_dir: str | None = _hub_option(
+        "--cache_dir", "Where downloads are kept, if not in the Hub's own cache."
     )
-    subfolder: str = option("--subfolder", "Folder that the model is in.", default="", group=HUB)
-    cache_dir: str | None = option(
-        "--cache_dir", "Where downloads are kept, if not in the Hub's own cache.", group=HUB
-    )
-    local_files_only: bool = option(
+    local_files_only: bool = _hub_option(
         "--local-files-only",
         "Take the model from the cache, without network.",
         default=False,
-        group=HUB,
     )
-    force_download: bool = option(
-        "--force-download", "Download again what is in the cache.", default=False, group=HUB
+    force_download: bool = _hub_option(
+        "--force-download", "Download again what is in the cache.", default=False
     )
     trust_remote_code: bool = option(
         "--trust-remote-code",
@@ -264,86 +261,73 @@ class ExportOptions:
         default=False,
     )
     library_name: Literal["transformers", "diffusers", "timm", "sentence_transformers"] | None = (
-        option("--library-name", "Library of the model. By default its files tell.", group=HUB)
+        _hub_option("--library-name", "Library of the model. By default its files tell.")
     )
-    framework: Literal["pt"] = option(
-        "--framework", "PyTorch, the only one.", default="pt", group=HUB
+    framework: Literal["pt"] = _hub_option("--framework", "PyTorch, the only one.", default="pt")
+    dtype: Literal["fp32", "fp16", "bf16"] | None = _graph_option(
+        "--dtype", "Precision of the exported model. By default fp32."
     )
-    dtype: Literal["fp32", "fp16", "bf16"] | None = option(
-        "--dtype", "Precision of the exported model. By default fp32.", group=GRAPH
-    )
-    opset: int | None = option(
-        "--opset", "ONNX opset. By default the architecture's own.", group=GRAPH
-    )
-    device: str = option("--device", "Device to export on.", default="cpu", group=GRAPH)
-    optimize: Literal["O1", "O2", "O3", "O4"] | None = option(
+    opset: int | None = _graph_option("--opset", "ONNX opset. By default the architecture's own.")
+    device: str = _graph_option("--device", "Device to export on.", default="cpu")
+    optimize: Literal["O1", "O2", "O3", "O4"] | None = _graph_option(
         "--optimize",
         "Let ONNX Runtime optimize the graph: O1 basic, O2 and fusions for transformers, "
         "O3 and approximated GELU, O4 and mixed precision (needs --device cuda).",
-        group=GRAPH,
     )
-    slim: bool = option("--slim", "Simplify the graph with onnxslim.", default=False, group=GRAPH)
-    monolith: bool = option(
-        "--monolith", "One file where Optimum would write several.", default=False, group=GRAPH
+    slim: bool = _graph_option("--slim", "Simplify the graph with onnxslim.", default=False)
+    monolith: bool = _graph_option(
+        "--monolith", "One file where Optimum would write several.", default=False
     )
-    no_post_process: bool = option(
+    no_post_process: bool = _graph_option(
         "--no-post-process",
         "Leave out Optimum's last steps, as merging decoders.",
         default=False,
-        group=GRAPH,
     )
-    no_dynamic_axes: bool = option(
-        "--no-dynamic-axes", "Fix all shapes.", default=False, group=GRAPH
-    )
-    no_constant_folding: bool = option(
+    no_dynamic_axes: bool = _graph_option("--no-dynamic-axes", "Fix all shapes.", default=False)
+    no_constant_folding: bool = _graph_option(
         "--no-constant-folding",
         "Do not compute constants at export.",
         default=False,
-        group=GRAPH,
     )
-    variant: str = option(
+    variant: str = _graph_option(
         "--variant",
         "Variant of the export, for the models that have some.",
         default="default",
-        group=GRAPH,
     )
-    model_kwargs: dict[str, Any] | None = option(
+    model_kwargs: dict[str, Any] | None = _graph_option(
         "--model-kwargs",
         "Arguments for the model's forward or for the export of this model.",
-        group=GRAPH,
         metavar="JSON",
         read=read_json_object,
     )
-    pad_token_id: int | None = option(
+    pad_token_id: int | None = _graph_option(
         "--pad_token_id",
         "Padding token, if the task needs it and no tokenizer tells.",
-        group=GRAPH,
     )
-    atol: float | None = option(
+    atol: float | None = _graph_option(
         "--atol",
         "How far the outputs may be from PyTorch's: more is a failed check. By default more "
         "than the architecture's tolerance is a warning.",
-        group=GRAPH,
     )
-    batch_size: int = option("--batch_size", "Text: batch size.", default=2, group=SHAPES)
-    sequence_length: int = option("--sequence_length", "Text: tokens.", default=16, group=SHAPES)
-    num_choices: int = option("--num_choices", "Multiple choice: choices.", default=4, group=SHAPES)
-    width: int = option("--width", "Image: width.", default=64, group=SHAPES)
-    height: int = option("--height", "Image: height.", default=64, group=SHAPES)
-    num_channels: int = option("--num_channels", "Image: channels.", default=3, group=SHAPES)
-    feature_size: int = option("--feature_size", "Audio: features.", default=80, group=SHAPES)
-    nb_max_frames: int = option("--nb_max_frames", "Audio: frames.", default=3000, group=SHAPES)
-    audio_sequence_length: int = option(
-        "--audio_sequence_length", "Audio: samples.", default=16000, group=SHAPES
+    batch_size: int = _shape_option("--batch_size", "Text: batch size.", default=2)
+    sequence_length: int = _shape_option("--sequence_length", "Text: tokens.", default=16)
+    num_choices: int = _shape_option("--num_choices", "Multiple choice: choices.", default=4)
+    width: int = _shape_option("--width", "Image: width.", default=64)
+    height: int = _shape_option("--height", "Image: height.", default=64)
+    num_channels: int = _shape_option("--num_channels", "Image: channels.", default=3)
+    feature_size: int = _shape_option("--feature_size", "Audio: features.", default=80)
+    nb_max_frames: int = _shape_option("--nb_max_frames", "Audio: frames.", default=3000)
+    audio_sequence_length: int = _shape_option(
+        "--audio_sequence_length", "Audio: samples.", default=16000
     )
-    point_batch_size: int = option(
-        "--point_batch_size", "Segment Anything: masks for each point.", default=3, group=SHAPES
+    point_batch_size: int = _shape_option(
+        "--point_batch_size", "Segment Anything: masks for each point.", default=3
     )
-    nb_points_per_image: int = option(
-        "--nb_points_per_image", "Segment Anything: points.", default=2, group=SHAPES
+    nb_points_per_image: int = _shape_option(
+        "--nb_points_per_image", "Segment Anything: points.", default=2
     )
-    visual_seq_length: int = option(
-        "--visual_seq_length", "Visual sequence length.", default=16, group=SHAPES
+    visual_seq_length: int = _shape_option(
+        "--visual_seq_length", "Visual sequence length.", default=16
     )
 
     def arguments(self) -> dict[str, Any]:
