@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.own_code import find_own_code, own_code_refused
+from modelexport_optimum.own_code.guard import own_code_refused
+from modelexport_optimum.own_code.named_code import find_own_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ from modelexport_optimum.cli.tables import (
     print_table,
     status_cell,
 )
-from modelexport_optimum.own_code import find_own_code, in_words
+from modelexport_optimum.own_code.named_code import find_own_code, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

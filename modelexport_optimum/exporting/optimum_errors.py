@@ -11,7 +11,8 @@ from modelexport_optimum.errors import (
     first_line,
 )
 from modelexport_optimum.exporting.hub import explain_hub_error
-from modelexport_optimum.own_code import in_words, pickled_code
+from modelexport_optimum.own_code.guard import pickled_code
+from modelexport_optimum.own_code.named_code import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -31,7 +31,8 @@ from modelexport_optimum.exporting.task_inference import (
     task_of_model,
 )
 from modelexport_optimum.exporting.tasks import check_task
-from modelexport_optimum.own_code import in_words, own_code_refused
+from modelexport_optimum.own_code.guard import own_code_refused
+from modelexport_optimum.own_code.named_code import in_words
 from modelexport_optimum.system.private_names import (
     COMPARISON_WITH_PYTORCH,
     DUMMY_SHAPES,

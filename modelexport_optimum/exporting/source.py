@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.exporting.hub import HubPlace, explain_hub_error, is_unreachable
-from modelexport_optimum.own_code import OwnCode, find_own_code, refuse_needed
+from modelexport_optimum.own_code.named_code import OwnCode, find_own_code, refuse_needed
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 

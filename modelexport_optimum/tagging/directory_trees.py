@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_nodes
-from modelexport_optimum.own_code import own_code_refused
+from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.tagging import attribution, tag_grammar, tree_choice
 from modelexport_optimum.tagging.config_bounds import bounded_modules, check_counts
 from modelexport_optimum.tagging.model_classes import candidates, source_trees

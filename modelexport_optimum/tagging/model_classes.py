@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from modelexport_optimum.errors import ModelExportError, first_line
-from modelexport_optimum.own_code import (
-    find_own_code,
-    in_words,
-    own_code_refused,
-    pickled_code,
-    refuse_needed,
-)
+from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
+from modelexport_optimum.own_code.named_code import find_own_code, in_words, refuse_needed
 from modelexport_optimum.system.private_names import (
     CLASS_OF_REMOTE_CODE,
     EMPTY_WEIGHTS,

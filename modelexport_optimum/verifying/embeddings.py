@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from modelexport_optimum.errors import first_line
-from modelexport_optimum.own_code import find_own_code, in_words
+from modelexport_optimum.own_code.named_code import find_own_code, in_words
 from modelexport_optimum.system.model_files import module_folders
 from modelexport_optimum.verifying.exported_files import precision
 from modelexport_optimum.verifying.source_files import is_pooled_outside

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.own_code import find_own_code, in_words
+from modelexport_optimum.own_code.named_code import find_own_code, in_words
 from modelexport_optimum.tagging.model_classes import class_named
 from modelexport_optimum.verifying.exported_files import Exported
 from modelexport_optimum.verifying.exported_task import with_tasks

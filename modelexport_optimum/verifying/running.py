@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelexport_optimum.own_code import own_code_refused
+from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
 from modelexport_optimum.verifying.example_inputs import as_array
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.own_code import own_code_refused
+from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.verifying.config_checks import Check, check_all

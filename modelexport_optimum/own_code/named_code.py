@@ -1,30 +1,22 @@
-"""Code that comes with a model: seen before anything is loaded, and kept from running.
+"""The names in a model's files that stand for code of its own; nothing is loaded or imported.
 
 Whoever wrote a model's files chose the names in them, and what loads the model imports some of
 these: classes of transformers (`auto_map`), modules of sentence-transformers (`modules.json`),
 components of diffusers (`model_index.json`). Some loaders ask whether the code is trusted only
 when it comes from the Hub, and some not at all.
-
-`find_own_code` reads from JSON and file names alone what would run. `own_code_refused` is the guard
-for all that it could have missed: while it is on, Python executes no file of the model's directory
-or of the caches that such code is copied to, and PyTorch unpickles weights only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import re
-import sys
-import threading
 from dataclasses import dataclass
-from importlib.machinery import ExtensionFileLoader, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError, causes
+from modelexport_optimum.errors import ModelExportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +24,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 """How many names a message lists."""
 
-_ADVICE = "read it, then add --trust-remote-code"
+ADVICE = "read it, then add --trust-remote-code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +51,7 @@ def in_words(found: Sequence[OwnCode]) -> str:
     """One line: what did not run, and how to let it."""
     names = list(dict.fromkeys(map(str, found)))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"code of its own, which was not run ({', '.join(names[:_SHOWN])}{more}): {_ADVICE}"
+    return f"code of its own, which was not run ({', '.join(names[:_SHOWN])}{more}): {ADVICE}"
 
 
 def refuse_needed(name: str, found: Sequence[OwnCode]) -> None:
@@ -75,24 +67,6 @@ def refuse_needed(name: str, found: Sequence[OwnCode]) -> None:
     needed = [one for one in found if one.needed]
     if needed:
         raise ModelExportError(f"model {name} has {in_words(needed)}")
-
-
-def pickled_code(error: BaseException) -> str | None:
-    """Says what a checkpoint holds besides weights, if it is that which could not be loaded.
-
-    Args:
-        error: What the library raised; PyTorch's own error is among its causes.
-    """
-    for cause in causes(error):
-        text = str(cause)
-        if "Weights only load failed" in text:
-            named = re.search(r"GLOBAL (\S+)", text)
-            what = f" ({named[1]})" if named else ""
-            return (
-                f"a checkpoint that is a pickle with more than weights{what}, which was not run: "
-                "save it as safetensors where it is from"
-            )
-    return None
 
 
 # --- What would run -------------------------------------------------------------------------------
@@ -270,138 +244,3 @@ def _check_inside(directory: Path, folder: str, file: str) -> None:
             f"{directory / file} names {folder!r}, outside of the model's directory: "
             "copy it into the directory, and name it there"
         )
-
-
-# --- The guard ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Guard:
-    """One block that is guarded.
-
-    Attributes:
-        directories: the model's, which may hold a project and its packages, too.
-        caches: where libraries copy the code of models to.
-        refused: the files that would have run.
-    """
-
-    directories: tuple[str, ...]
-    caches: tuple[str, ...]
-    refused: list[str]
-
-    def covers(self, path: str) -> bool:
-        """Whether a file of code is the model's."""
-        real = os.path.realpath(path)
-        if any(_is_below(real, cache) for cache in self.caches):
-            return True
-        for directory in self.directories:
-            # A virtual environment in the directory is installed, not a part of the model.
-            installed = (os.path.realpath(entry) for entry in sys.path if entry)
-            inside = (entry for entry in installed if _is_below(entry, directory))
-            if _is_below(real, directory) and not any(_is_below(real, entry) for entry in inside):
-                return True
-        return False
-
-
-_active: list[_Guard] = []
-_lock = threading.Lock()
-_installed = False
-_environment: dict[str, str | None] = {}
-
-_WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": None}
-"""torch.load then unpickles tensors and nothing else, whatever its caller says
-(torch/serialization.py, since 2.6); of the two variables one alone may be set."""
-
-
-@contextlib.contextmanager
-def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[str]]:
-    """Keeps code of a model from running while the block loads it.
-
-    It holds for all threads: a file of a model's is refused to whoever imports it meanwhile.
-
-    Args:
-        directories: The model's; None for one that its library fetches into its cache.
-        trusted: Whether the code may run; then this does nothing.
-
-    Yields:
-        The files that were refused so far. A library may swallow the error.
-
-    Raises:
-        ModelExportError: From within whatever tried to run a file.
-    """
-    refused: list[str] = []
-    if trusted:
-        yield refused
-        return
-    roots = tuple(os.path.realpath(directory) for directory in directories if directory)
-    guard = _Guard(roots, _code_caches(), refused)
-    with _lock:
-        _install()
-        if not _active:
-            _environment.update({name: os.environ.get(name) for name in _WEIGHTS_ONLY})
-            _set_environment(_WEIGHTS_ONLY)
-        _active.append(guard)
-    try:
-        yield refused
-    finally:
-        with _lock:
-            _active[:] = [other for other in _active if other is not guard]
-            if not _active:
-                _set_environment(_environment)
-
-
-def _code_caches() -> tuple[str, ...]:
-    """Where the code of models goes: the Hub's cache, and what is copied from there to import."""
-    from huggingface_hub import constants
-
-    modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(constants.HF_HOME, "modules")  # noqa: PTH118
-    places = (modules, constants.HF_HUB_CACHE)
-    return tuple(os.path.realpath(os.path.expanduser(place)) for place in places)  # noqa: PTH111
-
-
-def _set_environment(variables: dict[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-def _is_below(path: str, directory: str) -> bool:
-    return path.startswith(os.path.join(directory, ""))  # noqa: PTH118
-
-
-def _check_file(path: str) -> None:
-    for guard in list(_active):
-        if guard.covers(path):
-            guard.refused.append(path)
-            raise ModelExportError(f"{path} came with a model and was not run: {_ADVICE}")
-
-
-def _install() -> None:
-    """Has Python's loaders of files ask first. All imports of files, and libraries' own, use them.
-
-    They stay so, and ask nobody when no block is guarded: what is taken back while another thread
-    has put its own in place would be lost or stay for ever.
-    """
-    global _installed
-    if _installed:
-        return
-    _installed = True
-    for loader, method in (
-        (SourceFileLoader, "exec_module"),
-        (SourcelessFileLoader, "exec_module"),
-        (ExtensionFileLoader, "create_module"),
-    ):
-        _ask_before(loader, method)
-
-
-def _ask_before(loader: Any, method: str) -> None:  # noqa: ANN401 (one of importlib's classes)
-    original = getattr(loader, method)
-
-    def asking(self: Any, argument: Any) -> Any:  # noqa: ANN401 (as importlib has it)
-        if _active:
-            _check_file(self.path)
-        return original(self, argument)
-
-    setattr(loader, method, asking)
