@@ -44,6 +44,18 @@ class PrivateName:
         owner, name = self._owner_and_name()
         return getattr(owner, name)
 
+    def of(self, instance: object, default: Any = None) -> Any:  # noqa: ANN401
+        """Look up the attribute of this name of an object that may have it."""
+        return getattr(instance, self.path.rpartition(".")[2], default)
+
+    def put(self, value: object) -> None:
+        """Put something else in its place.
+
+        Raises:
+            ModelExportError: the installed version has it no longer.
+        """
+        setattr(*self._owner_and_name(), value)
+
     @contextlib.contextmanager
     def replaced(self, value: object) -> Iterator[None]:
         """Put something else in its place for the block.
@@ -142,6 +154,14 @@ DIFFUSION_CLASS = PrivateName(
     "it is loaded, to give its sessions options.",
 )
 
+COMMON_OUTPUTS = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx",
+    "OnnxConfig._TASK_TO_COMMON_OUTPUTS",
+    "The outputs that the models of a task have in common, by which a graph of an unknown model "
+    "type is told. The public `outputs` is that of one model's configuration.",
+)
+
 # --- transformers ---------------------------------------------------------------------------------
 
 EMPTY_WEIGHTS = PrivateName(
@@ -166,6 +186,28 @@ CLASS_OF_REMOTE_CODE = PrivateName(
     "weights with it.",
 )
 
+AUTO_CLASS = PrivateName(
+    "transformers",
+    "transformers.models.auto.auto_factory",
+    "_BaseAutoModelClass",
+    "The base of AutoModel and its like, by which the loaders that a config.json names are told "
+    "from other classes.",
+)
+CLASSES_OF_AUTO_CLASS = PrivateName(
+    "transformers",
+    "transformers",
+    "AutoModel._model_mapping",
+    "The classes that an auto class loads, by the class of the configuration. The public mappings "
+    "(`MODEL_MAPPING`) are named by the task, and not known to the auto class.",
+)
+CONSTRUCTION_FROM_CONFIG = PrivateName(
+    "transformers",
+    "transformers",
+    "PreTrainedModel._from_config",
+    "Makes a model of a class from its configuration, with the settings of attention and type that "
+    "`from_pretrained` gives it. `AutoModel.from_config` calls it.",
+)
+
 # --- PyTorch and the Hub --------------------------------------------------------------------------
 
 NAMES_OF_SCOPES = PrivateName(
@@ -182,6 +224,18 @@ NAMING_OF_NODES = PrivateName(
     "_jit_pass_onnx_assign_scoped_names_for_node_and_value",
     "Names the nodes of a traced graph after their scopes, the last moment at which a node still "
     "has its scope. Followed by a look at each.",
+)
+NAMES_OF_MODULES = PrivateName(
+    "torch",
+    "torch.jit._trace",
+    "_trace_module_map",
+    "The name of each module's scope while a model is traced, which the tracer reads. See above.",
+)
+VERSION_OF_TENSOR = PrivateName(
+    "torch",
+    "torch",
+    "Tensor._version",
+    "Counts what was written to a tensor in place: one that was written to is another value.",
 )
 CHECK_OF_REPOSITORY_NAME = PrivateName(
     "huggingface_hub",

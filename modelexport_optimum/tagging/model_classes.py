@@ -12,6 +12,8 @@ from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
 from modelexport_optimum.own_code.named_code import find_own_code, in_words, refuse_needed
 from modelexport_optimum.system.private_names import (
     CLASS_OF_REMOTE_CODE,
+    CLASSES_OF_AUTO_CLASS,
+    CONSTRUCTION_FROM_CONFIG,
     EMPTY_WEIGHTS,
     NO_INITIALIZATION,
 )
@@ -57,8 +59,9 @@ def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN
     """
     no_init_weights, init_empty_weights = NO_INITIALIZATION.get(), EMPTY_WEIGHTS.get()
     with no_init_weights(), init_empty_weights():
-        if hasattr(model_class, "_from_config"):
-            model = model_class._from_config(config)
+        from_config = CONSTRUCTION_FROM_CONFIG.of(model_class)
+        if from_config is not None:
+            model = from_config(config)
         elif hasattr(model_class, "from_config"):
             model = model_class.from_config(config)
         else:
@@ -173,7 +176,7 @@ def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
         loader = TasksManager.get_model_class_for_task(
             task, model_type=config.model_type, library="transformers"
         )
-        mapping = getattr(loader, "_model_mapping", None)
+        mapping = CLASSES_OF_AUTO_CLASS.of(loader)
         if mapping is None:
             classes: Iterable[type] = [loader]
         elif kind in mapping:

@@ -89,11 +89,10 @@ class ModuleTree:
         names: dict[int, list[str]] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
-            for kept in (module._parameters, module._buffers):
-                for name, tensor in kept.items():
-                    if tensor is not None:
-                        tree.tensors[prefix + name] = tuple(tensor.shape)
-                        names.setdefault(id(tensor), []).append(prefix + name)
+            for own in (module.named_parameters, module.named_buffers):
+                for name, tensor in own(recurse=False, remove_duplicate=False):
+                    tree.tensors[prefix + name] = tuple(tensor.shape)
+                    names.setdefault(id(tensor), []).append(prefix + name)
         tree.tied = {name: same for same in names.values() if len(same) > 1 for name in same}
         tree.build = weakref.ref(model)  # the tree is not what keeps a model in memory
         return tree

@@ -15,7 +15,11 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.system.private_names import NAMES_OF_SCOPES, NAMING_OF_NODES
+from modelexport_optimum.system.private_names import (
+    NAMES_OF_MODULES,
+    NAMES_OF_SCOPES,
+    NAMING_OF_NODES,
+)
 from modelexport_optimum.tagging.scopes import Paths, inside, is_inside
 
 if TYPE_CHECKING:
@@ -60,8 +64,7 @@ def traced_graphs(
     def number_modules(traced: torch.nn.Module, *arguments: Any) -> Any:  # noqa: ANN401
         result = label_modules(traced, *arguments)
         numbered[:] = [_Numbered(whole, traced)]
-        trace = torch.jit._trace
-        trace._trace_module_map = numbered[0].renamed(trace._trace_module_map or {})
+        NAMES_OF_MODULES.put(numbered[0].renamed(NAMES_OF_MODULES.get() or {}))
         return result
 
     def note_nodes(graph: torch.Graph) -> None:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.system.private_names import AUTO_CLASS, COMMON_OUTPUTS
 from modelexport_optimum.tagging.model_classes import candidates, class_named
 from modelexport_optimum.verifying.described_model import compared_shapes, described_models
 from modelexport_optimum.verifying.exported_files import CACHE_PREFIXES, Exported
@@ -65,13 +66,12 @@ def _task_of_class(model_class: type) -> str:
 def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
     """The tasks of named classes that are custom code: of the auto classes that load them."""
     import transformers
-    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     return {
         _task_of_class(loader)
         for name, reference in settings.get("auto_map", {}).items()
         if str(reference).rpartition(".")[2] in named
-        and (loader := class_named(name, transformers, _BaseAutoModelClass))
+        and (loader := class_named(name, transformers, AUTO_CLASS.get()))
     }
 
 
@@ -110,9 +110,7 @@ def _mismatch(
 
 def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
     """What Optimum's export configurations give by default to each task."""
-    from optimum.exporters.onnx import OnnxConfig
-
-    common: Mapping[str, Mapping[str, Mapping[int, str]]] = OnnxConfig._TASK_TO_COMMON_OUTPUTS
+    common: Mapping[str, Mapping[str, Mapping[int, str]]] = COMMON_OUTPUTS.get()
     return common
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.system.private_names import DIFFUSION_CLASS
+from modelexport_optimum.system.private_names import CLASSES_OF_AUTO_CLASS, DIFFUSION_CLASS
 from modelexport_optimum.verifying.exported_task import has_common_outputs
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _class_of_task(exported: Exported, task: str) -> Any:  # noqa: ANN401 (class
         if ort_class.auto_model_class is loaded:
             return ort_class
     for ort_class in classes:  # some tasks are loaded with a model's own class
-        mapping = getattr(ort_class.auto_model_class, "_model_mapping", {})
+        mapping = CLASSES_OF_AUTO_CLASS.of(ort_class.auto_model_class, {})
         if ort_class.auto_model_class is transformers.AutoModel or type(config) not in mapping:
             continue
         if mapping[type(config)] in named:
