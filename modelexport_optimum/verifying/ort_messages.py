@@ -1,34 +1,15 @@
-"""What ONNX Runtime says of a failure: why, by its log, and which node it names."""
+"""Which node a message of ONNX Runtime names."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import onnxruntime_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.tagging import carriers
 
 if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Node
-
-# `2026-11-22 16:39:41.835302051 [E:onnxruntime:Default, file.cc:1 f()] message`, in colours.
-LOG_ENTRY = re.compile(
-    r"(?:\x1b\[[\d;]*m)?\d{4}-\d\d-\d\d [\d:.]+ \[(?P<level>[A-Z]):onnxruntime:[^\]]*\] "
-    r"(?P<message>.*?)(?:\x1b\[m\n?|(?=\n\d{4}-\d\d)|\Z)",
-    re.DOTALL,
-)
-
-
-def log_reason(log: str) -> str:
-    """The first error that ONNX Runtime logged, else its first warning; "" if it gave none."""
-    entries = list(LOG_ENTRY.finditer(log))
-    errors = [entry["message"] for entry in entries if entry["level"] in "EF"]
-    printed = re.findall(r"^EP Error (.+)", log, re.MULTILINE)
-    warnings = [entry["message"] for entry in entries if entry["level"] == "W"]
-    message = next(iter([*errors, *printed, *warnings]), "")
-    return onnxruntime_line(message) if message else ""
-
 
 def named_node(message: str, graph: Graph) -> Node | None:
     """The node that a message names, by its own name or by that of a value that it makes.

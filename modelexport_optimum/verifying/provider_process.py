@@ -25,11 +25,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.system.processes import ending
-from modelexport_optimum.verifying.ort_messages import log_reason
 from modelexport_optimum.verifying.running import Run, run
 
 if TYPE_CHECKING:
+    from modelexport_optimum.providers.choice import Provider
     from modelexport_optimum.verifying.running import RunPlan
 
 _PLAN, _RUN, _LOG, _AT = "plan.pickle", "run.pickle", "log", "at"
@@ -68,12 +69,12 @@ def start_importing() -> None:
     _waiting.append(_waiting_server() or _Server())
 
 
-def run_in_child(plan: RunPlan, provider: str, seconds: float) -> Outcome:
+def run_in_child(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
     """Run on a provider in another process.
 
     Args:
         plan: what to run.
-        provider: ONNX Runtime's name of the provider.
+        provider: the provider.
         seconds: how long it may take.
     """
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as name:

@@ -11,14 +11,14 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
+from modelexport_optimum.errors import ModelExportError, onnxruntime_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.providers.messages import LOG_ENTRY, log_reason
+from modelexport_optimum.providers.needs import INSTALL, needs
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.verifying.example_inputs import make_inputs
 from modelexport_optimum.verifying.exported_files import precision
 from modelexport_optimum.verifying.ort_messages import (
-    LOG_ENTRY,
-    log_reason,
     named_node,
     tag_of,
 )
@@ -45,19 +45,11 @@ LEAST_SECONDS = 900
 TIMES_THE_CPU = 100
 """How many times as long as the CPU's a run may take besides."""
 
-_INSTEAD = "pip uninstall --yes onnxruntime && pip install "
-
-INSTALL = {
-    "CUDAExecutionProvider": f"{_INSTEAD}'onnxruntime-gpu[cuda,cudnn]'",
-    "TensorrtExecutionProvider": f"{_INSTEAD}tensorrt 'onnxruntime-gpu[cuda,cudnn]'",
-}
-"""The command that installs a provider."""
-
 # What ONNX Runtime and PyTorch say of a machine or an installation that lacks something.
 _LACKING = re.compile(
     r"\S+: cannot open shared object file|which is missing|Please install \w+ librar\w+"
     r"|no CUDA-capable device|[Nn]o CUDA GPUs|driver version is insufficient"
-    r"|not compiled with CUDA|NVIDIA driver"
+    r"|not compiled with CUDA|NVIDIA driver|has no device on this machine"
 )
 
 _RANDOM_OPERATORS = frozenset(
@@ -115,31 +107,6 @@ class ProviderResult(Displayed):
     install: str | None = None
 
 
-def provider_names(names: Sequence[str]) -> list[str]:
-    """ONNX Runtime's names of providers, each once.
-
-    Args:
-        names: full names or without `ExecutionProvider`, in any case.
-
-    Raises:
-        UsageError: ONNX Runtime knows no such provider.
-    """
-    import onnxruntime
-
-    suffix = "executionprovider"
-    known = {name.lower().removesuffix(suffix): name for name in onnxruntime.get_all_providers()}
-    found = []
-    for name in names:
-        short = name.strip().lower().removesuffix(suffix)
-        if short not in known:
-            raise UsageError(
-                f"provider {name!r} is not known to ONNX Runtime {onnxruntime.__version__}: "
-                f"choose from {', '.join(sorted(known))}"
-            )
-        found.append(known[short])
-    return list(dict.fromkeys(found))
-
-
 def check_providers(
     exported: Exported, loader: Loader, names: Sequence[str], *, asked: bool
 ) -> tuple[list[ProviderResult], Run | None]:
@@ -169,20 +136,10 @@ def check_providers(
             result = check.result(name)
         else:
             version = onnxruntime.__version__
-            message = f"this build of ONNX Runtime ({version}) does not have it: {_needs(name)}"
+            message = f"this build of ONNX Runtime ({version}) does not have it: {needs(name)}"
             result = ProviderResult(name, "unavailable", message, install=INSTALL.get(name))
         results.append(replace(result, asked=asked))
     return results, check.cpu
-
-
-def _needs(provider: str) -> str:
-    """What to have for a provider."""
-    if provider in INSTALL:
-        return "it needs an NVIDIA GPU with its driver, a PyTorch with CUDA, and onnxruntime-gpu"
-    return (
-        "it needs the build of ONNX Runtime that has it "
-        "(https://onnxruntime.ai/docs/execution-providers)"
-    )
 
 
 def make_plan(exported: Exported, loader: Loader) -> RunPlan:
@@ -276,7 +233,7 @@ class _Check:
         status = "failed"
         if result.provider != CPU and _LACKING.search(words):
             status = "unavailable"
-            words += f": {_needs(result.provider)}"
+            words += f": {needs(result.provider)}"
             result = replace(result, install=INSTALL.get(result.provider))
         return replace(
             result,

@@ -22,6 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelexport_optimum.own_code.guard import own_code_refused
+from modelexport_optimum.providers.choice import CPU, Provider
+from modelexport_optimum.providers.session import (
+    AssignedNode,
+    add_plugin,
+    assigned_nodes,
+    nodes_that_ran,
+    open_session,
+    record_assignment,
+)
 from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
 from modelexport_optimum.verifying.example_inputs import as_array
 
@@ -34,8 +43,6 @@ if TYPE_CHECKING:
 
     Outputs = dict[str, NDArray[Any]]
     At = Callable[[str, str | None], None]
-
-CPU = "CPUExecutionProvider"
 
 NEW_TOKENS = 3
 """Tokens to generate: the second is the first that comes from cached keys and values."""
@@ -71,6 +78,7 @@ class RunPlan:
         trust_remote_code: whether code in the directory may run.
         inputs: the inputs of each graph, made once.
         draws: whether a graph draws random numbers.
+        by_module: whether it is kept which provider took which node.
     """
 
     directory: Path
@@ -81,6 +89,7 @@ class RunPlan:
     trust_remote_code: bool
     inputs: Mapping[str, Outputs]
     draws: bool
+    by_module: bool = False
 
 
 @dataclass
@@ -98,6 +107,8 @@ class Run:
         files: the graphs that were loaded.
         fell_back: the providers that sessions came up on instead.
         options: the options that the provider's sessions came up with.
+        assigned: the nodes that each provider took, by graph, if that was asked for.
+        recorded: whether these are ONNX Runtime's own record; else they are what ran.
         seconds: time to load and run.
     """
 
@@ -111,6 +122,8 @@ class Run:
     files: set[str] = field(default_factory=set)
     fell_back: set[str] = field(default_factory=set)
     options: dict[str, str] = field(default_factory=dict)
+    assigned: dict[str, tuple[AssignedNode, ...]] = field(default_factory=dict)
+    recorded: bool = False
     seconds: float = 0.0
 
     @property
@@ -125,9 +138,9 @@ def run_reference(plan: RunPlan) -> Run:
     If a graph draws random numbers it is run with two seeds, which tells the outputs that are
     random: no two providers agree on these.
     """
-    result = run(plan, CPU)
+    result = run(plan, Provider(CPU))
     if plan.draws and result.complete:
-        other = run(plan, CPU, seed=_OTHER_SEED)
+        other = run(plan, Provider(CPU), seed=_OTHER_SEED)
         result.drawn = {
             name
             for name, value in result.outputs.items()
@@ -137,12 +150,12 @@ def run_reference(plan: RunPlan) -> Run:
     return result
 
 
-def run(plan: RunPlan, provider: str, *, seed: int = 0, at: At | None = None) -> Run:
+def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = None) -> Run:
     """Load the export on a provider, run it once, release it. What is raised is told.
 
     Args:
         plan: what to run.
-        provider: ONNX Runtime's name of the provider.
+        provider: the provider.
         seed: of ONNX Runtime's random numbers.
         at: called with each stage and the file that it is at, None if it is at several.
     """
@@ -154,23 +167,27 @@ def run(plan: RunPlan, provider: str, *, seed: int = 0, at: At | None = None) ->
     onnxruntime.set_seed(seed)
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True  # its events tell where each node ran
-    if provider == CPU:
+    if provider.name == CPU:
         options.log_severity_level = _FATAL
+    if plan.by_module:
+        record_assignment(options)
     model: Any = None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with _watched(plan, options, Path(folder), note):
+            with _watched(plan, provider, options, Path(folder), note):
                 model = _load(plan, provider, options)
             sessions = _sessions(model)
             result.files = {_file(plan, session) for session in sessions}
-            result.fell_back = {session.get_providers()[0] for session in sessions} - {provider}
-            result.options = sessions[0].get_provider_options().get(provider, {})
+            result.fell_back = {session.get_providers()[0] for session in sessions}
+            result.fell_back -= {provider.name}
+            came_up = sessions[0].get_provider_options().get(provider.name, {})
+            result.options = {**provider.options, **came_up}
             if not result.fell_back:
                 result.stage = RUNNING
                 note(RUNNING, next(iter(result.files)) if len(result.files) == 1 else None)
                 result.ran, result.outputs = _infer(plan, model)
                 for session in sessions:
-                    result.nodes += _nodes_by_provider(Path(session.end_profiling()))
+                    _note_nodes(plan, result, session)
         except Exception as error:  # loading and running may raise whatever there is
             result.error = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
             failed = _session_of(error)
@@ -189,13 +206,18 @@ def run(plan: RunPlan, provider: str, *, seed: int = 0, at: At | None = None) ->
 
 @contextlib.contextmanager
 def _watched(
-    plan: RunPlan, options: onnxruntime.SessionOptions, folder: Path, note: At
+    plan: RunPlan,
+    provider: Provider,
+    options: onnxruntime.SessionOptions,
+    folder: Path,
+    note: At,
 ) -> Iterator[None]:
     """Give each session that is made with these options a profile of its own, and note it.
 
     Optimum makes all sessions of a model with one object of options, and ONNX Runtime names a
     profile by its prefix and the second (`InferenceSession::StartProfiling`; 1.20 and 1.24 as
-    seen): two sessions of one second write to one file.
+    seen): two sessions of one second write to one file. A provider that is not built in stands
+    in the options, and Optimum's list of providers, which knows none of these, would replace it.
     """
     from onnxruntime import InferenceSession
 
@@ -215,6 +237,9 @@ def _watched(
                 count += 1
                 options.profile_file_prefix = str(folder / f"session-{count}")
                 note(LOADING, _below(plan, path_or_bytes))
+                if provider.library is not None:
+                    args = ()
+                    kwargs = {k: kwargs[k] for k in kwargs if not k.startswith("provider")}
             create(session, path_or_bytes, sess_options, *args, **kwargs)
 
         InferenceSession.__init__ = initialize
@@ -224,25 +249,30 @@ def _watched(
             InferenceSession.__init__ = create
 
 
-def _load(plan: RunPlan, provider: str, options: onnxruntime.SessionOptions) -> Any:  # noqa: ANN401
+def _load(plan: RunPlan, provider: Provider, options: onnxruntime.SessionOptions) -> Any:  # noqa: ANN401
     """An ORTModel, a pipeline, or sessions by file."""
-    import onnxruntime
     from transformers import GenerationMixin
 
     directory = plan.directory
     if plan.ort_class is None:
         return {
-            file: onnxruntime.InferenceSession(directory / file, options, providers=[provider])
-            for file in plan.files
+            file: open_session(str(directory / file), provider, options) for file in plan.files
         }
     arguments: dict[str, Any] = {"export": False, "local_files_only": True}
+    if provider.library is not None:
+        add_plugin(options, provider)
+    elif provider.options:
+        arguments["provider_options"] = dict(provider.options)
     if plan.library != "diffusers":
         arguments["trust_remote_code"] = plan.trust_remote_code
         if issubclass(plan.ort_class, GenerationMixin):
             arguments["use_cache"] = plan.use_cache
     with own_code_refused(directory, trusted=plan.trust_remote_code):
         model = plan.ort_class.from_pretrained(
-            directory, provider=provider, session_options=options, **arguments
+            directory,
+            provider=CPU if provider.library is not None else provider.name,
+            session_options=options,
+            **arguments,
         )
     for part in getattr(model, "parts", [model]):
         if part.use_io_binding:
@@ -278,15 +308,15 @@ def _session_of(error: BaseException) -> onnxruntime.InferenceSession | None:
     return found
 
 
-def _nodes_by_provider(profile: Path) -> Counter[str]:
-    """Count the nodes that ran, by provider, from a session's profile."""
-    events = json.loads(profile.read_text(encoding="utf-8"))
-    ran = {
-        (event["name"], event["args"].get("node_index"), event["args"]["provider"])
-        for event in events
-        if event.get("cat") == "Node" and event.get("args", {}).get("provider")
-    }
-    return Counter(provider for _, _, provider in ran)
+def _note_nodes(plan: RunPlan, result: Run, session: onnxruntime.InferenceSession) -> None:
+    """Note the nodes that ran in a session, by provider, and which provider took which."""
+    profile = Path(session.end_profiling())
+    ran = nodes_that_ran(json.loads(profile.read_text(encoding="utf-8")))
+    result.nodes.update(node.provider for node in ran)
+    if plan.by_module:
+        taken = assigned_nodes(session)
+        result.recorded = bool(taken)
+        result.assigned[_file(plan, session)] = taken or ran
 
 
 # --- The run ------------------------------------------------------------------------------------

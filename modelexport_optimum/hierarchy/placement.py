@@ -1,0 +1,247 @@
+"""Which provider took each module's nodes, and what crosses between providers.
+
+ONNX Runtime gives the nodes to providers after its first optimizations, which are the same
+for all of them, and before the others. So its record is of the graph that a session on the
+CPU has after these: that graph is made here, and its nodes' modules and values are looked up.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import onnx
+
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.hierarchy.node_placement import Places
+from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.providers.choice import CPU, Provider
+from modelexport_optimum.providers.placement import Crossing, PlacedModule, Placement
+from modelexport_optimum.providers.session import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
+    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
+    from modelexport_optimum.providers.session import AssignedNode
+
+    _Made: TypeAlias = tuple[Node, str]
+    """The node that makes a value, and the provider that took it."""
+
+# Files that ONNX Runtime writes into the scratch directory.
+_BUILT, _WEIGHTS, _SEEN = "built.onnx", "weights", "seen.onnx"
+
+
+def place_nodes(
+    file: TaggedFile,
+    provider: str,
+    assigned: Sequence[AssignedNode],
+    feeds: Mapping[str, np.ndarray],
+    *,
+    recorded: bool,
+    reason: str = "",
+) -> Placement:
+    """Say which provider took the nodes of which module.
+
+    Args:
+        file: The tagged file.
+        provider: The provider that was asked for.
+        assigned: The nodes that each provider took, or ran.
+        feeds: Inputs of the graph, to know the size of what crosses; may be empty.
+        recorded: Whether the nodes are ONNX Runtime's record of all nodes.
+        reason: Why the provider took none, if it did.
+    """
+    with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
+        built = _built(file.path, Path(scratch))
+        found = _Found(file, built, assigned)
+        crossings = list(found.crossings.values())
+        seen = {one.tensor for one in crossings} & found.visible
+        sizes = _sizes(Path(scratch), seen, feeds) if built is not None and seen else {}
+    counted = Counter(node.provider for node in assigned)
+    order = sorted(counted, key=lambda name: (name != provider, -counted[name]))
+    return Placement(
+        file=file.path,
+        provider=provider,
+        recorded=recorded,
+        providers={name: counted[name] for name in order},
+        modules=tuple(found.rows(file.root, provider)),
+        unplaced=tuple((*key, count) for key, count in found.unplaced.most_common()),
+        crossings=tuple(one.crossing(sizes) for one in crossings),
+        reason=reason,
+    )
+
+
+@dataclass(slots=True)
+class _Crossing:
+    """A crossing while it is found: who reads the tensor is added one by one."""
+
+    tensor: str
+    source: str
+    target: str
+    source_module: str | None
+    target_modules: dict[str, None] = field(default_factory=dict)
+
+    def crossing(self, sizes: Mapping[str, tuple[str, int]]) -> Crossing:
+        return Crossing(
+            self.tensor,
+            self.source,
+            self.target,
+            self.source_module,
+            tuple(self.target_modules),
+            *sizes.get(self.tensor, (None, None)),
+        )
+
+
+class _Found:
+    """The nodes of the graph that was built, each with its module and its provider.
+
+    Attributes:
+        own: Number of nodes by module path and provider.
+        total: The same with those of the modules inside.
+        ops: Operators by module path and provider.
+        unplaced: Number of nodes that have no module, by provider and operator.
+        crossings: What crosses, by the node that makes it, the tensor and its target.
+        visible: Names of the values of the top graph.
+    """
+
+    def __init__(
+        self, file: TaggedFile, built: Model | None, assigned: Sequence[AssignedNode]
+    ) -> None:
+        self.own: dict[str, Counter[str]] = defaultdict(Counter)
+        self.total: dict[str, Counter[str]] = defaultdict(Counter)
+        self.ops: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self.unplaced: Counter[tuple[str, str]] = Counter()
+        self.crossings: dict[tuple[int, str, str], _Crossing] = {}
+        graph = file.model.graph if built is None else built.graph
+        self.visible = {name for node in graph.nodes for name in node.outputs if name}
+        self._places = Places(file, built)
+        self._assigned: dict[tuple[str, str], deque[str]] = defaultdict(deque)
+        for node in assigned:
+            self._assigned[node.name, node.op_type].append(node.provider)
+        self._walk(graph, {})
+        for (_, op_type), providers in self._assigned.items():
+            for provider in providers:
+                self.unplaced[provider, op_type] += 1
+
+    def _walk(self, graph: Graph, outer: Mapping[str, _Made]) -> dict[str, _Made]:
+        """Place the nodes of a graph; returns who makes each of its values, and where."""
+        makers = dict(outer)
+        for node in graph.nodes:
+            waiting = self._assigned.get((node.name, node.op_type))
+            provider = waiting.popleft() if waiting else None
+            read = [name for name in node.inputs if name]
+            for _, nested in node.subgraphs:
+                inner = self._walk(nested, makers)
+                if provider is not None:
+                    for value in nested.outputs:
+                        self._cross(inner.get(value.name), value.name, node, provider)
+            if provider is None:  # ONNX Runtime computed it when it built the session
+                continue
+            self._count(node, provider)
+            for name in dict.fromkeys(read):
+                self._cross(makers.get(name), name, node, provider)
+            makers.update((name, (node, provider)) for name in node.outputs if name)
+        return makers
+
+    def _count(self, node: Node, provider: str) -> None:
+        module = self._places.module(node.name, node.op_type)
+        if module is None:
+            self.unplaced[provider, node.op_type] += 1
+            return
+        self.own[module.path][provider] += 1
+        self.ops[module.path, provider][node.op_type] += 1
+        around: TaggedModule | None = module
+        while around is not None:
+            self.total[around.path][provider] += 1
+            around = around.parent
+
+    def _cross(
+        self, made: _Made | None, tensor: str, reader: Node, provider: str
+    ) -> None:
+        if made is None or made[1] == provider:
+            return
+        maker, source = made
+        key = id(maker), tensor, provider
+        if key not in self.crossings:
+            self.crossings[key] = _Crossing(tensor, source, provider, self._path(maker))
+        path = self._path(reader)
+        if path is not None:
+            self.crossings[key].target_modules[path] = None
+
+    def _path(self, node: Node) -> str | None:
+        module = self._places.module(node.name, node.op_type)
+        return None if module is None else module.path
+
+    def rows(self, module: TaggedModule, provider: str) -> Iterator[PlacedModule]:
+        """The modules that have nodes, each after the one around it."""
+        path = module.path
+        if path not in self.total:
+            return
+        left = Counter[str]()
+        for other in self.own[path].keys() - {provider}:
+            left += self.ops[path, other]
+        yield PlacedModule(
+            module=path,
+            name=module.name,
+            module_class=module.module_class,
+            depth=module.depth,
+            own=dict(self.own[path]),
+            total=dict(self.total[path]),
+            ops=dict(left),
+        )
+        for child in module.children:
+            yield from self.rows(child, provider)
+
+
+def _built(path: Path, scratch: Path) -> Model | None:
+    """The graph whose nodes ONNX Runtime gives to providers; None if it cannot be had."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said by the session that is measured
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(scratch / _BUILT)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", _WEIGHTS
+    )
+    try:
+        open_session(str(path), Provider(CPU), options)
+        return read_model(scratch / _BUILT)
+    except ModelExportError:
+        return None
+    except Exception:  # ONNX Runtime raises anything
+        return None
+
+
+def _sizes(
+    scratch: Path, names: set[str], feeds: Mapping[str, np.ndarray]
+) -> dict[str, tuple[str, int]]:
+    """Type and size of values of the graph that was built, in a run on the CPU."""
+    import numpy as np
+    import onnxruntime as ort
+
+    ordered = sorted(names)
+    model = onnx.load(scratch / _BUILT, load_external_data=False)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ordered)
+    onnx.save(model, scratch / _SEEN)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = open_session(str(scratch / _SEEN), Provider(CPU), options)
+        asked = {value.name for value in session.get_inputs()}
+        values = session.run(ordered, {name: feeds[name] for name in asked if name in feeds})
+    except Exception:  # the sizes are then not known, and said so
+        return {}
+    return {
+        name: (f"{value.dtype}{list(value.shape)}", value.nbytes)
+        for name, value in zip(ordered, values, strict=True)
+        if isinstance(value, np.ndarray)
+    }

@@ -1,0 +1,204 @@
+"""The execution provider that a user means by a name, with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.providers.plugins import Plugin, installed_plugins
+
+CPU = "CPUExecutionProvider"
+
+_SUFFIX = "executionprovider"
+
+Settings: TypeAlias = Mapping[str, str] | Sequence[str] | None
+"""Texts by name: a mapping, or `NAME=TEXT` as the command line has them."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider, as it is asked for. Nothing of it is loaded.
+
+    Attributes:
+        name: ONNX Runtime's name of it.
+        available: Whether this ONNX Runtime, or an installed package, has it.
+        library: The path of the library that has it; None if it is built into ONNX Runtime.
+        options: Its options.
+    """
+
+    name: str
+    available: bool = True
+    library: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def choose_provider(
+    name: str, *, options: Settings = None, libraries: Settings = None
+) -> Provider:
+    """The execution provider of a name, which must be there.
+
+    Args:
+        name: Its full name or without `ExecutionProvider`, in any case.
+        options: Options of the provider.
+        libraries: Paths of providers' libraries, by the providers' names.
+
+    Raises:
+        UsageError: There is no such provider, or an option is not `NAME=TEXT`.
+    """
+    (found,) = choose_providers([name], options=options, libraries=libraries)
+    if found.available:
+        return found
+    import onnxruntime as ort
+
+    there = [*ort.get_available_providers(), *_plugin_names()]
+    raise UsageError(
+        f"this ONNX Runtime has no execution provider {name}: it has {', '.join(there)} "
+        "(verify --list-providers says what the others need)"
+    )
+
+
+def choose_providers(
+    names: Sequence[str],
+    *,
+    options: Settings = None,
+    libraries: Settings = None,
+    asked: bool = True,
+) -> list[Provider]:
+    """The execution providers of names, each once.
+
+    Args:
+        names: Full names or without `ExecutionProvider`, in any case.
+        options: Options of the one provider among them that is not the CPU's.
+        libraries: Paths of providers' libraries, by the providers' names.
+        asked: Whether a user has named them.
+
+    Raises:
+        UsageError: ONNX Runtime and the installed packages know no such provider, or options
+            or libraries do not fit the providers.
+    """
+    given = settings_of(options, "--provider-option KEY=VALUE")
+    paths = {
+        name: _library(name, path)
+        for name, path in settings_of(libraries, "--provider-library NAME=PATH").items()
+    }
+    found = list({one.name: one for one in (_find(name, paths) for name in names)}.values())
+    unused = [name for name in paths if name not in {one.name for one in found}]
+    if unused:
+        raise UsageError(
+            f"--provider-library {unused[0]}={paths[unused[0]]}: nothing asks for it: "
+            f"give --provider {unused[0]}"
+        )
+    return _with_options(found, given, asked=asked) if given else found
+
+
+def settings_of(given: Settings, form: str) -> dict[str, str]:
+    """Texts by name.
+
+    Args:
+        given: A mapping, or texts `NAME=TEXT`.
+        form: The option that they are given by, for the message.
+
+    Raises:
+        UsageError: One is not of this form.
+    """
+    if isinstance(given, Mapping):
+        return {str(name): str(value) for name, value in given.items()}
+    found = {}
+    for text in [given] if isinstance(given, str) else given or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{form.split()[0]} {text}: give {form.split()[1]}")
+        found[name] = value
+    return found
+
+
+def _with_options(
+    found: list[Provider], options: Mapping[str, str], *, asked: bool
+) -> list[Provider]:
+    others = [one for one in found if one.name != CPU] or found
+    if len(others) > 1 or not asked:
+        names = ", ".join(one.name for one in others)
+        raise UsageError(
+            f"--provider-option is for one provider, and here are {names}: "
+            "name one with --provider, besides cpu"
+        )
+    return [replace(one, options=dict(options)) if one is others[0] else one for one in found]
+
+
+def _find(name: str, libraries: Mapping[str, str]) -> Provider:
+    import onnxruntime as ort
+
+    short = _short(name)
+    for known, path in libraries.items():
+        if _short(known) == short:
+            return Provider(known, library=path)
+    available = {_short(known): known for known in ort.get_available_providers()}
+    if short in available:
+        return Provider(available[short])
+    plugin = _plugin_of(short)
+    if plugin is not None:
+        return plugin
+    known_names = {_short(known): known for known in ort.get_all_providers()}
+    if short in known_names:
+        return Provider(known_names[short], available=False)
+    choices = sorted({*known_names, *map(_short, _plugin_names())})
+    raise UsageError(
+        f"provider {name!r} is not known to ONNX Runtime {ort.__version__}: "
+        f"choose from {', '.join(choices)}, or give --provider-library NAME=PATH"
+    )
+
+
+def _short(name: str) -> str:
+    return name.strip().lower().removesuffix(_SUFFIX)
+
+
+def _plugin_of(short: str) -> Provider | None:
+    """The provider of that name of an installed package.
+
+    Raises:
+        UsageError: The package that is called so does not work.
+    """
+    for plugin in installed_plugins():
+        try:
+            for name in plugin.names():
+                if _short(name) == short:
+                    return Provider(name, library=plugin.library())
+        except ModelExportError as error:
+            if _is_called(plugin, short):
+                raise UsageError(str(error)) from error
+    return None
+
+
+def _is_called(plugin: Plugin, short: str) -> bool:
+    return plugin.package.replace("-", "").endswith(short)
+
+
+def _plugin_names() -> list[str]:
+    """The providers of the installed packages that work."""
+    names = []
+    for plugin in installed_plugins():
+        try:
+            names += plugin.names()
+        except ModelExportError:
+            continue
+    return names
+
+
+def known_provider_names() -> list[str]:
+    """The names of all providers that a user may ask for."""
+    import onnxruntime as ort
+
+    return list(dict.fromkeys([*ort.get_all_providers(), *_plugin_names()]))
+
+
+def _library(name: str, path: str) -> str:
+    file = Path(path).expanduser().absolute()
+    if not file.is_file():
+        raise UsageError(
+            f"--provider-library {name}={path}: there is no such file: give the path of the "
+            "provider's library"
+        )
+    return str(file)

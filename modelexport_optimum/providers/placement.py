@@ -1,0 +1,197 @@
+"""Which provider took the nodes of which module, and where data crosses between providers."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.system.display import Displayed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+# Modules that the answer names before it counts the rest.
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PlacedModule(Displayed):
+    """The nodes of one module, by the provider that took them.
+
+    Attributes:
+        module: Module path; "" for the root.
+        name: The path from the module around it on, or the root's class.
+        module_class: Class name.
+        depth: How many modules are around it.
+        own: Number of its own nodes, by provider.
+        total: The same with those of the modules inside it.
+        ops: Operators of its own nodes that the provider which was asked for left.
+    """
+
+    module: str
+    name: str
+    module_class: str
+    depth: int
+    own: Mapping[str, int]
+    total: Mapping[str, int]
+    ops: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Crossing(Displayed):
+    """A tensor that one provider makes and another reads.
+
+    Attributes:
+        tensor: Its name.
+        source: The provider that makes it.
+        target: The provider that reads it.
+        source_module: The module that makes it; None if that is not known.
+        target_modules: The modules that read it there.
+        type: Type and shape in the run, such as float32[1, 16, 64]; None if not known.
+        bytes: Its size there.
+    """
+
+    tensor: str
+    source: str
+    target: str
+    source_module: str | None
+    target_modules: tuple[str, ...]
+    type: str | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Placement(Displayed):
+    """Where the nodes of one file run.
+
+    Attributes:
+        file: The file.
+        provider: The provider that was asked for.
+        recorded: ONNX Runtime's own record of every node; else what its profile shows.
+        providers: Number of nodes by provider, the one that was asked for first.
+        modules: The modules that have nodes, each after the one around it.
+        unplaced: Nodes of no module, by provider and operator.
+        crossings: What crosses between providers, in the order of the graph.
+        reason: Why the provider took no node, in the words of its log; "" if it gave none.
+    """
+
+    file: Path
+    provider: str
+    recorded: bool
+    providers: Mapping[str, int]
+    modules: tuple[PlacedModule, ...]
+    unplaced: tuple[tuple[str, str, int], ...]
+    crossings: tuple[Crossing, ...]
+    reason: str = ""
+
+    @property
+    def node_count(self) -> int:
+        """Number of nodes, on whichever provider."""
+        return sum(self.providers.values())
+
+    @property
+    def fallen_back(self) -> tuple[PlacedModule, ...]:
+        """The modules with nodes of their own that another provider took."""
+        return tuple(one for one in self.modules if one.own.keys() - {self.provider})
+
+    @property
+    def crossing_bytes(self) -> int | None:
+        """Bytes of all that crosses; None if the size of one tensor is not known."""
+        sizes = [one.bytes for one in self.crossings if one.bytes is not None]
+        return sum(sizes) if len(sizes) == len(self.crossings) else None
+
+    def answer(self) -> str:
+        """One line: does the model run on the provider as a whole, and if not, what keeps it."""
+        taken = self.providers.get(self.provider, 0)
+        others = ", ".join(name for name in self.providers if name != self.provider)
+        count = f"{taken:,} of {self.node_count:,} nodes"
+        if taken == self.node_count:
+            return f"{self.provider} runs the whole model: {count}"
+        if not taken:
+            why = f" ({self.reason})" if self.reason else ""
+            return f"{self.provider} runs nothing: all {self.node_count:,} nodes run on {others}{why}"
+        rows = kinds((one.module, one) for one in self.fallen_back)
+        rows.sort(key=lambda row: -sum(map(self._elsewhere, row[1])))
+        named = [f"{path or '(root)'} ({_listed(_ops(kind))})" for path, kind in rows]
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        keeping = ", ".join(named[:_MOST_NAMED]) + more
+        keeping = keeping or _listed(Counter(op for _, op, _ in self._strange()))
+        return f"{self.provider} runs {count}; on {others}: {keeping}"
+
+    def _elsewhere(self, module: PlacedModule) -> int:
+        return sum(count for name, count in module.own.items() if name != self.provider)
+
+    def _strange(self) -> list[tuple[str, str, int]]:
+        return [row for row in self.unplaced if row[0] != self.provider]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The placement as JSON can carry it."""
+        return {
+            "file": str(self.file),
+            "provider": self.provider,
+            "answer": self.answer(),
+            "recorded": self.recorded,
+            "node_count": self.node_count,
+            "providers": [
+                {"provider": name, "node_count": count} for name, count in self.providers.items()
+            ],
+            "modules": [
+                {
+                    "module": one.module,
+                    "class": one.module_class,
+                    "depth": one.depth,
+                    "own_nodes": dict(one.own),
+                    "nodes": dict(one.total),
+                    "fell_back": bool(one.own.keys() - {self.provider}),
+                    "ops": dict(one.ops),
+                }
+                for one in self.modules
+            ],
+            "unplaced": [
+                {"provider": name, "op_type": op_type, "node_count": count}
+                for name, op_type, count in self.unplaced
+            ],
+            "crossing_count": len(self.crossings),
+            "crossing_bytes": self.crossing_bytes,
+            "crossings": [
+                {
+                    "tensor": one.tensor,
+                    "from": one.source,
+                    "to": one.target,
+                    "from_module": one.source_module,
+                    "to_modules": list(one.target_modules),
+                    "type": one.type,
+                    "bytes": one.bytes,
+                }
+                for one in self.crossings
+            ],
+        }
+
+
+def kinds(
+    rows: Iterable[tuple[str, PlacedModule]],
+) -> list[tuple[str, list[PlacedModule]]]:
+    """Rows of repeated modules together, by their path with `*` for the numbers."""
+    found: dict[str, list[tuple[str, PlacedModule]]] = defaultdict(list)
+    for path, row in rows:
+        starred = ".".join("*" if part.isdecimal() else part for part in path.split("."))
+        found[starred].append((path, row))
+    return [
+        (starred if len(kind) > 1 else kind[0][0], [row for _, row in kind])
+        for starred, kind in found.items()
+    ]
+
+
+def _ops(kind: Sequence[PlacedModule]) -> Counter[str]:
+    counted = Counter[str]()
+    for module in kind:
+        counted.update(module.ops)
+    return counted
+
+
+def _listed(ops: Counter[str]) -> str:
+    named = [f"{count:,} {name}" for name, count in ops.most_common(_MOST_NAMED)]
+    more = len(ops) - _MOST_NAMED
+    return ", ".join(named) + (f" and {more} more operators" if more > 0 else "")

@@ -1,0 +1,178 @@
+"""Providers that are packages of their own, beside ONNX Runtime: found, and their libraries loaded.
+
+Such a package has a function that gives the path of its library, and says what its providers
+are called. The packages on PyPI have either `get_library_path()` and `get_ep_names()`
+(onnxruntime-ep-webgpu, onnxruntime-ep-openvino) or `library_path()` and `EP_NAME`
+(onnxruntime-ggml). Whether one has them is read from its source; it is imported when its
+provider is asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError, first_line, onnxruntime_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_LIBRARY_FUNCTIONS = ("get_library_path", "library_path")
+_NAME_FUNCTIONS = ("get_ep_names", "get_ep_name")
+_NAME_CONSTANT = "EP_NAME"
+
+# A package of this kind is a provider, however it says its name.
+_PREFIX = "onnxruntime-ep-"
+
+_loaded: dict[str, set[str]] = {}
+"""The names of the providers of each library that this process has loaded, by its path."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed package that brings a provider.
+
+    Attributes:
+        package: Its name, as pip has it.
+        version: Its version.
+        module: What is imported of it.
+    """
+
+    package: str
+    version: str
+    module: str
+
+    def names(self) -> tuple[str, ...]:
+        """What its providers are called.
+
+        Raises:
+            ModelExportError: It cannot be imported.
+        """
+        module = self._imported()
+        for name in _NAME_FUNCTIONS:
+            function = getattr(module, name, None)
+            if function is not None:
+                found = function()
+                return (found,) if isinstance(found, str) else tuple(found)
+        constant = getattr(module, _NAME_CONSTANT, None)
+        if isinstance(constant, str):
+            return (constant,)
+        return (_normalized(self.package).removeprefix(_PREFIX).removeprefix("onnxruntime-"),)
+
+    def library(self) -> str:
+        """The path of its library.
+
+        Raises:
+            ModelExportError: It has none for this machine, or cannot be imported.
+        """
+        module = self._imported()
+        function = next(
+            found
+            for name in _LIBRARY_FUNCTIONS
+            if (found := getattr(module, name, None)) is not None
+        )
+        try:
+            return str(function())
+        except Exception as error:  # a package may raise anything
+            raise self._broken(error) from error
+
+    def _imported(self) -> Any:  # noqa: ANN401
+        try:
+            return importlib.import_module(self.module)
+        except Exception as error:  # a package may raise anything
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> ModelExportError:
+        return ModelExportError(
+            f"the package {self.package} {self.version} does not work here "
+            f"({first_line(error)}): install it again, or a version for this machine"
+        )
+
+
+def installed_plugins() -> list[Plugin]:
+    """The packages of providers in this environment, by name. None of them is imported."""
+    found: dict[str, Plugin] = {}
+    for distribution in metadata.distributions():
+        name = _normalized(distribution.metadata["Name"] or "")
+        if not name.startswith("onnxruntime-"):
+            continue
+        for module in _modules(distribution, name):
+            if module not in found and _is_plugin(module, name):
+                found[module] = Plugin(name, distribution.version, module)
+    return sorted(found.values(), key=lambda plugin: plugin.package)
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _modules(distribution: metadata.Distribution, name: str) -> Iterable[str]:
+    """The packages that a distribution has installed; by its name, if it does not list them."""
+    files = distribution.files or ()
+    roots = [path.parts[0] for path in files if path.parts[1:] == ("__init__.py",)]
+    return roots or [name.replace("-", "_")]
+
+
+def _is_plugin(module: str, package: str) -> bool:
+    """Whether a package's source says that it brings a provider. onnxruntime itself does not."""
+    if module == "onnxruntime":
+        return False
+    try:
+        spec = importlib.util.find_spec(module)
+        tree = ast.parse(Path(spec.origin or "").read_bytes()) if spec is not None else None
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return False
+    if tree is None:
+        return False
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
+    names = functions | {target.id for target in targets if isinstance(target, ast.Name)}
+    is_named = package.startswith(_PREFIX) or not names.isdisjoint((*_NAME_FUNCTIONS, _NAME_CONSTANT))
+    return is_named and not functions.isdisjoint(_LIBRARY_FUNCTIONS)
+
+
+def devices_of(name: str, library: str) -> list[Any]:
+    """What a provider of a library runs on here. Loads the library, once in a process.
+
+    Args:
+        name: The provider's name.
+        library: The path of the library that has it.
+
+    Raises:
+        ModelExportError: This ONNX Runtime takes no such libraries, the library cannot be
+            loaded or has no such provider, or it has no device on this machine.
+    """
+    import onnxruntime as ort
+
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise ModelExportError(
+            f"onnxruntime {ort.__version__} takes no providers that are packages of their own: "
+            "install onnxruntime 1.23 or newer"
+        )
+    if library not in _loaded:
+        before = {device.ep_name for device in ort.get_ep_devices()}
+        try:
+            ort.register_execution_provider_library(name, library)
+        except Exception as error:
+            raise ModelExportError(
+                f"ONNX Runtime {ort.__version__} cannot load {library}, the library of {name}: "
+                f"{onnxruntime_line(error)}"
+            ) from error
+        _loaded[library] = {device.ep_name for device in ort.get_ep_devices()} - before
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    if devices:
+        return devices
+    others = sorted(_loaded[library])
+    if others:
+        raise ModelExportError(
+            f"{library} has the provider {', '.join(others)}, not {name}: give "
+            f"--provider {others[0]} --provider-library {others[0]}={library}"
+        )
+    raise ModelExportError(f"{name} ({library}) has no device on this machine that it can use")

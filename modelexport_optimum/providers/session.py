@@ -1,0 +1,106 @@
+"""A session of ONNX Runtime on a provider: the one place that makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.providers.choice import CPU
+from modelexport_optimum.providers.plugins import devices_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import onnxruntime
+
+    from modelexport_optimum.providers.choice import Provider
+
+# ONNX Runtime 1.24 and newer: it keeps which provider took which nodes (an older one ignores it).
+_RECORD = "session.record_ep_graph_assignment_info"
+
+# The end of a kernel's name in ONNX Runtime's profile.
+_KERNEL = "_kernel_time"
+
+
+@dataclass(frozen=True, slots=True)
+class AssignedNode:
+    """A node that a provider took.
+
+    Attributes:
+        provider: The provider's name.
+        name: The node's name; may be "".
+        op_type: Its operator.
+    """
+
+    provider: str
+    name: str
+    op_type: str
+
+
+def record_assignment(options: onnxruntime.SessionOptions) -> None:
+    """Has a session keep which provider took which nodes."""
+    options.add_session_config_entry(_RECORD, "1")
+
+
+def add_plugin(options: onnxruntime.SessionOptions, provider: Provider) -> None:
+    """Puts a provider that is not built in on the options of a session that will be made.
+
+    The session must then be made without a list of providers.
+
+    Raises:
+        ModelExportError: Its library cannot be loaded, or it has no device here.
+    """
+    assert provider.library is not None
+    options.add_provider_for_devices(
+        devices_of(provider.name, provider.library), dict(provider.options)
+    )
+
+
+def open_session(
+    model: str | bytes, provider: Provider, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    """Makes a session on a provider, which leaves to the CPU what it does not take.
+
+    Args:
+        model: The path of a model, or the model.
+        provider: The provider.
+        options: Options of the session; a plugin is added to them.
+
+    Raises:
+        ModelExportError: The provider's library cannot be loaded.
+        Exception: ONNX Runtime raises anything about a model.
+    """
+    import onnxruntime as ort
+
+    if provider.library is not None:
+        add_plugin(options, provider)
+        return ort.InferenceSession(model, options)
+    providers: list[Any] = [(provider.name, dict(provider.options))]
+    if provider.name != CPU:
+        providers.append(CPU)
+    return ort.InferenceSession(model, options, providers=providers)
+
+
+def assigned_nodes(session: onnxruntime.InferenceSession) -> tuple[AssignedNode, ...]:
+    """The nodes that each provider took, as ONNX Runtime has kept it; none if it is too old."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return ()
+    return tuple(
+        AssignedNode(part.ep_name, node.name, node.op_type)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    )
+
+
+def nodes_that_ran(events: Iterable[Mapping[str, Any]]) -> tuple[AssignedNode, ...]:
+    """The nodes that ran, by ONNX Runtime's profile. What a provider compiled is one."""
+    ran = {}
+    for event in events:
+        arguments = event.get("args", {})
+        name = event["name"]
+        if event.get("cat") == "Node" and name.endswith(_KERNEL) and arguments.get("provider"):
+            node = AssignedNode(
+                arguments["provider"], name.removesuffix(_KERNEL), arguments["op_name"]
+            )
+            ran[name, arguments.get("node_index"), node.provider] = node
+    return tuple(ran.values())
