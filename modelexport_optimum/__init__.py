@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.view import view
     from modelexport_optimum.tagging.htp import NodeTag, read_hierarchy, strip, tag
     from modelexport_optimum.tagging.tag_report import TagReport
-    from modelexport_optimum.verifying.verify import VerifyReport, verify
+    from modelexport_optimum.verify_run import verify
+    from modelexport_optimum.verifying.verify import VerifyReport
 
 __all__ = [
     "BatchResult",
@@ -73,7 +74,7 @@ _MODULE_OF = {
     "report": "hierarchy.report",
     "strip": "tagging.htp",
     "tag": "tagging.htp",
-    "verify": "verifying.verify",
+    "verify": "verify_run",
     "view": "hierarchy.view",
 }
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.recorded_run import RecordedRun
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.hierarchy.tapped_run import Arrays
+    from modelexport_optimum.providers.choice import Settings
 
 
 def compare(
@@ -35,6 +36,8 @@ def compare(
     model: Any = None,  # noqa: ANN401
     task: str | None = None,
     provider: str = "cpu",
+    provider_options: Settings = None,
+    provider_libraries: Settings = None,
     tolerance: float | None = None,
     samples: int = 1,
     text: str | None = None,
@@ -56,6 +59,8 @@ def compare(
             default the source that the export records.
         task: Optimum's name of the task that was exported; by default what config.json says.
         provider: Execution provider of the side that is compared.
+        provider_options: Options of it, by name.
+        provider_libraries: Path of its library by its name, if no installed package has it.
         tolerance: Largest relative difference that is none; by default the one of the
             narrowest type that either side computes in.
         samples: Number of samples that both sides are run on.
@@ -76,19 +81,19 @@ def compare(
         ModelExportError: A file is not tagged, or one side cannot be run.
     """
     from modelexport_optimum.hierarchy import compare as comparing
-    from modelexport_optimum.hierarchy.profile import provider_named
+    from modelexport_optimum.providers.choice import CPU, choose_provider
 
     if samples < 1:
         raise UsageError(f"--samples {samples}: give 1 or more")
     if other is not None and model is not None:
         raise UsageError("give another export or --model, not both: one side is the reference")
     first = Path(reference)
-    chosen = provider_named(provider)
+    chosen = choose_provider(provider, options=provider_options, libraries=provider_libraries)
     if other is not None:
         names = str(first), str(other)
         pairs = comparing.export_pairs(first, Path(other))
-    elif chosen != "CPUExecutionProvider":
-        names = f"{first} on the CPU", f"{first} on {chosen}"
+    elif chosen.name != CPU:
+        names = f"{first} on the CPU", f"{first} on {chosen.name}"
         pairs = comparing.export_pairs(first, first)
     else:
         source = _recorded_source(first) if model is None else model

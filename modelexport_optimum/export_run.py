@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from modelexport_optimum.exporting.optimum_export import ComparisonWithPyTorch, ConvertedModel
+    from modelexport_optimum.providers.choice import Settings
     from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.verifying.verify import VerifyReport
 
@@ -86,6 +87,8 @@ def export(
     overwrite: bool = False,
     preprocessors: Any = None,  # noqa: ANN401
     providers: Sequence[str] | None = None,
+    provider_options: Settings = None,
+    provider_libraries: Settings = None,
     progress: Progress | None = None,
     before_publish: Callable[[ExportResult, Path], None] | None = None,
     **options: Any,  # noqa: ANN401
@@ -103,6 +106,9 @@ def export(
         overwrite: replace an export that is there.
         preprocessors: the tokenizer or processor, or several, of a model in memory.
         providers: the execution providers to check; by default CPU, CUDA and TensorRT.
+        provider_options: options of the one provider besides the CPU's, by name.
+        provider_libraries: paths of the libraries of providers that no installed package has,
+            by the providers' names.
         progress: called at the beginning and at the end of each stage.
         before_publish: called when all is done but the rename, with the result and the
             directory that will be renamed to the output.
@@ -134,10 +140,9 @@ def export(
         # Another run may have published since, or while this one waited for its turn.
         check_output(path, directory, overwrite=overwrite)
         from modelexport_optimum.tagging import htp
-        from modelexport_optimum.verifying.providers import provider_names
-        from modelexport_optimum.verifying.verify import DEFAULT_PROVIDERS, verify
+        from modelexport_optimum.verifying.verify import chosen_providers, verify
 
-        provider_names(providers or DEFAULT_PROVIDERS)
+        chosen_providers(providers, provider_options, provider_libraries)
         optimum_export.check_options(task, options, in_memory=source is None)
         how = staging, task, options, stages.begin
         if source is None:
@@ -156,6 +161,8 @@ def export(
         verification = verify(
             staging,
             providers=providers,
+            provider_options=provider_options,
+            provider_libraries=provider_libraries,
             task=None if exported.task == "auto" else exported.task,
             library=exported.library,
             model=exported.model,

@@ -19,8 +19,18 @@ PAGE = REPOSITORY / "docs" / "design.md"
 PACKAGE = "modelexport_optimum"
 
 ROOMS = (
-    *("cli", "batches", "export_run", "compare_run", "exporting", "verifying", "hierarchy"),
-    *("tagging", "own_code", "onnx_file", "system", "errors"),
+    *("cli", "batches", "export_run", "compare_run", "verify_run"),
+    *(
+        "exporting",
+        "verifying",
+        "hierarchy",
+        "tagging",
+        "providers",
+        "own_code",
+        "onnx_file",
+        "system",
+        "errors",
+    ),
 )
 """From the top floor down, as the contract in pyproject.toml has them."""
 
@@ -32,7 +42,7 @@ PASSED_ON = {
     "check_output": ("exporting", "the output's name", "its path, if it may be written"),
     "staging_directory": ("exporting", "the output's path", "an empty directory beside it"),
     "optimum_imported": ("exporting", "", "PyTorch, transformers and Optimum in memory"),
-    "provider_names": ("verifying", "--provider", "ONNX Runtime's names"),
+    "chosen_providers": ("verifying", "--provider", "the execution providers"),
     "check_options": ("exporting", "task and options", "an error, or nothing"),
     "export_model": ("exporting", "a model in memory", ".onnx files, trees, recorded calls"),
     "export_source": ("exporting", "a model on disk", ".onnx files, trees, recorded calls"),

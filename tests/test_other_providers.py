@@ -26,6 +26,7 @@ from modelexport_optimum.verifying.verify import verify
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from modelexport_optimum.providers.choice import Provider
     from modelexport_optimum.verifying.provider_process import Outcome
     from modelexport_optimum.verifying.providers import ProviderResult
     from modelexport_optimum.verifying.running import RunPlan
@@ -189,7 +190,7 @@ def test_a_weight_that_one_provider_has_otherwise_is_found(
     changed = shutil.copytree(exported(name), tmp_path / name)
     _change_a_weight(changed / file)
 
-    def run_on_the_copy(plan: RunPlan, provider: str, seconds: float) -> Outcome:
+    def run_on_the_copy(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
         return run_in_child(replace(plan, directory=changed), provider, seconds)
 
     monkeypatch.setattr(providers, "run_in_child", run_on_the_copy)

@@ -19,12 +19,13 @@ import torch
 
 from modelexport_optimum.errors import onnxruntime_line
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.verifying import provider_process, providers, verify
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.ort_messages import named_node, tag_of
 from modelexport_optimum.verifying.providers import make_plan
-from modelexport_optimum.verifying.running import CPU, RunPlan, run, run_reference
+from modelexport_optimum.verifying.running import RunPlan, run, run_reference
 from modelexport_optimum.verifying.tolerances import compare, computed_in
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def test_no_position_is_masked_or_padding(exported: Exported, name: str) -> None
 
 def test_two_runs_give_the_same_bits(exported: Exported) -> None:
     plan = plan_of(exported("t5"))
-    first, second = run(plan, CPU), run(plan, CPU)
+    first, second = run(plan, Provider(CPU)), run(plan, Provider(CPU))
     assert first.complete
     assert first.outputs.keys() == second.outputs.keys()
     for name, value in first.outputs.items():
@@ -233,7 +234,7 @@ def test_without_forks_a_server_does_one_run(
     monkeypatch.setattr(provider_process, "_waiting", [])
     monkeypatch.setattr(provider_process, "_FORKS", False)
     plan = plan_of(exported("bert"))
-    assert provider_process.run_in_child(plan, AZURE, 60).run.complete
+    assert provider_process.run_in_child(plan, Provider(AZURE), 60).run.complete
     assert provider_process._waiting == []
 
 
@@ -242,18 +243,18 @@ def test_a_server_that_cannot_start_says_why(
 ) -> None:
     monkeypatch.setattr(provider_process, "_waiting", [])
     monkeypatch.setattr(provider_process, "_program", lambda _: "raise OSError('no more memory')")
-    outcome = provider_process.run_in_child(plan_of(exported("bert")), AZURE, 60)
+    outcome = provider_process.run_in_child(plan_of(exported("bert")), Provider(AZURE), 60)
     assert outcome.run.error == "its process did not start: OSError: no more memory"
 
 
 @needs_another
 def test_a_server_that_is_gone_is_replaced_and_ends_with_who_started_it(exported: Exported) -> None:
     plan = plan_of(exported("bert"))
-    provider_process.run_in_child(plan, AZURE, 60)
+    provider_process.run_in_child(plan, Provider(AZURE), 60)
     (gone,) = provider_process._waiting
     gone._process.send_signal(signal.SIGKILL)
     gone._process.wait()
-    assert provider_process.run_in_child(plan, AZURE, 60).run.complete
+    assert provider_process.run_in_child(plan, Provider(AZURE), 60).run.complete
     server = provider_process._waiting.pop()
     assert server is not gone
     server._pipe.close()

@@ -161,7 +161,8 @@ def test_batch(show: Callable[..., list[str]], width: int) -> None:
 
 
 def verification() -> Any:
-    from modelexport_optimum.verifying.providers import INSTALL, ProviderResult
+    from modelexport_optimum.providers.needs import INSTALL
+    from modelexport_optimum.verifying.providers import ProviderResult
     from modelexport_optimum.verifying.verify import Check, VerifyReport
 
     cuda = "CUDAExecutionProvider"
@@ -174,7 +175,7 @@ def verification() -> Any:
 
 
 def assert_checks_are_shown(lines: list[str], width: int) -> None:
-    from modelexport_optimum.verifying.providers import INSTALL
+    from modelexport_optimum.providers.needs import INSTALL
 
     rows = rows_below(lines, "check ", width)
     failed = next(number for number, row in enumerate(rows) if row.startswith("CPUExecution"))

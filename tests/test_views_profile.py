@@ -342,7 +342,7 @@ def test_command_prints_one_json_document(tagged: Callable[[str], Path]) -> None
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--provider", "quantum"], 2, "has no execution provider quantum"),
+        (["--provider", "quantum"], 2, "provider 'quantum' is not known to ONNX Runtime"),
         (["--sequence-length", "2000"], 1, "give sizes that the model takes"),
         (["--inputs", "missing.npz"], 2, "cannot read missing.npz"),
         (["--inputs", __file__], 2, "as a .npz file"),

@@ -77,8 +77,7 @@ def read_manifest(
         given = _values(defaults, _OF_ALL_LINES)
     except _LineError as error:
         raise UsageError(str(error)) from error
-    if given.get("providers"):
-        _check_providers(given["providers"])
+    _check_providers(given)
     as_json = name.lower().endswith(".jsonl")
     if os.fspath(path) == "-":
         as_json = content.lstrip().startswith(b"{")
@@ -295,8 +294,7 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
     arguments = instance_of(ExportOptions, values).arguments()
     check_task(arguments["task"])
     check_conflicts(arguments["task"], arguments)
-    if arguments["providers"]:
-        _check_providers(arguments["providers"])
+    _check_providers(arguments)
 
     # Another process of the batch may have another current directory.
     model = _expanded(model)
@@ -330,10 +328,14 @@ def _check_characters(words: Iterable[str]) -> None:
             raise _LineError("half of a character is missing (a lone surrogate)") from error
 
 
-def _check_providers(names: list[str]) -> None:
-    from modelexport_optimum.verifying.providers import provider_names
+def _check_providers(arguments: Mapping[str, Any]) -> None:
+    given = [
+        arguments.get(name) for name in ("providers", "provider_options", "provider_libraries")
+    ]
+    if any(given):
+        from modelexport_optimum.verifying.verify import chosen_providers
 
-    provider_names(names)
+        chosen_providers(*given)
 
 
 def _no_such(name: str, known: Iterable[str]) -> str:

@@ -67,6 +67,7 @@ def print_comparison(
     """
     print_line((found.other, "bold"), " against ", (found.reference, "bold"))
     print_line(*_verdict(found))
+    _print_fallen_back(found)
     for path in found.culprits[:_MOST_CULPRITS]:
         own = max(m.own_relative or 0.0 for m in found.modules if m.path == path)
         print_line("  ", (path or "(root)", "bold red"), f"  own {_figure(own)}")
@@ -92,6 +93,20 @@ def print_comparison(
         "the module is given the reference's tensors. Modules are compared without fusions.",
         style=DIM,
     )
+
+
+def _print_fallen_back(found: Comparison) -> None:
+    """Say which files' figures are the CPU's, since the provider took none or few nodes."""
+    for name in found.skipped:
+        print_line(
+            f"{name}: the provider takes no node of it, so it runs on the CPU and is not compared",
+            style="yellow",
+        )
+    files = {row.file: (row.provider_nodes, row.nodes) for row in found.outputs}
+    for file, (taken, nodes) in files.items():
+        if taken is not None and nodes is not None and taken < nodes:
+            where = f"{file}: of {counted(nodes, 'node')} the provider took {taken:,}"
+            print_line(f"{where}; the others ran on the CPU", style="yellow")
 
 
 def _verdict(found: Comparison) -> Iterator[tuple[str, str]]:

@@ -21,10 +21,10 @@ def complete_task(incomplete: str) -> list[str]:
 
 
 def complete_provider(incomplete: str) -> list[str]:
-    """The execution providers that ONNX Runtime knows, by their short names."""
-    from onnxruntime import get_all_providers
+    """The execution providers that ONNX Runtime and packages know, by their short names."""
+    from modelexport_optimum.providers.choice import known_provider_names
 
-    names = [name.removesuffix("ExecutionProvider").lower() for name in get_all_providers()]
+    names = [name.removesuffix("ExecutionProvider").lower() for name in known_provider_names()]
     return sorted(name for name in names if name.startswith(incomplete.lower()))
 
 

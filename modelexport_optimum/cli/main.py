@@ -15,8 +15,11 @@ from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.cli import compare_command, printing, run_tables, view_commands
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
+    Depth,
     Json,
     Legend,
+    ProviderLibraries,
+    ProviderOptions,
     Providers,
     Trust,
     Verbose,
@@ -30,6 +33,7 @@ from modelexport_optimum.cli.program import (
     Commands,
     saying_what_was_kept,
 )
+from modelexport_optimum.errors import UsageError
 from modelexport_optimum.exporting.options import ExportOptions, ModelAndOutput, instance_of
 from modelexport_optimum.system.version import __version__
 
@@ -238,8 +242,20 @@ def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
 
 @app.command()
 def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An exported directory.")],
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="An exported directory.")
+    ] = None,
     providers: Providers = None,
+    provider_options: ProviderOptions = None,
+    provider_libraries: ProviderLibraries = None,
+    by_module: Annotated[
+        bool, option("--by-module", "Say which module's nodes each provider took.")
+    ] = False,
+    depth: Depth = None,
+    list_providers: Annotated[
+        bool,
+        option("--list-providers", "List the providers of this machine, and check nothing."),
+    ] = False,
     task: Annotated[
         str | None,
         option(
@@ -261,16 +277,24 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Check the config against the graphs, and run the model on each execution provider."""
+    if list_providers:
+        _list_providers(provider_libraries, as_json=as_json)
+        return
     kept = "nothing was changed; the same command starts again"
     with (
         saying_what_was_kept(kept),
         printing.command("check", as_json=as_json, verbose=verbose),
     ):
-        from modelexport_optimum.verifying.verify import verify as run
+        if directory is None:
+            raise UsageError("Missing argument 'DIR': give an exported directory")
+        from modelexport_optimum.verify_run import verify as run
 
         report = run(
             directory,
             providers=providers,
+            provider_options=provider_options,
+            provider_libraries=provider_libraries,
+            by_module=by_module,
             task=task,
             model=model,
             trust_remote_code=trust_remote_code,
@@ -278,8 +302,22 @@ def verify(
     if as_json:
         printing.print_json(report.to_dict())
     else:
-        run_tables.print_verification(report)
+        run_tables.print_verification(report, depth=depth)
     printing.finish(0 if report.ok else 3)
+
+
+def _list_providers(libraries: list[str] | None, *, as_json: bool) -> None:
+    from modelexport_optimum.cli import provider_tables
+
+    with printing.exit_on_error(as_json=as_json), printing.quiet():
+        from modelexport_optimum.providers.listing import list_providers
+
+        found = list_providers(libraries=libraries)
+    if as_json:
+        printing.print_json({"ok": True, **found.to_dict()})
+    else:
+        provider_tables.print_providers(found)
+    printing.finish()
 
 
 view_commands.register(app)

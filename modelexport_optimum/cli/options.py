@@ -73,7 +73,10 @@ def _read_size(text: str) -> tuple[str, int]:
 
 
 Trust = Annotated[bool, typer_option(options_of(ExportOptions)["trust_remote_code"])]
-Providers = Annotated[list[str] | None, typer_option(options_of(ExportOptions)["providers"])]
+_OPTIONS = options_of(ExportOptions)
+Providers = Annotated[list[str] | None, typer_option(_OPTIONS["providers"])]
+ProviderOptions = Annotated[list[str] | None, typer_option(_OPTIONS["provider_options"])]
+ProviderLibraries = Annotated[list[str] | None, typer_option(_OPTIONS["provider_libraries"])]
 Json = Annotated[bool, option("--json", "One JSON document on stdout, nothing else there.")]
 Legend = Annotated[bool, option("--legend", "Say what the columns and their values mean.")]
 Verbose = Annotated[

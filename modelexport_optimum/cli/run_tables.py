@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
+from modelexport_optimum.cli.provider_tables import print_placement
 from modelexport_optimum.cli.tables import (
     DIM,
     EVIDENCE_LEGEND,
@@ -151,9 +152,17 @@ def print_stripped(changed: Sequence[Path]) -> None:
         print_line("nothing to strip: there are no tags")
 
 
-def print_verification(report: VerifyReport) -> None:
-    """Print the result of each check and each provider."""
+def print_verification(report: VerifyReport, *, depth: int | None = None) -> None:
+    """Print the result of each check and each provider.
+
+    Args:
+        report: what was checked.
+        depth: levels of modules to show, where it is said which provider took what.
+    """
     print_table(_CHECK_COLUMNS, _check_rows(report))
+    for placement in report.placements:
+        print_blank()
+        print_placement(placement, depth=depth)
     _print_installs(report)
 
 

@@ -28,6 +28,8 @@ from modelexport_optimum.cli.options import (
     Modules,
     Overwrite,
     Provider,
+    ProviderLibraries,
+    ProviderOptions,
     SequenceLength,
     Sizes,
     TaggedExport,
@@ -152,6 +154,8 @@ def extract(
 def profile(
     path: TaggedExport,
     provider: Provider = "cpu",
+    provider_options: ProviderOptions = None,
+    provider_libraries: ProviderLibraries = None,
     iterations: Annotated[
         int, typer.Option("--iterations", min=1, help="Runs to measure, after three to warm up.")
     ] = 20,
@@ -168,15 +172,18 @@ def profile(
     with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.profile import profile as run
 
-        found = run(
-            path,
-            provider=provider,
-            iterations=iterations,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            sizes=dict(sizes or ()),
-            inputs=inputs,
-        )
+        with printing.quiet():
+            found = run(
+                path,
+                provider=provider,
+                provider_options=provider_options,
+                provider_libraries=provider_libraries,
+                iterations=iterations,
+                batch_size=batch_size,
+                sequence_length=sequence_length,
+                sizes=dict(sizes or ()),
+                inputs=inputs,
+            )
     if as_json:
         printing.print_json({"ok": True, **found.to_dict()})
     else:

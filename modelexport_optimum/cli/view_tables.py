@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
+from modelexport_optimum.cli.provider_tables import print_placement
 from modelexport_optimum.cli.tables import (
     DIM,
     EVIDENCE_LEGEND,
@@ -297,6 +298,9 @@ def print_profile(profile: FileProfile, *, depth: int | None) -> None:
         profile: what `profile` found in the file.
         depth: levels of modules to show; by default all.
     """
+    if profile.placement is not None:
+        print_placement(profile.placement, depth=depth)
+        print_blank()
     print_line(
         (str(profile.file), "bold"),
         f"  {profile.milliseconds(profile.runs):,.3f} ms a run, "

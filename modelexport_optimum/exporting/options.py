@@ -242,6 +242,17 @@ class ExportOptions:
         "be repeated. By default these three; one that is named must be available.",
         metavar="NAME",
     )
+    provider_options: list[str] | None = option(
+        "--provider-option",
+        "Option of the provider that is named besides cpu; may be repeated.",
+        metavar="KEY=VALUE",
+    )
+    provider_libraries: list[str] | None = option(
+        "--provider-library",
+        "Library of a provider that neither ONNX Runtime nor an installed package has; may be "
+        "repeated.",
+        metavar="NAME=PATH",
+    )
     revision: str = _hub_option("--revision", "Branch, tag or commit on the Hub.", default="main")
     subfolder: str = _hub_option("--subfolder", "Folder that the model is in.", default="")
     cache_dir: str | None = _hub_option(

@@ -14,9 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
+from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy import run_inputs
 from modelexport_optimum.hierarchy.boundary_match import match
 from modelexport_optimum.hierarchy.comparison import (
@@ -28,22 +26,24 @@ from modelexport_optimum.hierarchy.comparison import (
     tolerance_of,
     worst,
 )
+from modelexport_optimum.hierarchy.deployed_outputs import deployed_outputs, took_nothing
 from modelexport_optimum.hierarchy.flat_graph import branches, flatten
 from modelexport_optimum.hierarchy.recorded_run import record_graph
 from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
 from modelexport_optimum.onnx_file.find import onnx_files
+from modelexport_optimum.providers.choice import CPU, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+
     from modelexport_optimum.hierarchy.boundary_match import MatchedCall
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
     from modelexport_optimum.hierarchy.recorded_run import RecordedRun
     from modelexport_optimum.hierarchy.tapped_run import Arrays
-
-_CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class ExportReference:
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
         """Runs the file."""
         graph = flatten(self.file, dict(branch))
-        return record_graph(graph, TappedRun(graph, [_CPU]), feeds)
+        return record_graph(graph, TappedRun(graph), feeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def compare_files(
     *,
     reference: str,
     other: str,
-    provider: str = _CPU,
+    provider: Provider | None = None,
     tolerance: float,
 ) -> Comparison:
     """Compares files with what they are to be compared to.
@@ -124,19 +124,30 @@ def compare_files(
         samples: What both sides are run on.
         reference: The reference, in words.
         other: The other side, in words.
-        provider: Execution provider of the other side.
+        provider: Execution provider of the other side; by default the CPU's.
         tolerance: Largest relative difference that is none.
+
+    Raises:
+        ModelExportError: ONNX Runtime cannot run a side, or the provider took nothing.
     """
+    on = provider or Provider(CPU)
+    skipped = [pair for pair in pairs if took_nothing(pair.file.path, on)]
+    if len(skipped) == len(pairs):
+        raise ModelExportError(
+            f"{on.name} takes no node of {', '.join(pair.name for pair in pairs)}: there is "
+            "nothing to compare: "
+            f"verify --by-module --provider {on.name} says why"
+        )
     rows: list[ModuleComparison] = []
     outputs: list[OutputComparison] = []
     culprits: dict[str, float] = {}
-    for pair in pairs:
+    for pair in (pair for pair in pairs if pair not in skipped):
         for branch in branches(pair.file):
             chosen = ", ".join(f"{key}={value}".lower() for key, value in branch.items())
             label = f"{pair.name} ({chosen})" if branch else pair.name
             graph = flatten(pair.file, branch)
             found = [
-                _compare_sample(pair, graph, label, samples, seed, provider)
+                _compare_sample(pair, graph, label, samples, seed, on)
                 for seed in range(samples.samples)
             ]
             merged = [_merged_modules(calls) for calls in zip(*(f[0] for f in found), strict=True)]
@@ -151,6 +162,7 @@ def compare_files(
         culprits=tuple(sorted(culprits, key=lambda path: -culprits[path])),
         modules=tuple(rows),
         outputs=tuple(outputs),
+        skipped=tuple(pair.name for pair in skipped),
     )
 
 
@@ -160,18 +172,18 @@ def _compare_sample(
     label: str,
     samples: SampleOptions,
     seed: int,
-    provider: str,
+    provider: Provider,
 ) -> tuple[list[ModuleComparison], list[OutputComparison]]:
     """Compares one graph on one sample of inputs."""
     feeds = _feeds(pair, graph, samples, seed)
-    run = TappedRun(graph, [provider, _CPU] if provider != _CPU else [_CPU])
+    run = TappedRun(graph, provider)
     recorded = pair.reference.record(graph.branch, feeds)
     ours = record_graph(graph, run, feeds)
     with recorded.values, ours.values:
         matched = match(recorded, graph, ours.values)
         own = _own_differences(matched, recorded, ours, graph, run, feeds)
         rows = [_row(entry, recorded, ours, own, label) for entry in matched]
-        deployed = _deployed(pair, graph, recorded, ours, feeds, provider, label)
+        deployed = deployed_outputs(pair.file.path, graph, recorded, ours, feeds, provider, label)
     called = {call.path for call in recorded.calls}
     rows += [
         ModuleComparison(
@@ -293,63 +305,6 @@ def _row(
         matched=True,
         reason=entry.reason,
     )
-
-
-def _deployed(
-    pair: FilePair,
-    graph: FlatGraph,
-    recorded: RecordedRun,
-    ours: RecordedRun,
-    feeds: Arrays,
-    provider: str,
-    label: str,
-) -> list[OutputComparison]:
-    """Compares the outputs of the file as it is deployed, with all optimizations."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    given = {**feeds, **{name: np.array([value]) for name, value in graph.branch.items()}}
-    try:
-        session = ort.InferenceSession(str(pair.file.path), options, providers=[provider, _CPU])
-        asked = {value.name for value in session.get_inputs()}
-        missing = asked - given.keys()
-        if missing:
-            given |= _unread(session, missing)
-        names = [value.name for value in session.get_outputs() if value.name in recorded.outputs]
-        values = session.run(names, {name: given[name] for name in asked}) if names else []
-    except Exception as error:
-        raise ModelExportError(
-            f"ONNX Runtime cannot run {pair.file.path}: {onnxruntime_line(error)}"
-        ) from error
-    rows = []
-    for name, value in zip(names, values, strict=True):
-        theirs = recorded.outputs[name]
-        if theirs.shape != value.shape:
-            continue
-        unfused = ours.outputs.get(name)
-        rows.append(
-            OutputComparison(
-                label,
-                name,
-                difference(theirs, value).relative,
-                None if unfused is None else difference(theirs, unfused).relative,
-            )
-        )
-    return rows
-
-
-def _unread(session: Any, names: set[str]) -> Arrays:  # noqa: ANN401
-    """Arrays without elements for inputs that the chosen branch does not read."""
-    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    return {
-        value.name: np.zeros(
-            [dim if isinstance(dim, int) else 1 for dim in value.shape],
-            dtypes.get(value.type, np.int64),
-        )
-        for value in session.get_inputs()
-        if value.name in names
-    }
 
 
 def _merged_modules(rows: Sequence[ModuleComparison]) -> ModuleComparison:

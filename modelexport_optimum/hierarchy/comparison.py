@@ -111,12 +111,17 @@ class OutputComparison(Displayed):
         name: The output's name.
         relative: Relative difference with all of ONNX Runtime's optimizations.
         unfused: The same without any, as the modules are compared.
+        provider_nodes: How many nodes of the file the provider took; None if ONNX Runtime is
+            too old to tell.
+        nodes: Of how many.
     """
 
     file: str
     name: str
     relative: float
     unfused: float | None
+    provider_nodes: int | None = None
+    nodes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON can carry it."""
@@ -125,6 +130,8 @@ class OutputComparison(Displayed):
             "name": self.name,
             "relative": _finite(self.relative),
             "unfused": _finite(self.unfused),
+            "provider_node_count": self.provider_nodes,
+            "node_count": self.nodes,
         }
 
 
@@ -139,6 +146,8 @@ class Comparison(Displayed):
         culprits: Paths of the deepest modules whose own difference is larger, worst first.
         modules: The calls of modules, file by file, in the order in which they ran.
         outputs: The outputs of the graphs as they are deployed.
+        skipped: Files of which the other side's provider takes no node: they would run on the
+            CPU, and are not compared.
     """
 
     reference: str
@@ -147,6 +156,7 @@ class Comparison(Displayed):
     culprits: tuple[str, ...]
     modules: tuple[ModuleComparison, ...]
     outputs: tuple[OutputComparison, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -191,6 +201,7 @@ class Comparison(Displayed):
             "culprits": list(self.culprits),
             "modules": [module.to_dict() for module in self.modules],
             "outputs": [output.to_dict() for output in self.outputs],
+            "skipped": list(self.skipped),
         }
 
 

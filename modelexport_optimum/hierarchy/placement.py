@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
-    from modelexport_optimum.providers.session import AssignedNode
+    from modelexport_optimum.providers.session import AssignedNode, Assignment
 
     _Made: TypeAlias = tuple[Node, str]
     """The node that makes a value, and the provider that took it."""
@@ -39,41 +39,33 @@ _BUILT, _WEIGHTS, _SEEN = "built.onnx", "weights", "seen.onnx"
 
 
 def place_nodes(
-    file: TaggedFile,
-    provider: str,
-    assigned: Sequence[AssignedNode],
-    feeds: Mapping[str, np.ndarray],
-    *,
-    recorded: bool,
-    reason: str = "",
+    file: TaggedFile, assignment: Assignment, feeds: Mapping[str, np.ndarray]
 ) -> Placement:
     """Say which provider took the nodes of which module.
 
     Args:
         file: The tagged file.
-        provider: The provider that was asked for.
-        assigned: The nodes that each provider took, or ran.
+        assignment: The nodes that each provider took, or ran.
         feeds: Inputs of the graph, to know the size of what crosses; may be empty.
-        recorded: Whether the nodes are ONNX Runtime's record of all nodes.
-        reason: Why the provider took none, if it did.
     """
+    provider = assignment.provider
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
         built = _built(file.path, Path(scratch))
-        found = _Found(file, built, assigned)
+        found = _Found(file, built, assignment.nodes)
         crossings = list(found.crossings.values())
         seen = {one.tensor for one in crossings} & found.visible
         sizes = _sizes(Path(scratch), seen, feeds) if built is not None and seen else {}
-    counted = Counter(node.provider for node in assigned)
+    counted = found.counted
     order = sorted(counted, key=lambda name: (name != provider, -counted[name]))
     return Placement(
         file=file.path,
         provider=provider,
-        recorded=recorded,
+        recorded=assignment.recorded,
         providers={name: counted[name] for name in order},
         modules=tuple(found.rows(file.root, provider)),
         unplaced=tuple((*key, count) for key, count in found.unplaced.most_common()),
         crossings=tuple(one.crossing(sizes) for one in crossings),
-        reason=reason,
+        reason=assignment.reason,
     )
 
 
@@ -102,7 +94,8 @@ class _Found:
     """The nodes of the graph that was built, each with its module and its provider.
 
     Attributes:
-        own: Number of nodes by module path and provider.
+        counted: Number of nodes by provider.
+        own: The same by module path and provider.
         total: The same with those of the modules inside.
         ops: Operators by module path and provider.
         unplaced: Number of nodes that have no module, by provider and operator.
@@ -113,6 +106,7 @@ class _Found:
     def __init__(
         self, file: TaggedFile, built: Model | None, assigned: Sequence[AssignedNode]
     ) -> None:
+        self.counted = Counter[str]()
         self.own: dict[str, Counter[str]] = defaultdict(Counter)
         self.total: dict[str, Counter[str]] = defaultdict(Counter)
         self.ops: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -124,20 +118,27 @@ class _Found:
         self._assigned: dict[tuple[str, str], deque[str]] = defaultdict(deque)
         for node in assigned:
             self._assigned[node.name, node.op_type].append(node.provider)
-        self._walk(graph, {})
+        self._walk(graph, {}, None)
         for (_, op_type), providers in self._assigned.items():
             for provider in providers:
+                self.counted[provider] += 1
                 self.unplaced[provider, op_type] += 1
 
-    def _walk(self, graph: Graph, outer: Mapping[str, _Made]) -> dict[str, _Made]:
-        """Place the nodes of a graph; returns who makes each of its values, and where."""
+    def _walk(
+        self, graph: Graph, outer: Mapping[str, _Made], holder: str | None
+    ) -> dict[str, _Made]:
+        """Place the nodes of a graph; returns who makes each of its values, and where.
+
+        A provider that is not the CPU's takes a node with the graphs that it holds, whose
+        nodes are not recorded.
+        """
         makers = dict(outer)
         for node in graph.nodes:
             waiting = self._assigned.get((node.name, node.op_type))
-            provider = waiting.popleft() if waiting else None
+            provider = waiting.popleft() if waiting else holder
             read = [name for name in node.inputs if name]
             for _, nested in node.subgraphs:
-                inner = self._walk(nested, makers)
+                inner = self._walk(nested, makers, None if provider == CPU else provider)
                 if provider is not None:
                     for value in nested.outputs:
                         self._cross(inner.get(value.name), value.name, node, provider)
@@ -150,6 +151,7 @@ class _Found:
         return makers
 
     def _count(self, node: Node, provider: str) -> None:
+        self.counted[provider] += 1
         module = self._places.module(node.name, node.op_type)
         if module is None:
             self.unplaced[provider, node.op_type] += 1
@@ -161,9 +163,7 @@ class _Found:
             self.total[around.path][provider] += 1
             around = around.parent
 
-    def _cross(
-        self, made: _Made | None, tensor: str, reader: Node, provider: str
-    ) -> None:
+    def _cross(self, made: _Made | None, tensor: str, reader: Node, provider: str) -> None:
         if made is None or made[1] == provider:
             return
         maker, source = made

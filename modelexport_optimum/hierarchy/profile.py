@@ -9,15 +9,26 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
 from modelexport_optimum.hierarchy import run_inputs as inputs_of
 from modelexport_optimum.hierarchy.node_placement import Places
+from modelexport_optimum.hierarchy.placement import place_nodes
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.providers.choice import CPU, Provider, Settings, choose_provider
+from modelexport_optimum.providers.messages import Log, kept_log, log_reason
+from modelexport_optimum.providers.session import (
+    Assignment,
+    assigned_nodes,
+    nodes_that_ran,
+    open_session,
+    record_assignment,
+)
 from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
     from modelexport_optimum.onnx_file.skeleton import Model
+    from modelexport_optimum.providers.placement import Placement
 
 # Runs before the measured ones: the first allocates memory, and some providers choose their
 # kernels in it.
@@ -73,6 +85,7 @@ class FileProfile(Displayed):
             of two before the other.
         unplaced: Kernels of no module, by operator: microseconds, and their number in one
             run. ONNX Runtime has added them, to change a layout or a type.
+        placement: Which provider took the nodes of which module; None on the CPU alone.
     """
 
     file: Path
@@ -83,6 +96,7 @@ class FileProfile(Displayed):
     providers: dict[str, int]
     modules: tuple[ModuleTime, ...]
     unplaced: dict[str, tuple[int, int]]
+    placement: Placement | None = None
 
     def milliseconds(self, microseconds: int) -> float:
         """What a time is in one run."""
@@ -145,6 +159,7 @@ class FileProfile(Displayed):
                 {"op_type": op_type, "kernel_count": count, **timed(time)}
                 for op_type, (time, count) in self.unplaced.items()
             ],
+            "placement": None if self.placement is None else self.placement.to_dict(),
         }
 
 
@@ -163,6 +178,8 @@ def profile(
     path: str | os.PathLike[str],
     *,
     provider: str = "cpu",
+    provider_options: Settings = None,
+    provider_libraries: Settings = None,
     iterations: int = 20,
     batch_size: int = 1,
     sequence_length: int = 128,
@@ -173,8 +190,10 @@ def profile(
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
-        provider: Execution provider: "cpu", "cuda", or any other that ONNX Runtime offers.
-            What it does not take runs on the CPU.
+        provider: Execution provider: "cpu", "cuda", or any other that ONNX Runtime or an
+            installed package offers. What it does not take runs on the CPU.
+        provider_options: Options of it, by name.
+        provider_libraries: Path of its library by its name, if no installed package has it.
         iterations: Number of measured runs.
         batch_size: Batch size of the inputs that are made up.
         sequence_length: Their number of tokens, past ones and the encoder's alike.
@@ -190,7 +209,7 @@ def profile(
     """
     if iterations < 1:
         raise UsageError(f"--iterations {iterations}: give 1 or more")
-    name = provider_named(provider)
+    chosen = choose_provider(provider, options=provider_options, libraries=provider_libraries)
     profiles = []
     for file in read_tagged_files(path):
         if inputs is None:
@@ -199,36 +218,19 @@ def profile(
             )
         else:
             arrays = inputs_of.load(Path(inputs), file)
-        profiles.append(_profile(file, name, iterations, arrays))
+        profiles.append(_profile(file, chosen, iterations, arrays))
     return ProfileReport(tuple(profiles))
 
 
-def provider_named(name: str) -> str:
-    """The execution provider of a name, as ONNX Runtime spells it.
-
-    Raises:
-        UsageError: This ONNX Runtime has none of that name.
-    """
-    import onnxruntime as ort
-
-    available: list[str] = ort.get_available_providers()
-    for provider in available:
-        if name.lower() in (provider.lower(), provider.lower().removesuffix("executionprovider")):
-            return provider
-    raise UsageError(
-        f"this ONNX Runtime has no execution provider {name}: it has {', '.join(available)}"
-    )
-
-
 def _profile(
-    file: TaggedFile, provider: str, iterations: int, arrays: dict[str, np.ndarray]
+    file: TaggedFile, provider: Provider, iterations: int, arrays: dict[str, np.ndarray]
 ) -> FileProfile:
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
-        session, optimized = _session(file.path, provider, Path(scratch))
-        if session.get_providers()[0] != provider:
+        session, optimized, reason = _session(file.path, provider, Path(scratch))
+        if session.get_providers()[0] != provider.name:
             raise ModelExportError(
                 f"ONNX Runtime came up on {', '.join(session.get_providers())}, not on "
-                f"{provider}, with {file.path}: check that provider's libraries"
+                f"{provider.name}, with {file.path}: check that provider's libraries"
             )
         try:
             for _ in range(WARM_UP + iterations):
@@ -244,14 +246,21 @@ def _profile(
         )
     runs = runs[WARM_UP:]
     kernels = list(_own_times(log, runs))
+    placement = None
+    if provider.name != CPU:
+        taken = assigned_nodes(session)
+        nodes = taken or nodes_that_ran(log)
+        assignment = Assignment(provider.name, nodes, bool(taken), reason)
+        placement = place_nodes(file, assignment, arrays)
     shapes = {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
-    return _add_up(file, Places(file, optimized), kernels, runs, shapes)
+    found = _add_up(file, Places(file, optimized), kernels, runs, shapes)
+    return replace(found, placement=placement)
 
 
 def _session(
-    path: Path, provider: str, scratch: Path
-) -> tuple[onnxruntime.InferenceSession, Model | None]:
-    """A session with the profiler on, and the skeleton of the graph that it runs.
+    path: Path, provider: Provider, scratch: Path
+) -> tuple[onnxruntime.InferenceSession, Model | None, str]:
+    """A session with the profiler on, the skeleton of the graph that it runs, and its log's words.
 
     That graph is None where a provider has compiled parts of it: ONNX Runtime cannot save it.
     """
@@ -267,16 +276,19 @@ def _session(
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "weights"
             )
-        providers = [provider, *({"CPUExecutionProvider"} - {provider})]
-        return ort.InferenceSession(str(path), options, providers=providers)
+        record_assignment(options)
+        return open_session(str(path), provider, options)
 
     try:
-        try:
-            return start(save=True), read_model(scratch / "optimized.onnx")
-        except Exception as error:
-            if "compiled nodes" not in str(error):
-                raise
-            return start(save=False), None
+        # A plugin prints what it does, and a library's function else redirects nothing.
+        with kept_log() if provider.library is not None else nullcontext(Log()) as log:
+            try:
+                session, graph = start(save=True), read_model(scratch / "optimized.onnx")
+            except Exception as error:
+                if "compiled nodes" not in str(error):
+                    raise
+                session, graph = start(save=False), None
+        return session, graph, log_reason(log.text)
     except ModelExportError:
         raise
     except Exception as error:

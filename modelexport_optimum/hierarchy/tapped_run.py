@@ -13,6 +13,8 @@ import onnx
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_line
 from modelexport_optimum.hierarchy.extract import model_fields
+from modelexport_optimum.providers.choice import CPU, Provider
+from modelexport_optimum.providers.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,15 +44,15 @@ _NUMPY_TYPES = {
 class TappedRun:
     """Runs of one flat graph, or of parts of it."""
 
-    def __init__(self, graph: FlatGraph, providers: Sequence[Any]) -> None:
+    def __init__(self, graph: FlatGraph, provider: Provider | None = None) -> None:
         """Prepares runs.
 
         Args:
             graph: The graph.
-            providers: Execution providers, as `InferenceSession` takes them.
+            provider: The execution provider; by default the CPU's.
         """
         self._graph = graph
-        self._providers = list(providers)
+        self._provider = provider or Provider(CPU)
         self._base = _model_without_graph(graph)
 
     def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
@@ -177,9 +179,7 @@ class TappedRun:
             [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays],
         )
         try:
-            session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=self._providers
-            )
+            session = open_session(model.SerializeToString(), self._provider, options)
             return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
         except Exception as error:
             raise ModelExportError(

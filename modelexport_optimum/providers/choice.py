@@ -35,9 +35,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose_provider(
-    name: str, *, options: Settings = None, libraries: Settings = None
-) -> Provider:
+def choose_provider(name: str, *, options: Settings = None, libraries: Settings = None) -> Provider:
     """The execution provider of a name, which must be there.
 
     Args:
@@ -178,7 +176,7 @@ def _is_called(plugin: Plugin, short: str) -> bool:
 
 def _plugin_names() -> list[str]:
     """The providers of the installed packages that work."""
-    names = []
+    names: list[str] = []
     for plugin in installed_plugins():
         try:
             names += plugin.names()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
 # Modules that the answer names before it counts the rest.
@@ -110,21 +111,36 @@ class Placement(Displayed):
         if taken == self.node_count:
             return f"{self.provider} runs the whole model: {count}"
         if not taken:
-            why = f" ({self.reason})" if self.reason else ""
-            return f"{self.provider} runs nothing: all {self.node_count:,} nodes run on {others}{why}"
-        rows = kinds((one.module, one) for one in self.fallen_back)
-        rows.sort(key=lambda row: -sum(map(self._elsewhere, row[1])))
-        named = [f"{path or '(root)'} ({_listed(_ops(kind))})" for path, kind in rows]
-        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-        keeping = ", ".join(named[:_MOST_NAMED]) + more
-        keeping = keeping or _listed(Counter(op for _, op, _ in self._strange()))
+            keeping = self._keeping(self._blamed())
+            kept = f", kept by {keeping}" if keeping else ""
+            why = f": {self.reason}" if self.reason else ""
+            return (
+                f"{self.provider} runs nothing: all {self.node_count:,} nodes run on "
+                f"{others}{kept}{why}"
+            )
+        keeping = self._keeping(None) or _listed(
+            Counter({op: count for name, op, count in self.unplaced if name != self.provider})
+        )
         return f"{self.provider} runs {count}; on {others}: {keeping}"
 
-    def _elsewhere(self, module: PlacedModule) -> int:
-        return sum(count for name, count in module.own.items() if name != self.provider)
+    def _keeping(self, blamed: Collection[str] | None) -> str:
+        """The modules whose nodes fell back, by these operators or any, those with most first."""
+        rows = [
+            (
+                path,
+                Counter({op: n for op, n in _ops(kind).items() if blamed is None or op in blamed}),
+            )
+            for path, kind in kinds((one.module, one) for one in self.fallen_back)
+        ]
+        rows = sorted((row for row in rows if row[1]), key=lambda row: -row[1].total())
+        named = [f"{path or '(root)'} ({_listed(ops)})" for path, ops in rows]
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        return ", ".join(named[:_MOST_NAMED]) + more
 
-    def _strange(self) -> list[tuple[str, str, int]]:
-        return [row for row in self.unplaced if row[0] != self.provider]
+    def _blamed(self) -> set[str]:
+        """The operators that the provider's own words name, where it took no node."""
+        words = set(re.findall(r"\w+", self.reason))
+        return {op for one in self.modules for op in one.ops if op in words}
 
     def to_dict(self) -> dict[str, Any]:
         """The placement as JSON can carry it."""
@@ -142,10 +158,10 @@ class Placement(Displayed):
                     "module": one.module,
                     "class": one.module_class,
                     "depth": one.depth,
-                    "own_nodes": dict(one.own),
-                    "nodes": dict(one.total),
+                    "own_node_counts": dict(one.own),
+                    "node_counts": dict(one.total),
                     "fell_back": bool(one.own.keys() - {self.provider}),
-                    "ops": dict(one.ops),
+                    "op_counts": dict(one.ops),
                 }
                 for one in self.modules
             ],

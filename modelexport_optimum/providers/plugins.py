@@ -131,10 +131,14 @@ def _is_plugin(module: str, package: str) -> bool:
     if tree is None:
         return False
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    targets = [
+        target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets
+    ]
     targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
     names = functions | {target.id for target in targets if isinstance(target, ast.Name)}
-    is_named = package.startswith(_PREFIX) or not names.isdisjoint((*_NAME_FUNCTIONS, _NAME_CONSTANT))
+    is_named = package.startswith(_PREFIX) or not names.isdisjoint(
+        (*_NAME_FUNCTIONS, _NAME_CONSTANT)
+    )
     return is_named and not functions.isdisjoint(_LIBRARY_FUNCTIONS)
 
 

@@ -37,6 +37,23 @@ class AssignedNode:
     op_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which provider took which nodes of one graph.
+
+    Attributes:
+        provider: The provider that was asked for.
+        nodes: The nodes.
+        recorded: Whether this is ONNX Runtime's own record; else they are the nodes that ran.
+        reason: Why the provider took none, if it did and said so.
+    """
+
+    provider: str
+    nodes: tuple[AssignedNode, ...]
+    recorded: bool
+    reason: str = ""
+
+
 def record_assignment(options: onnxruntime.SessionOptions) -> None:
     """Has a session keep which provider took which nodes."""
     options.add_session_config_entry(_RECORD, "1")

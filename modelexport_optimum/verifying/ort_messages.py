@@ -11,6 +11,7 @@ from modelexport_optimum.tagging import carriers
 if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Node
 
+
 def named_node(message: str, graph: Graph) -> Node | None:
     """The node that a message names, by its own name or by that of a value that it makes.
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_line
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.messages import LOG_ENTRY, log_reason
 from modelexport_optimum.providers.needs import INSTALL, needs
+from modelexport_optimum.providers.session import Assignment
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.verifying.example_inputs import make_inputs
 from modelexport_optimum.verifying.exported_files import precision
@@ -25,7 +27,6 @@ from modelexport_optimum.verifying.ort_messages import (
 from modelexport_optimum.verifying.provider_process import Outcome, run_in_child, start_importing
 from modelexport_optimum.verifying.running import (
     COMPARING,
-    CPU,
     Run,
     RunPlan,
     run_reference,
@@ -33,11 +34,19 @@ from modelexport_optimum.verifying.running import (
 from modelexport_optimum.verifying.tolerances import Comparison, compare, computed_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
 
     from modelexport_optimum.onnx_file.skeleton import Node
+    from modelexport_optimum.providers.choice import Provider
+    from modelexport_optimum.providers.placement import Placement
     from modelexport_optimum.verifying.exported_files import Exported
     from modelexport_optimum.verifying.ort_classes import Loader
+
+    Place = Callable[[Path, Assignment, Mapping[str, np.ndarray]], Placement]
+    """Says which module's nodes each provider took, of a graph run on some inputs."""
 
 LEAST_SECONDS = 900
 """What any run may take: TensorRT builds engines for minutes before the first one."""
@@ -108,42 +117,53 @@ class ProviderResult(Displayed):
 
 
 def check_providers(
-    exported: Exported, loader: Loader, names: Sequence[str], *, asked: bool
-) -> tuple[list[ProviderResult], Run | None]:
+    exported: Exported,
+    loader: Loader,
+    providers: Sequence[Provider],
+    *,
+    asked: bool,
+    place: Place | None = None,
+) -> tuple[list[ProviderResult], Run | None, list[Placement]]:
     """Run the providers that this build of ONNX Runtime has, one after the other.
 
     Args:
         exported: the export.
         loader: how it is loaded.
-        names: ONNX Runtime's names of the providers.
+        providers: the providers.
         asked: whether they were asked for by name.
+        place: says which module's nodes a provider took, where that is asked for.
 
     Returns:
-        What each of them did, and the CPU's run if there was one.
+        What each of them did, the CPU's run if there was one, and which modules' nodes the
+        others took.
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    check = _Check(exported, loader)
-    present = {name for name in names if name in available}
+    check = _Check(exported, loader, place)
+    present = {one.name for one in providers if one.available}
     if present and not exported.unreadable:
         if present - {CPU}:
             start_importing()
         check.begin()
     results = []
-    for name in names:
-        if name in available:
-            result = check.result(name)
+    for one in providers:
+        if one.available:
+            result = check.result(one)
         else:
-            version = onnxruntime.__version__
+            name, version = one.name, onnxruntime.__version__
             message = f"this build of ONNX Runtime ({version}) does not have it: {needs(name)}"
             result = ProviderResult(name, "unavailable", message, install=INSTALL.get(name))
         results.append(replace(result, asked=asked))
-    return results, check.cpu
+    return results, check.cpu, check.placements
 
 
-def make_plan(exported: Exported, loader: Loader) -> RunPlan:
+def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) -> RunPlan:
     """What every provider runs, with the inputs of each graph.
+
+    Args:
+        exported: the export.
+        loader: how it is loaded.
+        by_module: whether it is to be kept which provider took which node.
 
     Raises:
         ModelExportError: the inputs of a graph cannot be made.
@@ -166,6 +186,7 @@ def make_plan(exported: Exported, loader: Loader) -> RunPlan:
         trust_remote_code=exported.trust_remote_code,
         inputs=inputs,
         draws=any(node.op_type in _RANDOM_OPERATORS for node in nodes),
+        by_module=by_module,
     )
 
 
@@ -174,10 +195,13 @@ class _Check:
 
     Attributes:
         cpu: the CPU's run, None as long as there is none.
+        placements: which modules' nodes the other providers took, if that is asked for.
     """
 
-    def __init__(self, exported: Exported, loader: Loader) -> None:
+    def __init__(self, exported: Exported, loader: Loader, place: Place | None) -> None:
         self.cpu: Run | None = None
+        self.placements: list[Placement] = []
+        self._place = place
         self._exported = exported
         self._loader = loader
         self._plan: RunPlan | None = None
@@ -186,38 +210,54 @@ class _Check:
     def begin(self) -> None:
         """Make the inputs, and run on the CPU."""
         try:
-            self._plan = make_plan(self._exported, self._loader)
+            by_module = self._place is not None
+            self._plan = make_plan(self._exported, self._loader, by_module=by_module)
         except ModelExportError as error:
             self._problem = f"not run: {error}"
         else:
             self.cpu = run_reference(self._plan)
 
-    def result(self, provider: str) -> ProviderResult:
+    def result(self, provider: Provider) -> ProviderResult:
         """Run on a provider, and judge."""
+        name = provider.name
         if self._plan is None or self.cpu is None:
-            return ProviderResult(provider, "failed", self._problem)
+            return ProviderResult(name, "failed", self._problem)
         log = ""
         found = self.cpu
-        if provider != CPU:
+        if name != CPU:
             seconds = LEAST_SECONDS + TIMES_THE_CPU * self.cpu.seconds
             outcome = run_in_child(self._plan, provider, seconds)
             found, log = outcome.run, outcome.log
             _pass_on(outcome)
+            self._note_placements(self._plan, name, found, log)
         result = ProviderResult(
-            provider=provider,
+            provider=name,
             status="ok",
-            message=self._what_ran(found, provider),
+            message=self._what_ran(found, name),
             ort_class=self._loader.name,
             ran=found.ran,
-            node_count=found.nodes[provider],
+            node_count=found.nodes[name],
             seconds=round(found.seconds, 3),
         )
         if not found.complete:
             return self._incomplete(result, found, log)
         if not result.node_count:
-            elsewhere = ", ".join(f"{count} on {name}" for name, count in found.nodes.items())
-            return replace(result, status="failed", message=f"no node ran on it ({elsewhere})")
-        return result if provider == CPU else self._compared(result, found, self.cpu)
+            elsewhere = ", ".join(f"{count} on {other}" for other, count in found.nodes.items())
+            reason = log_reason(log)
+            message = f"no node ran on it ({elsewhere}){f': {reason}' if reason else ''}"
+            return replace(result, status="failed", message=message)
+        return result if name == CPU else self._compared(result, found, self.cpu)
+
+    def _note_placements(self, plan: RunPlan, provider: str, found: Run, log: str) -> None:
+        """Note which modules' nodes a provider took, in each graph that came up on it."""
+        if self._place is None:
+            return
+        for file, assigned in sorted(found.assigned.items()):
+            why = "" if any(one.provider == provider for one in assigned) else log_reason(log)
+            record = Assignment(provider, assigned, found.recorded, why)
+            self.placements.append(
+                self._place(plan.directory / file, record, plan.inputs.get(file, {}))
+            )
 
     def _incomplete(self, result: ProviderResult, found: Run, log: str) -> ProviderResult:
         if found.error:

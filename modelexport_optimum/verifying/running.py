@@ -255,9 +255,7 @@ def _load(plan: RunPlan, provider: Provider, options: onnxruntime.SessionOptions
 
     directory = plan.directory
     if plan.ort_class is None:
-        return {
-            file: open_session(str(directory / file), provider, options) for file in plan.files
-        }
+        return {file: open_session(str(directory / file), provider, options) for file in plan.files}
     arguments: dict[str, Any] = {"export": False, "local_files_only": True}
     if provider.library is not None:
         add_plugin(options, provider)

@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.own_code.guard import own_code_refused
+from modelexport_optimum.providers.choice import Provider, Settings, choose_providers
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.verifying.config_checks import Check, check_all
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
-from modelexport_optimum.verifying.providers import (
-    ProviderResult,
-    check_providers,
-    provider_names,
-)
+from modelexport_optimum.verifying.providers import ProviderResult, check_providers
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from modelexport_optimum.providers.placement import Placement
     from modelexport_optimum.verifying.exported_files import Exported
+    from modelexport_optimum.verifying.providers import Place
 
 DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt")
 
@@ -43,6 +42,8 @@ class VerifyReport(Displayed):
         ort_class: the `ORTModel` class that loads it, None if there is none.
         checks: config.json against the graphs.
         providers: one result for each execution provider.
+        placements: which modules' nodes each provider but the CPU's took, by graph, if that
+            was asked for.
     """
 
     directory: Path
@@ -51,6 +52,7 @@ class VerifyReport(Displayed):
     ort_class: str | None
     checks: tuple[Check, ...]
     providers: tuple[ProviderResult, ...]
+    placements: tuple[Placement, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -62,7 +64,16 @@ class VerifyReport(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can carry it."""
-        return {"ok": self.ok, **asdict(self), "directory": str(self.directory)}
+        return {
+            "ok": self.ok,
+            "directory": str(self.directory),
+            "task": self.task,
+            "library": self.library,
+            "ort_class": self.ort_class,
+            "checks": [asdict(check) for check in self.checks],
+            "providers": [asdict(result) for result in self.providers],
+            "placements": [placement.to_dict() for placement in self.placements],
+        }
 
 
 @in_one_thread
@@ -70,10 +81,13 @@ def verify(
     directory: str | os.PathLike[str],
     *,
     providers: Sequence[str] | None = None,
+    provider_options: Settings = None,
+    provider_libraries: Settings = None,
     task: str | None = None,
     library: str | None = None,
     model: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
+    place: Place | None = None,
 ) -> VerifyReport:
     """Check an exported directory, and run it on execution providers.
 
@@ -83,16 +97,20 @@ def verify(
         directory: what an export wrote.
         providers: execution providers, by any name that ONNX Runtime knows, short ("cuda")
             or full. By default CPU, CUDA and TensorRT, and a machine may lack the latter two.
+        provider_options: options of the one provider besides the CPU's, by name.
+        provider_libraries: paths of the libraries of providers that no installed package has,
+            by the providers' names.
         task: what the export is for; found out by default.
         library: the library of the model; found out by default.
         model: the directory of the model that was exported: what it has beside its weights,
             the export must have, too, and its embeddings must be the same.
         trust_remote_code: run the code of a custom architecture that is in the directory.
+        place: says which module's nodes a provider took, for the report's placements.
 
     Raises:
         UsageError: there is nothing to check, or no such provider or task.
     """
-    names = provider_names(providers or DEFAULT_PROVIDERS)
+    chosen = chosen_providers(providers, provider_options, provider_libraries)
     source = None if model is None else Path(model)
     if source is not None and not source.is_dir():
         raise UsageError(f"{source} is no directory: give that of the model that was exported")
@@ -100,16 +118,34 @@ def verify(
         exported = read_exported(
             Path(directory), task=task, library=library, trust_remote_code=trust_remote_code
         )
-        return _verify(exported, names, source, asked=bool(providers))
+        return _verify(exported, chosen, source, asked=bool(providers), place=place)
+
+
+def chosen_providers(
+    names: Sequence[str] | None, options: Settings, libraries: Settings
+) -> list[Provider]:
+    """The providers that are checked: those of the names, or the default ones.
+
+    Raises:
+        UsageError: there is no such provider, or options or libraries do not fit them.
+    """
+    return choose_providers(
+        names or DEFAULT_PROVIDERS, options=options, libraries=libraries, asked=bool(names)
+    )
 
 
 def _verify(
-    exported: Exported, names: Sequence[str], source: Path | None, *, asked: bool
+    exported: Exported,
+    chosen: Sequence[Provider],
+    source: Path | None,
+    *,
+    asked: bool,
+    place: Place | None,
 ) -> VerifyReport:
     loader = Loader(None, "its files cannot be read")
     if not exported.unreadable:
         loader = find_loader(exported)
-    results, cpu = check_providers(exported, loader, names, asked=asked)
+    results, cpu, placements = check_providers(exported, loader, chosen, asked=asked, place=place)
     return VerifyReport(
         directory=exported.directory,
         task=_full_task(exported),
@@ -117,6 +153,7 @@ def _verify(
         ort_class=loader.name,
         checks=tuple(check_all(exported, cpu, source)),
         providers=tuple(results),
+        placements=tuple(placements),
     )
 
 

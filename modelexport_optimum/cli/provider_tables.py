@@ -1,0 +1,124 @@
+"""What is printed of execution providers: those of this machine, and which module runs where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+
+from modelexport_optimum.cli.tables import (
+    DIM,
+    Cell,
+    Column,
+    counted,
+    guides,
+    print_blank,
+    print_line,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from modelexport_optimum.cli.tables import Row
+    from modelexport_optimum.providers.listing import ListedProvider, ProviderList
+    from modelexport_optimum.providers.placement import Placement
+
+_LISTED = (
+    Column("provider", shrinks="name"),
+    Column("is"),
+    Column("devices or what it needs", shrinks="text"),
+)
+
+_CROSSINGS = (
+    Column("tensor", shrinks="path"),
+    Column("type", drop=1),
+    Column("from"),
+    Column("to"),
+    Column("in", shrinks="path", drop=0),
+)
+
+_MOST_CROSSINGS = 20
+"""Tensors that are listed; `--json` has all."""
+
+
+def print_providers(found: ProviderList) -> None:
+    """Print the providers of this machine, and what the others need."""
+    print_table(_LISTED, [(one.name, one.kind, _devices(one)) for one in found.providers])
+    for one in found.providers:
+        if one.install:
+            print_blank()
+            print_line(f"to install {one.name}:", style=DIM)
+            print_line(f"  {one.install}")
+
+
+def _devices(one: ListedProvider) -> str:
+    if one.problem:
+        return one.problem
+    devices = [" ".join(filter(None, (d.type, d.vendor, d.description))) for d in one.devices]
+    return "; ".join([*devices, *filter(None, [one.package])])
+
+
+def print_placement(placement: Placement, *, depth: int | None) -> None:
+    """Print which provider took the nodes of which module, and what crosses between them.
+
+    Args:
+        placement: where the nodes of a file run.
+        depth: levels of modules to show; by default all.
+    """
+    whole = list(placement.providers) == [placement.provider]
+    print_line(
+        (str(placement.file), "bold"), "  ", (placement.answer(), "green" if whole else "red")
+    )
+    if not placement.recorded:
+        print_line("by the nodes that ran: this ONNX Runtime keeps no record of all", style=DIM)
+    if whole:
+        return
+    if placement.crossings:
+        size = placement.crossing_bytes
+        total = "of unknown size" if size is None else decimal(size)
+        print_line(
+            f"{counted(len(placement.crossings), 'tensor')}, {total}, cross between providers",
+            style=DIM,
+        )
+    print_blank()
+    names = list(placement.providers)
+    columns = (
+        Column("module", shrinks="path"),
+        Column("class", shrinks="name", drop=1),
+        *(Column(name.removesuffix("ExecutionProvider"), right=True) for name in names),
+        Column("fell back", shrinks="text", drop=0),
+    )
+    shown = [one for one in placement.modules if depth is None or one.depth <= depth]
+    lines = guides([one.depth for one in shown])
+    rows: list[Row] = [
+        (
+            Cell(one.name, "bold", line),
+            Cell(one.module_class, "cyan"),
+            *(f"{one.total[name]:,}" if one.total.get(name) else "" for name in names),
+            ", ".join(f"{count:,} {op}" for op, count in one.ops.items()),
+        )
+        for line, one in zip(lines, shown, strict=True)
+    ]
+    for provider, op_type, count in placement.unplaced:
+        cells = (f"{count:,}" if name == provider else "" for name in names)
+        rows.append((Cell(f"(not placed) {op_type}", "yellow"), "", *cells, ""))
+    print_table(columns, rows, elsewhere="--json has all")
+    _print_crossings(placement)
+
+
+def _print_crossings(placement: Placement) -> None:
+    rows: list[Row] = [
+        (
+            one.tensor,
+            Cell(one.type or "", DIM),
+            one.source.removesuffix("ExecutionProvider"),
+            one.target.removesuffix("ExecutionProvider"),
+            ", ".join(path or "(root)" for path in one.target_modules),
+        )
+        for one in placement.crossings[:_MOST_CROSSINGS]
+    ]
+    if rows:
+        print_blank()
+        print_table(_CROSSINGS, rows, elsewhere="--json has all")
+    more = len(placement.crossings) - _MOST_CROSSINGS
+    if more > 0:
+        print_line(f"and {counted(more, 'tensor')} more (--json has all)", style=DIM)

@@ -1,0 +1,120 @@
+"""The outputs of a file as it is deployed, with all optimizations, beside a reference's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelexport_optimum.errors import ModelExportError, onnxruntime_line
+from modelexport_optimum.hierarchy.comparison import OutputComparison, difference
+from modelexport_optimum.providers.choice import CPU
+from modelexport_optimum.providers.session import assigned_nodes, open_session, record_assignment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnxruntime
+
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
+    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+    from modelexport_optimum.hierarchy.tapped_run import Arrays
+    from modelexport_optimum.providers.choice import Provider
+
+
+def took_nothing(path: Path, provider: Provider) -> bool:
+    """Whether a provider takes no node of a file, so that it would run on the CPU.
+
+    Raises:
+        ModelExportError: ONNX Runtime cannot load it.
+    """
+    if provider.name == CPU:
+        return False
+    assigned = assigned_nodes(_session(path, provider))
+    return bool(assigned) and all(node.provider != provider.name for node in assigned)
+
+
+def _session(path: Path, provider: Provider) -> onnxruntime.InferenceSession:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
+    record_assignment(options)
+    try:
+        return open_session(str(path), provider, options)
+    except ModelExportError:
+        raise
+    except Exception as error:
+        raise ModelExportError(
+            f"ONNX Runtime cannot load {path}: {onnxruntime_line(error)}"
+        ) from error
+
+
+def deployed_outputs(
+    path: Path,
+    graph: FlatGraph,
+    recorded: RecordedRun,
+    ours: RecordedRun,
+    feeds: Arrays,
+    provider: Provider,
+    label: str,
+) -> list[OutputComparison]:
+    """Compares the outputs of a file as it is deployed, with all optimizations.
+
+    Args:
+        path: The file.
+        graph: The same, laid out.
+        recorded: The reference's run.
+        ours: The run without optimizations.
+        feeds: The inputs of both.
+        provider: Execution provider to run on.
+        label: The file, in words.
+
+    Raises:
+        ModelExportError: ONNX Runtime cannot load or run it.
+    """
+    session = _session(path, provider)
+    given = {**feeds, **{name: np.array([value]) for name, value in graph.branch.items()}}
+    try:
+        asked = {value.name for value in session.get_inputs()}
+        missing = asked - given.keys()
+        if missing:
+            given |= _unread(session, missing)
+        names = [value.name for value in session.get_outputs() if value.name in recorded.outputs]
+        values = session.run(names, {name: given[name] for name in asked}) if names else []
+    except Exception as error:
+        raise ModelExportError(
+            f"ONNX Runtime cannot run {path}: {onnxruntime_line(error)}"
+        ) from error
+    assigned = assigned_nodes(session)
+    taken = sum(node.provider == provider.name for node in assigned)
+    rows = []
+    for name, value in zip(names, values, strict=True):
+        theirs = recorded.outputs[name]
+        if theirs.shape != value.shape:
+            continue
+        unfused = ours.outputs.get(name)
+        rows.append(
+            OutputComparison(
+                label,
+                name,
+                difference(theirs, value).relative,
+                None if unfused is None else difference(theirs, unfused).relative,
+                taken if assigned else None,
+                len(assigned) or None,
+            )
+        )
+    return rows
+
+
+def _unread(session: Any, names: set[str]) -> Arrays:  # noqa: ANN401
+    """Arrays without elements for inputs that the chosen branch does not read."""
+    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {
+        value.name: np.zeros(
+            [dim if isinstance(dim, int) else 1 for dim in value.shape],
+            dtypes.get(value.type, np.int64),
+        )
+        for value in session.get_inputs()
+        if value.name in names
+    }
