@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 # `[ONNXRuntimeError] : 1 : FAIL : `, the status code.
 _STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
-# A place in C++ sources, with the words that lead to it: `Exception from src/core.cpp:114: `,
-# `failed at src/node.cpp:106: `, `/onnxruntime_src/core/graph.cc:1 void f(const T&) `.
 _PLACE = re.compile(
     r"(?:\bException from |\bat )?[\w./+-]*\.(?:cc|cpp|cxx|cu|cuh|h|hpp|inl):\d+(?P<end>:?)"
 )
+"""A place in C++ sources, with the words that lead to it: `Exception from src/core.cpp:114: `,
+`failed at src/node.cpp:106: `, `/onnxruntime_src/core/graph.cc:1 void f(const T&) `."""
 
 
 class ModelExportError(Exception):
@@ -41,7 +41,7 @@ class ManifestError(UsageError):
     """Lines of a manifest are wrong. The message is a line for each, below a first one.
 
     Attributes:
-        problems: each with the manifest's name and the line's number.
+        problems: Each with the manifest's name and the line's number.
     """
 
     def __init__(self, name: str, problems: Sequence[str]) -> None:
@@ -76,13 +76,13 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def told_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Says of what the system refuses which file it is about, whoever asked for it.
+    """Say of what the system refuses which file it is about, whoever asked for it.
 
     Args:
         path: What the block works on, for an error that names no file.
 
     Raises:
-        ModelExportError: instead of an OSError.
+        ModelExportError: Instead of an OSError.
     """
     try:
         yield
@@ -181,10 +181,10 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, cutoff: floa
     """What follows the name of a thing that is not known: ": did you mean a or b?", or nothing.
 
     Args:
-        name: what was given.
-        known: what might have been meant.
-        most: how many to name, the closest first.
-        cutoff: how like it a name must be, from 0 to 1 (difflib's ratio).
+        name: What was given.
+        known: What might have been meant.
+        most: How many to name, the closest first.
+        cutoff: How like it a name must be, from 0 to 1 (difflib's ratio).
     """
     import difflib  # 5 ms, which `--help` need not pay
 

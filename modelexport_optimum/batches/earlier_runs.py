@@ -26,8 +26,8 @@ def collect_pending(directory: Path, results: Results) -> None:
     """Add the records of jobs whose batch died between their publication and its record of them.
 
     Args:
-        directory: the batch's.
-        results: gains the records.
+        directory: The batch's.
+        results: Gains the records.
     """
     for pending in directory.glob(f"{LOGS}/**/*.pending"):
         if (record := published_record(pending)) is not None:
@@ -43,7 +43,7 @@ def published_record(pending: Path) -> Record | None:
     The output is that of the job if it has the inode of the directory that was staged.
 
     Args:
-        pending: the file that the job wrote before it published. It is removed if the output was
+        pending: The file that the job wrote before it published. It is removed if the output was
             not published.
 
     Returns:

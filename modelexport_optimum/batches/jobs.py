@@ -20,12 +20,12 @@ class Job:
     """One line of a manifest: one export.
 
     Attributes:
-        line: where it stands in the manifest, from 1.
-        model: a name on the Hub, or a directory.
-        output: the absolute path of the directory to write.
-        arguments: further arguments of `export()`.
-        log: the file that takes what the libraries print, and the traceback.
-        resources: what it may take.
+        line: Where it stands in the manifest, from 1.
+        model: A name on the Hub, or a directory.
+        output: The absolute path of the directory to write.
+        arguments: Further arguments of `export()`.
+        log: The file that takes what the libraries print, and the traceback.
+        resources: What it may take.
     """
 
     line: int
@@ -49,8 +49,8 @@ class Stage:
     """A stage of a job has begun.
 
     Attributes:
-        job: the job.
-        worker: the name of the process that runs it, for people.
+        job: The job.
+        worker: The name of the process that runs it, for people.
         name: "start" when the job is taken up, then the stages of `export()`; "waiting" when
             its process died and it will be taken up again.
     """
@@ -65,8 +65,8 @@ class Done:
     """A job has ended by itself, well or not.
 
     Attributes:
-        job: the job.
-        record: what `worker.run_job` returned.
+        job: The job.
+        record: What `worker.run_job` returned.
     """
 
     job: Job
@@ -78,8 +78,8 @@ class Lost:
     """A job has ended with its process.
 
     Attributes:
-        job: the job.
-        reason: what became of the process, in one line.
+        job: The job.
+        reason: What became of the process, in one line.
     """
 
     job: Job

@@ -53,10 +53,10 @@ class _Worker:
     """A worker process.
 
     Attributes:
-        process: multiprocessing's.
-        pipe: jobs go in; names of stages and records come out.
-        job: what it runs, if anything.
-        memory: bytes that it held after its first job; 0 before.
+        process: As multiprocessing has it.
+        pipe: Jobs go in; names of stages and records come out.
+        job: What it runs, if anything.
+        memory: Bytes that it held after its first job; 0 before.
     """
 
     process: Any
@@ -76,8 +76,8 @@ class LocalPool:
         """Start importing; returns at once.
 
         Args:
-            size: how many workers there are at most. They share out the cores.
-            directory: the batch's, which is kept from other batches while a worker lives.
+            size: How many workers there are at most. They share out the cores.
+            directory: The batch's, which is kept from other batches while a worker lives.
         """
         self._size = size
         self._directory = directory

@@ -86,9 +86,9 @@ class _Events:
         """Report when the process of a task dies, which Ray does not while it has retries left.
 
         Args:
-            number: the task's.
-            name: the process's.
-            alive: the result of `never` that the process owns. It is in a list, for Ray waits for
+            number: The task's.
+            name: The process's.
+            alive: The result of `never` that the process owns. It is in a list, for Ray waits for
                 a result that is an argument itself.
         """
         from ray.exceptions import OwnerDiedError, RayError
@@ -111,11 +111,11 @@ def _run_on_node(
     """Run a job as a task of Ray, on whatever node.
 
     Args:
-        number: the task's.
-        job: what to run.
-        events: the event actor.
-        directory: the batch's current directory.
-        version: the batch's version of this package.
+        number: The task's.
+        job: What to run.
+        events: The event actor.
+        directory: The batch's current directory.
+        version: The batch's version of this package.
 
     Returns:
         The record.
@@ -151,9 +151,9 @@ class _Task:
     """A job that Ray has.
 
     Attributes:
-        job: the job.
+        job: The job.
         result: Ray's reference to its record.
-        worker: the process that runs it; None while it waits for one.
+        worker: The process that runs it; None while it waits for one.
     """
 
     job: Job
@@ -172,11 +172,11 @@ class RayCluster:
         """Connect, or start a cluster of this machine.
 
         Args:
-            address: host:port, ray://host:port, "auto" or "local"; by default RAY_ADDRESS, or
+            address: `host:port`, ray://host:port, "auto" or "local"; by default RAY_ADDRESS, or
                 the cluster that was last started on this machine, or a new one.
 
         Raises:
-            ModelExportError: there is no such cluster.
+            ModelExportError: There is no such cluster.
             UsageError: Ray is not installed.
         """
         # By default what Ray's memory monitor kills is run and killed again for ever.
@@ -339,7 +339,7 @@ def _find(address: str | None) -> str:
     """Tell what `ray.init` will connect to, by its documentation; "" if it will start a cluster.
 
     Raises:
-        ModelExportError: nothing answers there.
+        ModelExportError: Nothing answers there.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     if address == "auto":

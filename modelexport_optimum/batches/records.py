@@ -54,8 +54,8 @@ def recipe(job: Job, source: str | None) -> dict[str, Any]:
     """Describe what decides what a job writes: another recipe is another export.
 
     Args:
-        job: the job.
-        source: what `source.state_of` tells of its model.
+        job: The job.
+        source: What `source.state_of` tells of its model.
     """
     defaults = ExportOptions().arguments()
     options = {

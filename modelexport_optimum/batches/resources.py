@@ -24,7 +24,7 @@ def read_number(value: Any) -> float:  # noqa: ANN401
     """Read a finite number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is none.
     """
     try:
         number = float(value)
@@ -39,7 +39,7 @@ def read_seconds(value: Any) -> float:  # noqa: ANN401
     """Read a number of seconds.
 
     Raises:
-        ValueError: it is not above 0.
+        ValueError: It is not above 0.
     """
     seconds = read_number(value)
     if seconds <= 0:
@@ -51,7 +51,7 @@ def read_amount(value: Any) -> float:  # noqa: ANN401
     """Read a number of things, of which one may ask for a fraction.
 
     Raises:
-        ValueError: it is below 0.
+        ValueError: It is below 0.
     """
     amount = read_number(value)
     if amount < 0:
@@ -63,7 +63,7 @@ def read_bytes(value: Any) -> int:  # noqa: ANN401
     """Read a number of bytes, with a unit or without.
 
     Raises:
-        ValueError: it is not above 0, or the unit is none.
+        ValueError: It is not above 0, or the unit is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", str(value).strip(), re.ASCII)
     size = _UNITS.get(found[2].lower()) if found else None
@@ -79,10 +79,10 @@ class Resources:
     """What one model may take.
 
     Attributes:
-        timeout: seconds from the start of the export; None for no end.
-        num_cpus: processor cores that Ray is asked for.
+        timeout: Seconds from the start of the export; None for no end.
+        num_cpus: Processor cores that Ray is asked for.
         num_gpus: GPUs that Ray is asked for, which may be a fraction.
-        memory: bytes that Ray is asked for; None for nothing.
+        memory: Bytes that Ray is asked for; None for nothing.
     """
 
     timeout: float | None = _model_option(

@@ -48,7 +48,7 @@ class Results:
         """Read what earlier batches left.
 
         Args:
-            directory: the batch's; it need not exist.
+            directory: The batch's; it need not exist.
 
         Raises:
             UsageError: results.jsonl is something else.
@@ -84,7 +84,7 @@ class Results:
         """Append a record, and flush it to the disk.
 
         Raises:
-            ModelExportError: it cannot be written; the file is as it was.
+            ModelExportError: It cannot be written; the file is as it was.
         """
         inside = output.is_relative_to(self._directory)
         place = output.relative_to(self._directory) if inside else output
@@ -136,7 +136,7 @@ def only_batch(directory: Path) -> Iterator[None]:
     """Make the directory, and keep other batches out of it where the file system has locks.
 
     Raises:
-        ModelExportError: another batch writes there, or it cannot be made.
+        ModelExportError: Another batch writes there, or it cannot be made.
     """
     locked = directory / _LOCK
     try:
@@ -167,7 +167,7 @@ def hold(directory: Path) -> None:
     """Keep other batches out of a directory as long as this process, a worker of one, lives.
 
     Raises:
-        SystemExit: another batch has the directory, since the one of this process has died.
+        SystemExit: Another batch has the directory, since the one of this process has died.
     """
     try:
         if lock(directory / _LOCK, shared=True) is None:

@@ -37,12 +37,12 @@ class BatchResult(Displayed):
     """What became of every line.
 
     Attributes:
-        directory: the batch's.
-        records: one for each line, in order, as in results.jsonl, but with absolute paths;
+        directory: The batch's.
+        records: One for each line, in order, as in results.jsonl, but with absolute paths;
             "not run" is the status of what was left out.
-        skipped: how many were done before.
-        seconds: of the whole.
-        signal: what stopped it, if anything.
+        skipped: How many were done before.
+        seconds: Of the whole.
+        signal: What stopped it, if anything.
     """
 
     directory: Path
@@ -89,26 +89,26 @@ def batch(
     """Export the models of a manifest; one that fails costs itself alone.
 
     Args:
-        manifest: a text file whose lines are what `export` is given, a `.jsonl` file, or "-" for
+        manifest: A text file whose lines are what `export` is given, a `.jsonl` file, or "-" for
             standard input.
-        directory: where the exports are written, results.jsonl, and the logs of what failed.
-        workers: models at a time on this machine; by default one for each core, at most
+        directory: Where the exports are written, results.jsonl, and the logs of what failed.
+        workers: Models at a time on this machine; by default one for each core, at most
             `MAX_WORKERS`.
-        ray: run on a Ray cluster: its address, or True for that of the environment, or a local
+        ray: Run on a Ray cluster: its address, or True for that of the environment, or a local
             one where there is none.
-        retry_failed: run only what failed before.
-        force: run what is done, too.
-        fail_fast: stop at the first failure.
-        watcher: is told how it goes on.
-        **options: defaults for all lines, by the names that a line of JSON has for them: those
+        retry_failed: Run only what failed before.
+        force: Run what is done, too.
+        fail_fast: Stop at the first failure.
+        watcher: Is told how it goes on.
+        **options: Defaults for all lines, by the names that a line of JSON has for them: those
             of the command's options, such as `task`, `dtype`, `no_constant_folding`, `timeout`.
 
     Returns:
         What became of each line.
 
     Raises:
-        UsageError: the manifest or an option is wrong, and nothing was run.
-        ModelExportError: nothing was run, and the message says why.
+        UsageError: The manifest or an option is wrong, and nothing was run.
+        ModelExportError: Nothing was run, and the message says why.
     """
     if force and retry_failed:
         raise UsageError("give one of --force and --retry-failed")
@@ -141,7 +141,7 @@ def run_jobs(
     """Run the jobs of a manifest: see `batch`, whose arguments these are.
 
     Raises:
-        ModelExportError: nothing was run, and the message says why.
+        ModelExportError: Nothing was run, and the message says why.
     """
     started = time.monotonic()
     place = Path(os.path.abspath(directory))  # noqa: PTH100 (resolve() would follow a link)

@@ -43,11 +43,11 @@ class _StartedJob:
     """A job that the runner has.
 
     Attributes:
-        job: the job.
-        since: when a worker took it up, by `time.monotonic`; None while it waits for one.
-        started: the same time, as records have it.
+        job: The job.
+        since: When a worker took it up, by `time.monotonic`; None while it waits for one.
+        started: The same time, as records have it.
         end_reason: "timed-out" or "stopped" once it is being ended.
-        deadline: when it is ended by force, by `time.monotonic`; 0 until it is cancelled.
+        deadline: When it is ended by force, by `time.monotonic`; 0 until it is cancelled.
     """
 
     job: Job
@@ -66,8 +66,8 @@ class Scheduler:
     """Runs jobs through a runner, and records what becomes of each.
 
     Attributes:
-        records: of the jobs that have ended, by output.
-        signal: the first signal that came, if any.
+        records: Of the jobs that have ended, by output.
+        signal: The first signal that came, if any.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Scheduler:
         """Take up jobs.
 
         Args:
-            jobs: what to run, in this order.
-            results: gains the records.
-            watcher: is told what happens.
-            fail_fast: whether the first failure ends all.
+            jobs: What to run, in this order.
+            results: Gains the records.
+            watcher: Is told what happens.
+            fail_fast: Whether the first failure ends all.
         """
         self.records: dict[Path, Record] = {}
         self.signal: int | None = None

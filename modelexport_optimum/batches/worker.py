@@ -107,9 +107,9 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
     """Run one job, and write all that it prints to its log.
 
     Args:
-        job: what to export. Its log is removed when all is well.
-        report_stage: called with the name of each stage that begins.
-        threads: maximum number of threads of PyTorch, and of each session of ONNX Runtime.
+        job: What to export. Its log is removed when all is well.
+        report_stage: Called with the name of each stage that begins.
+        threads: Maximum number of threads of PyTorch, and of each session of ONNX Runtime.
 
     Returns:
         The job's record: status "ok", "check-failed" (the files are written) or "failed".

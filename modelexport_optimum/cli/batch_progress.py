@@ -37,8 +37,8 @@ def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
     """Run a batch: quietly, with a line for each model that has ended.
 
     Args:
-        as_json: say a failure as a JSON document on stdout, too.
-        verbose: show the log of each model that failed, and an error's traceback.
+        as_json: Say a failure as a JSON document on stdout, too.
+        verbose: Show the log of each model that failed, and an error's traceback.
     """
     with (
         exit_on_error(as_json=as_json, verbose=verbose),

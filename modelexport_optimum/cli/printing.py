@@ -56,7 +56,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet computes (https://owasp.org/www-community/attacks/CSV_Injection)."""
 
 
-# --- A command, from its beginning to its end ---------------------------------------------------
+# --- A command, from its beginning to its end -----------------------------------------------------
 
 
 def run_program(app: typer.Typer) -> NoReturn:
@@ -82,9 +82,9 @@ def command(
     """Run a command's function: quietly, its stages shown, its failure told in one line.
 
     Args:
-        stage: the only stage of a function that reports none itself.
-        as_json: print a failure as a JSON document on stdout, too.
-        verbose: show what other libraries print, and an error's traceback.
+        stage: The only stage of a function that reports none itself.
+        as_json: Print a failure as a JSON document on stdout, too.
+        verbose: Show what other libraries print, and an error's traceback.
     """
     with (
         exit_on_error(as_json=as_json, verbose=verbose),
@@ -107,9 +107,9 @@ def exit_on_error(
     """Print an error in one line, and exit with its status.
 
     Args:
-        as_json: print it as a JSON document on stdout, too.
-        verbose: print its traceback, too.
-        status: the exit status, if it is not the error's own.
+        as_json: Print it as a JSON document on stdout, too.
+        verbose: Print its traceback, too.
+        status: The exit status, if it is not the error's own.
     """
     try:
         yield
@@ -132,10 +132,10 @@ def print_error(
     """Print an error, and as a JSON document on stdout if that was asked for.
 
     Args:
-        message: one line.
-        status: the exit status that follows.
-        problems: the lines of a manifest that are wrong.
-        as_json: whether `--json` was given.
+        message: One line.
+        status: The exit status that follows.
+        problems: The lines of a manifest that are wrong.
+        as_json: Whether `--json` was given.
     """
     if as_json:
         more = {"problems": list(problems)} if problems else {}
@@ -148,13 +148,13 @@ def finish(status: int = 0, *, written: bool = False, lost: int = 1) -> NoReturn
     """End a command, whose results are printed.
 
     Args:
-        status: the exit status.
-        written: the command has written files, which count more than what it prints of them.
+        status: The exit status.
+        written: The command has written files, which count more than what it prints of them.
 
-        lost: the exit status if it has written none, and they could not be printed.
+        lost: The exit status if it has written none, and they could not be printed.
 
     Raises:
-        typer.Exit: always; with the status of a program that SIGPIPE ended, if the reader of
+        typer.Exit: Always; with the status of a program that SIGPIPE ended, if the reader of
             stdout is gone.
     """
     error = lost_output()
@@ -241,7 +241,7 @@ def can_draw(stream: IO[str]) -> bool:
     return True
 
 
-# --- For other programs -------------------------------------------------------------------------
+# --- For other programs ---------------------------------------------------------------------------
 
 
 def print_json(document: object) -> None:
@@ -253,7 +253,7 @@ def chosen_format(**formats: bool) -> str:
     """The one format that was asked for, by default "tree".
 
     Raises:
-        UsageError: two were asked for.
+        UsageError: Two were asked for.
     """
     names = [name for name, asked in formats.items() if asked]
     if len(names) > 1:
@@ -265,8 +265,8 @@ def print_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], sty
     """Print rows as CSV or Markdown.
 
     Args:
-        rows: the cells of each row by column.
-        columns: the columns.
+        rows: The cells of each row by column.
+        columns: The columns.
         style: "csv" or "markdown".
     """
     cells = [[row[column] for column in columns] for row in rows]

@@ -144,7 +144,7 @@ def saying_what_was_kept(message: str) -> "Iterator[None]":
     """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
 
     Args:
-        message: what was kept, and how to go on.
+        message: What was kept, and how to go on.
     """
     try:
         yield

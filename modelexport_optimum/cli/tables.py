@@ -64,10 +64,10 @@ class Column:
     """A column of a table.
 
     Attributes:
-        name: its title.
-        right: set to the right, as numbers are.
-        shrinks: how it gives way: a path or a name is shortened in its middle, a text is wrapped.
-        drop: its place in the order in which columns are left out; None if it never is.
+        name: Its title.
+        right: Set to the right, as numbers are.
+        shrinks: How it gives way: a path or a name is shortened in its middle, a text is wrapped.
+        drop: Its place in the order in which columns are left out; None if it never is.
     """
 
     name: str
@@ -81,9 +81,9 @@ class Cell:
     """What stands in a row.
 
     Attributes:
-        text: the text.
-        style: its style, as rich names it.
-        guide: the lines of a tree before it, which are not shortened.
+        text: The text.
+        style: Its style, as rich names it.
+        guide: The lines of a tree before it, which are not shortened.
     """
 
     text: str
@@ -108,8 +108,8 @@ def print_line(*parts: str | tuple[str, str], style: str = "") -> None:
     """Print a line, which is broken nowhere: what is to be pasted can be.
 
     Args:
-        *parts: texts, or texts with their style.
-        style: the style of all.
+        *parts: Texts, or texts with their style.
+        style: The style of all.
     """
     shown = [(_drawn(p), "") if isinstance(p, str) else (_drawn(p[0]), p[1]) for p in parts]
     _print(stdout(), Text.assemble(*shown, style=style))
@@ -124,9 +124,9 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: st
     """Print a table at the width of the terminal.
 
     Args:
-        columns: its columns. One that is empty in every row is not shown.
-        rows: its cells.
-        elsewhere: where the columns are that have no room, as "--json has them".
+        columns: Its columns. One that is empty in every row is not shown.
+        rows: Its cells.
+        elsewhere: Where the columns are that have no room, as "--json has them".
     """
     console = stdout()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -188,7 +188,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-# --- The layout ---------------------------------------------------------------------------------
+# --- The layout -----------------------------------------------------------------------------------
 
 
 def _layout(

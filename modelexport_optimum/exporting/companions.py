@@ -30,10 +30,10 @@ def fetch_companions(source: Source) -> Path:
     """The directory of a model's companion files: its own, or the Hub's cache.
 
     Args:
-        source: the model.
+        source: The model.
 
     Raises:
-        Exception: the Hub did not give them; `explain_hub_error` tells which errors these are.
+        Exception: The Hub did not give them; `explain_hub_error` tells which errors these are.
     """
     subfolder = source.place.subfolder
     if source.directory is not None:
@@ -54,9 +54,9 @@ def copy_companions(model: Path, output: Path, *, pooled: bool) -> None:
     """Copy the companion files that the output lacks.
 
     Args:
-        model: the directory of the model.
-        output: the export.
-        pooled: whether sentence-transformers' own modules run after the graph.
+        model: The directory of the model.
+        output: The export.
+        pooled: Whether sentence-transformers' own modules run after the graph.
     """
     saved = {(file.folder, file.kind) for file in companion_files(output)}
     for file in companion_files(model, pooled=pooled):

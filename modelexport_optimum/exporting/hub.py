@@ -17,11 +17,11 @@ class HubPlace:
     """Where on the Hub a model is looked for, by the names that `main_export` has for it.
 
     Attributes:
-        subfolder: the folder that the model is in.
-        revision: branch, tag or commit.
-        cache_dir: the cache; None for the Hub's own.
-        local_files_only: whether not to ask the Hub.
-        token: what the Hub is shown; None for that of the environment or of the login.
+        subfolder: The folder that the model is in.
+        revision: Branch, tag or commit.
+        cache_dir: The cache; None for the Hub's own.
+        local_files_only: Whether not to ask the Hub.
+        token: What the Hub is shown; None for that of the environment or of the login.
     """
 
     subfolder: str = ""
@@ -52,7 +52,7 @@ class HubPlace:
         """Ask the Hub for the commit of a model.
 
         Raises:
-            Exception: the Hub gave none; `explain_hub_error` tells which errors these are.
+            Exception: The Hub gave none; `explain_hub_error` tells which errors these are.
         """
         from huggingface_hub import HfApi, constants
 
@@ -63,7 +63,7 @@ class HubPlace:
         """Fetch the files of a model whose names match, and give the directory that they are in.
 
         Raises:
-            Exception: the Hub did not give them; `explain_hub_error` tells which errors these are.
+            Exception: The Hub did not give them; `explain_hub_error` tells which errors these are.
         """
         from huggingface_hub import snapshot_download
 
@@ -82,8 +82,8 @@ class HubPlace:
         """The directory of a model in the cache.
 
         Raises:
-            LocalEntryNotFoundError: it is not there.
-            HFValidationError: this is no model's name.
+            LocalEntryNotFoundError: It is not there.
+            HFValidationError: This is no model's name.
         """
         from huggingface_hub import snapshot_download
 

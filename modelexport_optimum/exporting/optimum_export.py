@@ -60,7 +60,7 @@ class ComparisonWithPyTorch:
         status: "ok"; "differs" (by more than Optimum's own tolerance, which it takes for
             a warning); "failed" (by more than the tolerance that was asked for, in their
             shape, or the model did not run); "skipped".
-        message: one line.
+        message: One line.
     """
 
     status: str
@@ -72,13 +72,13 @@ class ConvertedModel:
     """What Optimum exported.
 
     Attributes:
-        task: after detection, as Optimum names it.
+        task: After detection, as Optimum names it.
         library: "transformers", "diffusers", "timm" or "sentence_transformers".
-        trees: the modules of the exported model, one tree for each component of a pipeline.
-        traced: which module's call made each node of each graph that was traced.
-        comparison: its outputs against PyTorch's.
-        warnings: what the user must know, a line each.
-        model: the directory of the model's files beside its weights, if it has one.
+        trees: The modules of the exported model, one tree for each component of a pipeline.
+        traced: Which module's call made each node of each graph that was traced.
+        comparison: Its outputs against PyTorch's.
+        warnings: What the user must know, a line each.
+        model: The directory of the model's files beside its weights, if it has one.
     """
 
     task: str

@@ -27,10 +27,10 @@ class Source:
     """A model that was found.
 
     Attributes:
-        name: as the user gave it.
-        directory: where it is on this machine; None when Optimum is to fetch it.
-        place: where on the Hub it was looked for; its `subfolder` is below a directory, too.
-        own_code: what of it would run as code and may not.
+        name: As the user gave it.
+        directory: Where it is on this machine; None when Optimum is to fetch it.
+        place: Where on the Hub it was looked for; its `subfolder` is below a directory, too.
+        own_code: What of it would run as code and may not.
     """
 
     name: str
@@ -55,13 +55,13 @@ def find_source(
     A Hub that cannot be reached is no error when the model is in its cache.
 
     Args:
-        model: a name on the Hub, or a directory.
-        place: where on the Hub; its `subfolder` is below a directory, too.
+        model: A name on the Hub, or a directory.
+        place: Where on the Hub; its `subfolder` is below a directory, too.
         library: Optimum's name of the library that will load it, if it is known.
-        trust_remote_code: whether code that comes with the model may run.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ModelExportError: there is no such model, or it needs code that was not trusted.
+        ModelExportError: There is no such model, or it needs code that was not trusted.
     """
     place = place or HubPlace()
     source = _find(os.fspath(model), place)
@@ -173,9 +173,9 @@ def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
     """What changes whenever the model does.
 
     Args:
-        model: a name on the Hub, or a directory.
-        place: where on the Hub; its `subfolder` is below a directory, too.
-        output: where it is exported to, which may be below the model and is no part of it.
+        model: A name on the Hub, or a directory.
+        place: Where on the Hub; its `subfolder` is below a directory, too.
+        output: Where it is exported to, which may be below the model and is no part of it.
 
     Returns:
         The commit on the Hub, or in its cache where the Hub cannot be asked; for a directory a

@@ -42,9 +42,9 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
     """The absolute path of the output, if it may be written; nothing is created.
 
     Args:
-        output: the directory that the export will be.
-        source: the model's own directory, which must survive.
-        overwrite: whether an export that is there may be replaced.
+        output: The directory that the export will be.
+        source: The model's own directory, which must survive.
+        overwrite: Whether an export that is there may be replaced.
     """
     path = Path(os.path.abspath(output))  # noqa: PTH100 (resolve() would follow a link)
     if path.is_symlink():
@@ -94,7 +94,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
     run left.
 
     Raises:
-        ModelExportError: another run is writing the output, or it cannot be written.
+        ModelExportError: Another run is writing the output, or it cannot be written.
     """
     missing: list[Path] = []
     directory = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"

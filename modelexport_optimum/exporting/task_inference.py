@@ -119,7 +119,7 @@ def library_of_model(model: Any) -> str:  # noqa: ANN401
     """Optimum's name of the library of a model in memory, by the classes that it derives from.
 
     Raises:
-        UsageError: it is of no library that Optimum exports.
+        UsageError: It is of no library that Optimum exports.
     """
     from optimum.exporters.tasks import TasksManager
 

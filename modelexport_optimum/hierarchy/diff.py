@@ -226,7 +226,7 @@ def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[Change]:
             yield Change(what, a.get(what, ""), b.get(what, ""))
 
 
-# Modules
+# --- Modules --------------------------------------------------------------------------------------
 
 
 def _diff_modules(a: _Side, b: _Side) -> Iterator[ModuleChange]:
@@ -354,7 +354,7 @@ def _parameter_change(path: str, one: Tensor | None, other: Tensor | None) -> Ch
     return Change(name.removeprefix(f"{path}."), *described)
 
 
-# Nodes
+# --- Nodes ----------------------------------------------------------------------------------------
 
 
 def _path(tagged: TaggedNode) -> str:

@@ -49,14 +49,14 @@ _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO 
 
 _VALUES_OF = {_GRAPH_INPUT: "input", _GRAPH_OUTPUT: "output", _GRAPH_VALUE_INFO: "value_info"}
 
-# ONNX Runtime maps external data that begins at a page, and copies other.
 _PAGE_BYTES = 4096
+"""ONNX Runtime maps external data that begins at a page, and copies other."""
 
-# How shape inference begins the names that it invents for dimensions.
 _INVENTED = "unk__"
+"""How shape inference begins the names that it invents for dimensions."""
 
-# An initializer up to this size may be a shape, whose values decide the shapes of others.
 _SHAPE_BYTES = 1024
+"""An initializer up to this size may be a shape, whose values decide the shapes of others."""
 
 _COPY_BYTES = 1024 * 1024
 
@@ -231,7 +231,7 @@ def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
             write_all(descriptor, memoryview(chunk)[start : start + _COPY_BYTES])
 
 
-# Types
+# --- Types ----------------------------------------------------------------------------------------
 
 
 def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeProto]:
@@ -261,7 +261,7 @@ def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeP
 
 @contextlib.contextmanager
 def _told_of(path: Path) -> Iterator[None]:
-    """Says of which file it is that onnx or ONNX Runtime, which raise anything, find no types."""
+    """Say of which file it is that onnx or ONNX Runtime, which raise anything, find no types."""
     try:
         yield
     except Exception as error:

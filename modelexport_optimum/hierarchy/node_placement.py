@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
     from modelexport_optimum.onnx_file.skeleton import Model, Node
 
-# ONNX Runtime names a convolution in its blocked layout after the value that it makes
-# (onnxruntime/core/optimizer/nchwc_transformer.cc).
 _BLOCKED = "_nchwc"
+"""ONNX Runtime names a convolution in its blocked layout after the value that it makes
+(onnxruntime/core/optimizer/nchwc_transformer.cc)."""
 
 
 class Places:

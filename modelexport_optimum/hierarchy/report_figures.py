@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     # What `FileProfile.to_dict` gives.
     Times = Mapping[str, Any]
 
-# What the page shows of what `profile` wrote.
 _TIMES = {
     "file": str,
     "iterations": int,
@@ -37,8 +36,8 @@ _TIMES = {
     "modules": [{"module": str, "ms": float, "own_ms": float}],
     "unplaced": [{"op_type": str, "ms": float, "kernel_count": int}],
 }
+"""What the page shows of what `profile` wrote."""
 
-# What it shows of what `compare` wrote.
 _COMPARISON = {
     "reference": str,
     "other": str,
@@ -57,10 +56,11 @@ _COMPARISON = {
         }
     ],
 }
+"""What it shows of what `compare` wrote."""
 
 
-# The branch that ran, behind the file that has several.
 _BRANCH = re.compile(r"\.onnx \(.*\)$")
+"""The branch that ran, behind the file that has several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.hierarchy.tagged_model import Read, TaggedFile, TaggedModule
 
-# They make other values each time: what a copy of one makes is another tensor.
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
+"""They make other values each time: what a copy of one makes is another tensor."""
 
-# The tracer's count of calls, at the end of a scope.
 _CALL_COUNT = re.compile(r"_\d+$")
+"""The tracer's count of calls, at the end of a scope."""
 
 
 @dataclass(frozen=True, slots=True)

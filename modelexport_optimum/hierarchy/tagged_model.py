@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
 
-# Bits of an element, where two or more of them share a byte.
 _NARROW_BITS = {
     getattr(onnx.TensorProto, name): bits
     for name, bits in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()
     if hasattr(onnx.TensorProto, name)  # the newer ones came with onnx 1.18 and 1.20
 }
+"""Bits of an element, where two or more of them share a byte."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -86,8 +86,8 @@ class TaggedNode(Displayed):
         return list({id(read): read for read in self.reads if isinstance(read, Tensor)}.values())
 
 
-# What a name of a graph means: an initializer, what a node makes, an input of the graph.
 Read: TypeAlias = Tensor | TaggedNode | Value
+"""What a name of a graph means: an initializer, what a node makes, an input of the graph."""
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -13,8 +13,8 @@ from pathlib import Path
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 
-# Viewer to the Python package that it needs; the first one that is installed is taken.
 VIEWERS = {"model-explorer": "model_explorer_onnx", "netron": "netron"}
+"""Viewer to the Python package that it needs; the first one that is installed is taken."""
 
 
 def view(

@@ -34,7 +34,7 @@ class Weights:
     """A model's file and its external data files, mapped as long as anything refers to them."""
 
     def __init__(self, model: Model) -> None:
-        """Maps the file that the skeleton was read from."""
+        """Map the file that the skeleton was read from."""
         self._path = model.path
         self._maps: dict[Path, memoryview] = {}
         self.file = self._map(model.path)

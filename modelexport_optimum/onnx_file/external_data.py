@@ -31,7 +31,7 @@ class MissingDataError(InvalidModelError):
 
 
 def check_external_data(model: Model) -> None:
-    """Refuses a model whose weights are somewhere else; weights that are missing it lets pass.
+    """Refuse a model whose weights are somewhere else; missing weights are let pass.
 
     Args:
         model: The model, as it was read.
@@ -46,7 +46,7 @@ def check_external_data(model: Model) -> None:
 
 
 def open_external_data(model: Path, location: str) -> int:
-    """Opens a file of a model's weights for reading.
+    """Open a file of a model's weights for reading.
 
     Args:
         model: The `.onnx` file.
@@ -88,7 +88,7 @@ def open_external_data(model: Path, location: str) -> int:
 
 
 def _open_below(directory: Path, parts: Sequence[str]) -> int:
-    """Opens a file by its path from a directory, and follows no link on the way."""
+    """Open a file by its path from a directory, and follow no link on the way."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for index, part in enumerate(parts, 1):

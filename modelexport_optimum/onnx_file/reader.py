@@ -25,30 +25,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Nodes up to this size are handed to protobuf whole. A longer one holds nested graphs or a
-# large tensor: its fields are walked, so that no weight is ever read.
 WHOLE_NODE_BYTES = 64 * 1024
+"""Nodes up to this size are handed to protobuf whole. A longer one holds nested graphs or a large
+tensor: its fields are walked, so that no weight is ever read."""
 
-# Initializers and Constants up to this size are compared by value, longer ones by name.
 SMALL_TENSOR_BYTES = 1024
+"""Initializers and Constants up to this size are compared by value, longer ones by name."""
 
-# protobuf's own parsers read no message that is nested deeper, nor does ONNX Runtime
-# (google/protobuf/io/coded_stream.h, default_recursion_limit_).
 MAX_DEPTH = 100
+"""protobuf's own parsers read no message that is nested deeper, nor does ONNX Runtime
+(google/protobuf/io/coded_stream.h, default_recursion_limit_)."""
 
-# onnx.defs takes a version as a C int.
 _MAX_OPSET = 2**31 - 1
+"""onnx.defs takes a version as a C int."""
 
-# What no file can hold the data of.
 _MAX_ELEMENTS = 2**63 - 1
+"""What no file can hold the data of."""
 
-# Number of a field, far from those of onnx.proto, that stands for a large one: it holds the
-# offset of that one's key in the file.
 LEFT_IN_FILE = 1000
+"""Number of a field, far from those of onnx.proto, that stands for a large one: it holds the offset
+of that one's key in the file."""
 
 
 def read_model(path: Path, *, fd: int | None = None) -> Model:
-    """Reads a model's skeleton: nodes, headers of initializers, inputs and outputs.
+    """Read a model's skeleton: nodes, headers of initializers, inputs and outputs.
 
     Args:
         path: The `.onnx` file.
@@ -83,7 +83,7 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Says of which file it is that something in it cannot be read.
+    """Say of which file it is that something in it cannot be read.
 
     protobuf's own parser takes some bytes that a walk over the fields does not (groups, numbers
     that are padded), so that even a model that was read may have them.
@@ -216,7 +216,7 @@ def _text(value: _T) -> _T:
 
 
 def parse_length(text: object) -> int:
-    """Reads an offset or a length of external data.
+    """Read an offset or a length of external data.
 
     Raises:
         DecodeError: It is no decimal number of 64 bits.

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Span = tuple[int, int, int]
     """A message in the file: its key's start, its payload's start, its payload's end."""
 
-# A protobuf message is at most 2 GiB - 1 byte long, and ONNX Runtime reads no longer one.
 MAX_MESSAGE_BYTES = 2**31 - 1
+"""A protobuf message is at most 2 GiB - 1 byte long, and ONNX Runtime reads no longer one."""
 
 _COPY_BYTES = 1024 * 1024
 
@@ -49,7 +49,7 @@ class Edit:
 
 
 def node_bytes(fd: int, node: Node) -> bytes:
-    """Reads one node's message from the open file."""
+    """Read one node's message from the open file."""
     return pread(fd, node.start, node.end - node.start)
 
 
@@ -59,7 +59,7 @@ class Rewrite:
     def __init__(
         self, fd: int, model: Model, node_edits: dict[int, list[Edit]], model_edits: Sequence[Edit]
     ) -> None:
-        """Orders the edits, and adds those of the lengths of all messages around them.
+        """Order the edits, and add those of the lengths of all messages around them.
 
         Args:
             fd: The file that `model` was read from, open for reading.
@@ -99,7 +99,7 @@ class Rewrite:
             )
 
     def write(self, check: Callable[[Model], str | None]) -> None:
-        """Writes the new file beside the old one, and renames it over the old one.
+        """Write the new file beside the old one, and rename it over the old one.
 
         It is flushed to the disk, given the old one's mode, and read back before: killed at
         any moment, one of the two is there, whole.
@@ -222,7 +222,7 @@ def _graph_difference(old: Graph, new: Graph) -> str | None:
 
 
 def _copy(source: int, start: int, end: int, target: int) -> None:
-    """Copies bytes to the target's position, in the kernel where it can."""
+    """Copy bytes to the target's position, in the kernel where it can."""
     while start < end and hasattr(os, "copy_file_range"):
         try:
             copied = os.copy_file_range(source, target, end - start, offset_src=start)

@@ -119,7 +119,7 @@ class Model:
 
 
 def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
-    """Yields the graph and every graph nested in it, outer before inner.
+    """Yield the graph and every graph nested in it, outer before inner.
 
     Args:
         graph: Where to begin.
@@ -136,7 +136,7 @@ def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
 
 
 def walk_initializers(graph: Graph) -> Iterator[Tensor]:
-    """Yields the header of every initializer of the graph and of the graphs nested in it."""
+    """Yield the header of every initializer of the graph and of the graphs nested in it."""
     for _, nested in walk_graphs(graph):
         yield from nested.initializers
 
@@ -147,6 +147,6 @@ def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def walk_nodes(graph: Graph) -> Iterator[Node]:
-    """Yields every node of the graph and of the graphs nested in it."""
+    """Yield every node of the graph and of the graphs nested in it."""
     for _, nested in walk_graphs(graph):
         yield from nested.nodes

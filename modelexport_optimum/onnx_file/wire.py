@@ -20,7 +20,7 @@ WINDOW_BYTES = 256 * 1024
 
 
 def varint(value: int) -> bytes:
-    """Encodes a number as protobuf does."""
+    """Encode a number as protobuf does."""
     if value < 0x80:
         return _ONE_BYTE[value]
     if value < 0x4000:
@@ -32,7 +32,7 @@ _ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 
 
 def length_delimited(number: int, payload: bytes) -> bytes:
-    """Encodes a field of wire type LEN."""
+    """Encode a field of wire type LEN."""
     return varint(number << 3 | LEN) + varint(len(payload)) + payload
 
 
@@ -68,7 +68,7 @@ class FieldReader:
         raise DecodeError("a number does not end")
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """Yields (number, wire type, value, key's start, payload's start) of each field.
+        """Yield (number, wire type, value, key's start, payload's start) of each field.
 
         The value is the number of a VARINT, else the payload's length in bytes.
         """
@@ -132,7 +132,7 @@ class FieldReader:
 
 
 def pread(fd: int, start: int, length: int) -> bytes:
-    """Reads exactly so many bytes."""
+    """Read exactly so many bytes."""
     parts = []
     while length:
         part = os.pread(fd, length, start)
@@ -144,7 +144,7 @@ def pread(fd: int, start: int, length: int) -> bytes:
 
 
 def bytes_fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yields (number, key's start, payload's start, end) of each field of a message.
+    """Yield (number, key's start, payload's start, end) of each field of a message.
 
     Args:
         data: A serialized message.

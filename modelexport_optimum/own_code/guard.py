@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def pickled_code(error: BaseException) -> str | None:
-    """Says what a checkpoint holds besides weights, if it is that which could not be loaded.
+    """Say what a checkpoint holds besides weights, if it is that which could not be loaded.
 
     Args:
         error: What the library raised; PyTorch's own error is among its causes.
@@ -46,9 +46,9 @@ class _Guard:
     """One block that is guarded.
 
     Attributes:
-        directories: the model's, which may hold a project and its packages, too.
-        caches: where libraries copy the code of models to.
-        refused: the files that would have run.
+        directories: The model's, which may hold a project and its packages, too.
+        caches: Where libraries copy the code of models to.
+        refused: The files that would have run.
     """
 
     directories: tuple[str, ...]
@@ -88,7 +88,7 @@ _WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_O
 
 @contextlib.contextmanager
 def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[str]]:
-    """Keeps code of a model from running while the block loads it.
+    """Keep code of a model from running while the block loads it.
 
     It holds for all threads: a file of a model's is refused to whoever imports it meanwhile.
 

@@ -32,9 +32,9 @@ class OwnCode:
     """A name in a model's files that stands for code of its own.
 
     Attributes:
-        file: the file that has the name, below the model's directory.
-        name: what would be imported.
-        needed: whether the model cannot be loaded without it. Otherwise the loader asks whether
+        file: The file that has the name, below the model's directory.
+        name: What would be imported.
+        needed: Whether the model cannot be loaded without it. Otherwise the loader asks whether
             it is trusted, and has a class of its own or fails.
     """
 
@@ -55,7 +55,7 @@ def in_words(found: Sequence[OwnCode]) -> str:
 
 
 def refuse_needed(name: str, found: Sequence[OwnCode]) -> None:
-    """Refuses a model that cannot be loaded without its code.
+    """Refuse a model that cannot be loaded without its code.
 
     Args:
         name: The model, as the user gave it.
@@ -104,7 +104,7 @@ _PIPELINE_LIBRARIES = ("diffusers", "transformers", "optimum", "onnxruntime")
 
 
 def find_own_code(directory: Path, library: str | None = None) -> list[OwnCode]:
-    """Finds what would run if the model were loaded; loads and imports nothing.
+    """Find what would run if the model were loaded; load and import nothing.
 
     Args:
         directory: The model's.
@@ -238,7 +238,7 @@ def _pipeline_modules() -> list[str]:
 
 
 def _check_inside(directory: Path, folder: str, file: str) -> None:
-    """Refuses a folder that a file names and that is not below the directory."""
+    """Refuse a folder that a file names and that is not below the directory."""
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ModelExportError(
             f"{directory / file} names {folder!r}, outside of the model's directory: "

@@ -21,7 +21,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 @contextlib.contextmanager
 def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
-    """Opens a temporary file that becomes `path` when the block ends without an error.
+    """Open a temporary file that becomes `path` when the block ends without an error.
 
     The temporary file is locked while it is written: one that is not is what a killed run
     left, and is removed by the next one.
@@ -65,7 +65,7 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
-    """Writes all bytes, of which the system takes at most 2 GiB at once."""
+    """Write all bytes, of which the system takes at most 2 GiB at once."""
     with memoryview(data) as view:
         written = 0
         while written < len(view):
@@ -73,7 +73,7 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def remove_abandoned(directory: Path, matches: Callable[[str], bool]) -> None:
-    """Removes the temporary files that killed runs left; a live run holds the lock of its own.
+    """Remove the temporary files that killed runs left; a live run holds the lock of its own.
 
     Where there are no locks nothing is removed: it may be a live run's.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def forget_current_directory() -> None:
-    """Takes the current directory off `sys.path`, so that no file there stands for a library.
+    """Take the current directory off `sys.path`, so that no file there stands for a library.
 
     `python -m`, multiprocessing's server (`python -c`) and Ray put it in front; the program
     `modelexport-optimum` has no such entry. It stays where this package itself lies in it, as in a

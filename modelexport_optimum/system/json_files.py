@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parse_json(data: str | bytes, *, doubles: bool = False) -> Any:  # noqa: ANN401 (what it says)
-    """Reads a JSON text.
+    """Read a JSON text.
 
     Args:
         data: The text; bytes are UTF-8, with or without a byte order mark.
@@ -50,7 +50,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json_object(data: bytes, path: Path, *, doubles: bool = False) -> dict[str, Any]:
-    """Reads a JSON text that is to be one object, as that of a config.json is.
+    """Read a JSON text that is to be one object, as that of a config.json is.
 
     Args:
         data: The text.

@@ -52,16 +52,16 @@ def lock(path: Path, *, shared: bool = False, mode: int = 0o666) -> int | None:
     """Take the lock that a file stands for, which is made if it is not there.
 
     Args:
-        path: the file. Who has the lock may remove it.
-        shared: with others that take it so.
-        mode: of the file, if it is made; the umask is taken off.
+        path: The file. Who has the lock may remove it.
+        shared: With others that take it so.
+        mode: Of the file, if it is made; the umask is taken off.
 
     Returns:
         The descriptor that holds it; None if another process has it.
 
     Raises:
-        NoLocksError: there are none here.
-        OSError: the file cannot be made.
+        NoLocksError: There are none here.
+        OSError: The file cannot be made.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)  # NFS locks no others
@@ -85,14 +85,14 @@ def waiting_lock(path: Path, what: str) -> Iterator[bool]:
     """Hold a lock for the block, after waiting for whoever has it; the file is removed then.
 
     Args:
-        path: the file that stands for it.
-        what: what the lock is on, for the line that is logged when there is something to wait for.
+        path: The file that stands for it.
+        what: What the lock is on, for the line that is logged when there is something to wait for.
 
     Yields:
         Whether it is held; False where the file system has no locks.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: The file cannot be made.
     """
     try:
         held = lock(path)

@@ -50,11 +50,11 @@ class CompanionFile:
     """A file of the source that its export must have, too.
 
     Attributes:
-        kind: what it is for, one of `PATTERNS`.
-        source: where it is.
-        folder: where it belongs in the export: "", or the folder of a pipeline's component.
-        name: its path below that folder.
-        leads_out: whether it is a link to something outside the model's directory.
+        kind: What it is for, one of `PATTERNS`.
+        source: Where it is.
+        folder: Where it belongs in the export: "", or the folder of a pipeline's component.
+        name: Its path below that folder.
+        leads_out: Whether it is a link to something outside the model's directory.
     """
 
     kind: str
@@ -73,9 +73,9 @@ def companion_files(source: Path, *, pooled: bool = False) -> list[CompanionFile
     """The files of a model that its export must have, too.
 
     Args:
-        source: the model's directory: of transformers, of sentence-transformers, or of a
+        source: The model's directory: of transformers, of sentence-transformers, or of a
             diffusion pipeline.
-        pooled: whether sentence-transformers' own modules run after the graph, so that
+        pooled: Whether sentence-transformers' own modules run after the graph, so that
             their settings and weights are needed, too.
     """
     found = []

@@ -15,12 +15,12 @@ def check_output_file(target: Path, suffixes: Sequence[str], *, overwrite: bool)
     """Refuse an output that has another kind of name, or that is there already.
 
     Args:
-        target: the file to write.
-        suffixes: the endings that it may have, the usual one first.
-        overwrite: whether a file that is there is replaced. A directory never is.
+        target: The file to write.
+        suffixes: The endings that it may have, the usual one first.
+        overwrite: Whether a file that is there is replaced. A directory never is.
 
     Raises:
-        UsageError: the file cannot be written there.
+        UsageError: The file cannot be written there.
     """
     if target.is_dir():
         raise UsageError(f"{target} is a directory: give a {suffixes[0]} file to write")

@@ -24,10 +24,10 @@ class PrivateName:
     """A name of another package.
 
     Attributes:
-        package: the distribution that has it.
-        module: where it is imported from.
-        path: its name there, or that of a class and one of its attributes.
-        reason: what it is used for, and why nothing public will do.
+        package: The distribution that has it.
+        module: Where it is imported from.
+        path: Its name there, or that of a class and one of its attributes.
+        reason: What it is used for, and why nothing public will do.
     """
 
     package: str
@@ -39,7 +39,7 @@ class PrivateName:
         """Look it up.
 
         Raises:
-            ModelExportError: the installed version has it no longer.
+            ModelExportError: The installed version has it no longer.
         """
         owner, name = self._owner_and_name()
         return getattr(owner, name)
@@ -52,7 +52,7 @@ class PrivateName:
         """Put something else in its place.
 
         Raises:
-            ModelExportError: the installed version has it no longer.
+            ModelExportError: The installed version has it no longer.
         """
         setattr(*self._owner_and_name(), value)
 
@@ -61,7 +61,7 @@ class PrivateName:
         """Put something else in its place for the block.
 
         Raises:
-            ModelExportError: the installed version has it no longer.
+            ModelExportError: The installed version has it no longer.
         """
         owner, name = self._owner_and_name()
         original = inspect.getattr_static(owner, name)

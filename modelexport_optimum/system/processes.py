@@ -9,7 +9,7 @@ def ending(status: int) -> str:
     """How a process ended, by its exit code as `subprocess` gives it.
 
     Args:
-        status: its exit status, or the negative number of the signal that ended it.
+        status: Its exit status, or the negative number of the signal that ended it.
     """
     if status >= 0:
         return f"its process ended with exit status {status}"

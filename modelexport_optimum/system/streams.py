@@ -72,9 +72,9 @@ def open_descriptor(number: int, like: TextIO | None, *, close: bool = False) ->
     """A text stream to a descriptor, which never raises and encodes every character.
 
     Args:
-        number: the descriptor.
-        like: the stream whose encoding it has; UTF-8 without one.
-        close: close the descriptor with the stream.
+        number: The descriptor.
+        like: The stream whose encoding it has; UTF-8 without one.
+        close: Close the descriptor with the stream.
     """
     codecs.register_error(_ASCII_ERRORS, _in_ascii)
     return io.TextIOWrapper(

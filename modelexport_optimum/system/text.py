@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 
-# Control characters (Unicode's category Cc), the characters that turn the direction of text
-# (https://trojansource.codes), the two that end a line, and lone surrogates, which stand for the
-# bytes of a file name that is not UTF-8 (PEP 383).
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+"""Control characters (Unicode's category Cc), the characters that turn the direction of text
+(https://trojansource.codes), the two that end a line, and lone surrogates, which stand for the
+bytes of a file name that is not UTF-8 (PEP 383)."""
 
 
 def visible(text: str, keep: str = "") -> str:
     r"""Show the characters that would steer a terminal: ESC as `\x1b`.
 
     Args:
-        text: any text; names of nodes, modules and files are anybody's.
-        keep: the control characters to leave as they are.
+        text: Any text; names of nodes, modules and files are anybody's.
+        keep: The control characters to leave as they are.
     """
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 

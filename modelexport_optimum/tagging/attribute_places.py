@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
 
 
-# ONNX Runtime's Gemm + activation fusion copies the attributes of these operators to the
-# fused node as `activation_<name>`, which its schema then refuses
-# (onnxruntime/core/optimizer/gemm_activation_fusion.cc).
 COPIED_BY_FUSION = frozenset(
     {
         "Elu", "HardSigmoid", "LeakyRelu", "ParametricSoftplus", "Relu", "ScaledTanh", "Selu",
         "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
     }
 )  # fmt: skip
+"""ONNX Runtime's Gemm + activation fusion copies the attributes of these operators to the fused
+node as `activation_<name>`, which its schema then refuses
+(onnxruntime/core/optimizer/gemm_activation_fusion.cc)."""
 
 
-# ONNX Runtime drops these operators or moves them elsewhere (identity_elimination.cc,
-# dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads
-# their output may come to compute the same as what reads their input.
 PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
+"""ONNX Runtime drops these operators or moves them elsewhere (identity_elimination.cc,
+dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads their
+output may come to compute the same as what reads their input."""
 
 
 def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
-    """Finds the nodes on which the attribute changes nothing in what ONNX Runtime builds.
+    """Find the nodes on which the attribute changes nothing in what ONNX Runtime builds.
 
     Its common-subexpression elimination merges nodes that compute the same, unless their
     attributes differ. So every node is numbered by what it computes, and the attribute is

@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
 
-# torch.export numbers the calls of a module in its path: `attention.query@1`.
 _EXPORT_CALL_COUNT = re.compile(r"@\d+")
+"""torch.export numbers the calls of a module in its path: `attention.query@1`."""
 
 
 def tracer_modules(node: Node) -> list[tuple[str, str]]:
@@ -90,7 +90,7 @@ def attribute(
     prior: Mapping[int, tuple[Paths, str]] | None = None,
     traced: Sequence[TracedGraph] = (),
 ) -> Attribution:
-    """Places every node of a file.
+    """Place every node of a file.
 
     Args:
         model: The file's skeleton.

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.onnx_file.skeleton import Node
 
-# Names that begin with two underscores are the one escape from an operator's schema that
-# onnx.checker and ONNX Runtime leave open (ONNX Runtime, graph/graph.cc: "Unrecognized
-# attribute" is not raised for them).
 ATTRIBUTE = "__hierarchy_tag"
+"""Names that begin with two underscores are the one escape from an operator's schema that
+onnx.checker and ONNX Runtime leave open (ONNX Runtime, graph/graph.cc: "Unrecognized attribute" is
+not raised for them)."""
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 CLASS_HIERARCHY = "pkg.torch.onnx.class_hierarchy"
@@ -87,7 +87,7 @@ class Carried:
 
 
 def read(node: Node, *, marked: bool) -> Carried:
-    """Reads the carriers of a node. What is damaged among them counts as not there.
+    """Read the carriers of a node. What is damaged among them counts as not there.
 
     Args:
         node: The node.
@@ -172,7 +172,7 @@ class Spelled:
 
 
 def spell(chain: Chain) -> Spelled:
-    """Spells a chain of modules as the carriers need it.
+    """Spell a chain of modules as the carriers need it.
 
     Raises:
         ModelExportError: It cannot be spelled so that `read` reads it: a name has a line's
@@ -211,7 +211,7 @@ def spell(chain: Chain) -> Spelled:
 def encode(
     node: Node, spelled: Spelled, evidence: str, *, attribute: bool, doc_string: str
 ) -> bytes:
-    """Encodes the fields that give a node its tag.
+    """Encode the fields that give a node its tag.
 
     Args:
         node: The node.

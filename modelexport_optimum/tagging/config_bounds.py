@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Hundreds of times the layers, heads, experts and labels of the largest models there are.
 MAX_COUNT = 1_000_000
+"""Hundreds of times the layers, heads, experts and labels of the largest models there are."""
 
 # Modules that are built for a graph: so many in any case, and so many for each of its nodes. A
 # module that is called leaves a node or holds one that does, but for dropout and the like.
@@ -25,7 +25,7 @@ MIN_MODULES, MODULES_PER_NODE = 5_000, 100
 
 
 def check_counts(path: Path) -> None:
-    """Refuses a config.json that counts more layers, heads, experts or labels than any model has.
+    """Refuse a config.json that counts more layers, heads, experts or labels than any model has.
 
     Counts are named `num_...`, `n_...`, `...layers` and `depth...`, in transformers and diffusers.
 
@@ -60,7 +60,7 @@ def _is_count(name: str) -> bool:
 
 @contextlib.contextmanager
 def bounded_modules(path: Path, nodes: int) -> Iterator[None]:
-    """Stops the building of a model that has far more modules than a graph has nodes.
+    """Stop the building of a model that has far more modules than a graph has nodes.
 
     Args:
         path: The config.json that describes the model.

@@ -26,8 +26,8 @@ NAME = "config.json"
 
 _KEY = "htp_metadata"
 
-# What a model's config.json has one of, in transformers and diffusers.
 _MODEL_KEYS = {"model_type", "architectures", "_class_name"}
+"""What a model's config.json has one of, in transformers and diffusers."""
 
 _STRATEGY = "htp"
 
@@ -62,7 +62,7 @@ class ConfigJson:
 
     @classmethod
     def read(cls, directory: Path) -> ConfigJson | None:
-        """Reads a directory's config.json.
+        """Read a directory's config.json.
 
         Returns:
             The file, or None if there is none.
@@ -96,14 +96,14 @@ class ConfigJson:
         return _KEY in self.content
 
     def check_key(self) -> None:
-        """Raises ModelExportError if the key is there and says what only another tool can."""
+        """Raise ModelExportError if the key is there and say what only another tool can."""
         if any(member.name == _KEY and not self._is_ours(member) for member in self.members):
             raise ModelExportError(
                 f"{self.path} has a key {_KEY} of another tool, which cannot be kept: rename it"
             )
 
     def write(self, metadata: Mapping[str, Any] | None) -> bool:
-        """Puts the key into the file once, or takes it out.
+        """Put the key into the file once, or take it out.
 
         A key that is there stays where it is; a new one is the last.
 
@@ -195,7 +195,7 @@ def metadata_of(modules: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _members(text: str) -> Iterator[_Member]:
-    """Yields the members of the object that a text in JSON is, repeated ones too."""
+    """Yield the members of the object that a text in JSON is, repeated ones too."""
     decoder = json.JSONDecoder()
     position = _after_space(text, text.index("{") + 1)
     while text[position] != "}":

@@ -32,7 +32,7 @@ class DataFlow:
         self._visit(graph, [])
 
     def _visit(self, graph: Graph, outer: list[dict[str, int]]) -> list[int]:
-        """Adds a graph's nodes, and returns those that make its outputs."""
+        """Add a graph's nodes, and return those that make its outputs."""
         number = self._graphs
         self._graphs += 1
         values: dict[str, int] = {value.name: -1 for value in graph.inputs}
@@ -60,7 +60,7 @@ def _maker(name: str, visible: Sequence[Mapping[str, int]]) -> int:
 def place_by_flow(
     flow: DataFlow, known: Sequence[Paths | None]
 ) -> Iterator[tuple[int, Paths | None, str]]:
-    """Places the nodes that have no place yet by those that have.
+    """Place the nodes that have no place yet by those that have.
 
     Args:
         flow: The file's nodes.

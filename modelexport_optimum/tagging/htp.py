@@ -84,7 +84,7 @@ def tag(
     source: str | None = None,
     traced: Sequence[TracedGraph] = (),
 ) -> TagReport:
-    """Writes onto every node which module it came from, in place and atomically.
+    """Write onto every node which module it came from, in place and atomically.
 
     A file whose nodes all carry their tags is left as it is.
 
@@ -135,7 +135,7 @@ def tag(
 
 
 def strip(path: str | os.PathLike[str]) -> list[Path]:
-    """Takes the tags out again, which gives back the bytes that were there before.
+    """Take the tags out again, which gives back the bytes that were there before.
 
     Args:
         path: A `.onnx` file, or a directory with any number of them.
@@ -162,7 +162,7 @@ def strip(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_hierarchy(path: str | os.PathLike[str]) -> Iterator[NodeTag]:
-    """Reads the tags of a file or a directory, with `onnx` alone.
+    """Read the tags of a file or a directory, with `onnx` alone.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
@@ -208,7 +208,7 @@ def attribute_files(
     afresh: bool,
     traced: Sequence[TracedGraph] = (),
 ) -> dict[Path, placements.Attribution]:
-    """Asks for the module of each node of a directory's files.
+    """Ask for the module of each node of a directory's files.
 
     Tags that a node carries are believed unless it is placed afresh. Where the names leave a
     choice and nothing was noted while the files were made, the model is traced once more.
@@ -258,7 +258,7 @@ class _Plan:
     tags: Sequence[str | None] = ()
 
     def write(self) -> bool:
-        """Writes the file, and says whether there was anything to write."""
+        """Write the file, and say whether there was anything to write."""
         if self.rewrite is None:
             return False
         self.rewrite.write(self._wrong)
@@ -349,7 +349,7 @@ def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[E
 def _write_config(
     directory: Path, group: Sequence[OpenFile], modules: Iterable[Mapping[str, str]]
 ) -> bool:
-    """Says in config.json what modules the tags of the directory's files have.
+    """Say in config.json what modules the tags of the directory's files have.
 
     Args:
         directory: The directory.

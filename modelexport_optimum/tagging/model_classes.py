@@ -44,14 +44,14 @@ class Candidate:
     outputs: Mapping[str, Mapping[int, str]] | None = None
 
     def tree(self) -> ModuleTree:
-        """Builds the model on the meta device and reads its tree."""
+        """Build the model on the meta device and read its tree."""
         tree = ModuleTree.from_module(build_empty(self.model_class, self.config))
         tree.build = lambda: build_empty(self.model_class, self.config)
         return tree
 
 
 def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN401
-    """Builds a model without weights, in the way that `from_pretrained` prepares one.
+    """Build a model without weights, in the way that `from_pretrained` prepares one.
 
     Args:
         model_class: A class of transformers or diffusers.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def pairs_by_prefixes(
     names: Iterable[str], known: Collection[str]
 ) -> dict[Prefixes, list[tuple[str, str]]]:
-    """Pairs names in a graph with those names in a model that differ by a prefix or not at all.
+    """Pair names in a graph with those names in a model that differ by a prefix or not at all.
 
     Args:
         names: The names in the graph, dotted.
@@ -43,7 +43,7 @@ def pairs_by_prefixes(
 
 
 def _tails(name: str) -> Iterator[str]:
-    """Yields a dotted name, then the same without its first part, and so on."""
+    """Yield a dotted name, then the same without its first part, and so on."""
     while name:
         yield name
         name = name.partition(".")[2]

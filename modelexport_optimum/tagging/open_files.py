@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging.carriers import Carried
 
-# Held by who writes in the directory.
 _LOCK = ".modelexport-optimum.lock"
+"""Held by who writes in the directory."""
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ def writable_files(path: Path) -> list[Path]:
 
 
 def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
-    """Opens the files that a path means, when no other run works in their directories.
+    """Open the files that a path means, when no other run works in their directories.
 
     What killed runs left there is removed.
 
@@ -82,7 +82,7 @@ def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
 
 
 def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
-    """Opens and reads a file; the stack closes it."""
+    """Open and read a file; the stack closes it."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -131,7 +131,7 @@ def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
 
 
 def by_directory(files: Iterable[OpenFile]) -> dict[Path, list[OpenFile]]:
-    """Groups files by the directory they are in."""
+    """Group files by the directory they are in."""
     groups: dict[Path, list[OpenFile]] = {}
     for file in files:
         groups.setdefault(file.path.parent, []).append(file)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Model
     from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
-# Size of an input's open dimensions, where nothing says which sizes a model takes.
 _OPEN_DIMENSION = 2
+"""Size of an input's open dimensions, where nothing says which sizes a model takes."""
 
 
 class _NamedError(Exception):
@@ -39,7 +39,7 @@ class _NamedError(Exception):
 
 
 def retrace(model: torch.nn.Module, files: Sequence[Model]) -> list[TracedGraph]:
-    """Exports a model again as far as is needed to know which module made each node.
+    """Export a model again as far as is needed to know which module made each node.
 
     Args:
         model: The model, with its weights or on the meta device.
@@ -75,7 +75,7 @@ def _names(graph: Graph) -> set[str]:
 
 
 def _give_zeros(model: torch.nn.Module) -> None:
-    """Gives each parameter and buffer on the meta device one zero, seen in its shape."""
+    """Give each parameter and buffer on the meta device one zero, seen in its shape."""
     import torch
 
     zeros: dict[int, torch.Tensor] = {}
@@ -166,7 +166,7 @@ def _parts_by_behavior(model: Any, config: Any) -> dict[str, tuple[Any, Any]]:  
 
 
 def _export_plainly(model: torch.nn.Module, file: Model) -> None:
-    """Exports a module with inputs of the shapes and types that the file says."""
+    """Export a module with inputs of the shapes and types that the file says."""
     import onnx
     import torch
 
@@ -195,7 +195,7 @@ def _export_plainly(model: torch.nn.Module, file: Model) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps what exporters say of a model from whoever asked for tags."""
+    """Keep what exporters say of a model from whoever asked for tags."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

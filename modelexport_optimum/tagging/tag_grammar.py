@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# Python ends a forward at some 300 modules that call one another: 1,000 frames, three for each
-# call (torch/nn/modules/module.py). The bound keeps what a hostile tag costs near its length,
-# since each of its modules has a path of its own.
 MAX_MODULES = 128
+"""Python ends a forward at some 300 modules that call one another: 1,000 frames, three for each
+call (torch/nn/modules/module.py). The bound keeps what a hostile tag costs near its length, since
+each of its modules has a path of its own."""
 
 
 MAX_TAG_CHARACTERS = 16 * 1024
@@ -53,17 +53,17 @@ class Segment:
 Chain = tuple[Segment, ...]
 
 
-# (module path, class name) of each module, root first.
 Modules = tuple[tuple[str, str], ...]
+"""(module path, class name) of each module, root first."""
 
 
 def format_tag(chain: Chain) -> str:
-    """Spells the tag of a chain of modules, root first, each inside the one before it."""
+    """Spell the tag of a chain of modules, root first, each inside the one before it."""
     return tag_of([(segment.path, segment.module_class) for segment in chain])
 
 
 def tag_of(modules: Sequence[tuple[str, str]]) -> str:
-    """Spells the tag of modules, (path, class name) of each, root first."""
+    """Spell the tag of modules, (path, class name) of each, root first."""
     parts = ["/", modules[0][1]]
     for (outer, _), (path, name) in itertools.pairwise(modules):
         parts += ["/", name, ".", path[len(outer) + 1 :] if outer else path]
@@ -72,7 +72,7 @@ def tag_of(modules: Sequence[tuple[str, str]]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def parse_tag(tag: str) -> Modules | None:
-    """Reads a tag.
+    """Read a tag.
 
     Args:
         tag: Any string.
@@ -107,7 +107,7 @@ def _is_class(text: str) -> bool:
 
 
 def parse_texts(text: str) -> list[str] | None:
-    r"""Reads a list of strings as PyTorch's exporter and `encode` write it.
+    r"""Read a list of strings as PyTorch's exporter and `encode` write it.
 
         list   = "[" [ string *( ", " string ) ] "]"
         string = "'" *character "'" / DQUOTE *character DQUOTE
@@ -172,7 +172,7 @@ def _unescaped(text: str) -> str | None:
 
 
 def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
-    """Reads name_scopes and class_hierarchy.
+    """Read name_scopes and class_hierarchy.
 
     Args:
         scopes: Value of name_scopes.

@@ -45,7 +45,7 @@ class TracedGraph:
 def traced_graphs(
     model: object, named: Callable[[], None] | None = None
 ) -> Iterator[list[TracedGraph]]:
-    """Notes the modules of all nodes of each graph that is exported inside the block.
+    """Note the modules of all nodes of each graph that is exported inside the block.
 
     Args:
         model: The whole model. A graph may be traced from a part of it, or from a copy.

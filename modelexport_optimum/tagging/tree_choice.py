@@ -60,7 +60,7 @@ class Fit:
 
 
 def fit(model: Model, tree: ModuleTree) -> Fit:
-    """Finds the module of a tree that explains a file best.
+    """Find the module of a tree that explains a file best.
 
     Args:
         model: The file's skeleton.
@@ -84,7 +84,7 @@ def fit(model: Model, tree: ModuleTree) -> Fit:
 
 
 def total(fits: Sequence[Fit], agreeing: int = 0) -> tuple[int, ...]:
-    """Sums the fits of one tree to several files, as a key to compare trees by.
+    """Sum the fits of one tree to several files, as a key to compare trees by.
 
     Args:
         fits: One for each file.

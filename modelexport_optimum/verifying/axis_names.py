@@ -23,7 +23,7 @@ _ARITHMETIC = (
 
 
 def refuse_evaluated_axes(session: onnxruntime.InferenceSession) -> None:
-    """Refuses a graph that would run code if its outputs' axes were evaluated.
+    """Refuse a graph that would run code if its outputs' axes were evaluated.
 
     Args:
         session: A session of the graph.

@@ -30,9 +30,9 @@ class Check(Displayed):
     """One check of the configuration against the graphs.
 
     Attributes:
-        name: what is checked.
+        name: What is checked.
         status: "ok", "failed", or "unavailable" where it could not be checked.
-        message: one line: what was found, or what is wrong and what to do.
+        message: One line: what was found, or what is wrong and what to do.
     """
 
     name: str
@@ -44,9 +44,9 @@ def check_all(exported: Exported, cpu: Run | None, model: Path | None) -> Iterat
     """The checks of an export that need no execution provider, in the order to be read.
 
     Args:
-        exported: the export.
-        cpu: what the CPU gave, None if it was not run.
-        model: the directory of the model that was exported, if it is known.
+        exported: The export.
+        cpu: What the CPU gave, None if it was not run.
+        model: The directory of the model that was exported, if it is known.
     """
     yield Check("graphs", *_check_graphs(exported))
     yield Check("config", *_check_config(exported))

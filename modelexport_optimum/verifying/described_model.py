@@ -27,9 +27,9 @@ class Described:
     """The model that a config.json describes, or a component of a pipeline.
 
     Attributes:
-        tree: its modules, parameters and buffers.
-        parameters: the names of its parameters.
-        encoder: the path of what Optimum exports as its encoder, "" if it has none.
+        tree: Its modules, parameters and buffers.
+        parameters: The names of its parameters.
+        encoder: The path of what Optimum exports as its encoder, "" if it has none.
     """
 
     tree: ModuleTree
@@ -45,7 +45,7 @@ def described_models(exported: Exported) -> dict[str, Described]:
         diffusion pipeline.
 
     Raises:
-        Exception: the model cannot be built; its class may raise anything.
+        Exception: The model cannot be built; its class may raise anything.
     """
     if exported.library == "diffusers":
         folders = sorted({Path(name).parent.as_posix() for name in exported.graphs})
@@ -82,9 +82,9 @@ class NamedShape:
     """A tensor that a graph carries under its own name.
 
     Attributes:
-        name: its name in the described model.
-        described: its shape there.
-        carried: its shape in the graph.
+        name: Its name in the described model.
+        described: Its shape there.
+        carried: Its shape in the graph.
     """
 
     name: str

@@ -19,7 +19,7 @@ def check_dimensions(exported: Exported) -> tuple[str, str]:
     """Whether the graphs have the modules and the parameters that config.json describes.
 
     Args:
-        exported: the export.
+        exported: The export.
 
     Returns:
         A check's status and message.

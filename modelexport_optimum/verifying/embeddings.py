@@ -30,9 +30,9 @@ SENTENCES = [
     " ".join(["This text is longer than the model reads, so that where it is cut counts."] * 60),
 ]
 
-# Of the norm of the difference to that of the embedding: half precision keeps 11 bits, bfloat16
-# 8, and errors add up over the layers.
 TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+"""Of the norm of the difference to that of the embedding: half precision keeps 11 bits, bfloat16 8,
+and errors add up over the layers."""
 
 EMBEDDING = "sentence_embedding"
 """The output that Optimum gives the graphs of this library."""
@@ -55,8 +55,8 @@ def check_embeddings(exported: Exported, model: Path | None) -> tuple[str, str]:
     """Whether the export gives the model's embeddings, in the way that its users ask for them.
 
     Args:
-        exported: the export.
-        model: the directory of the model, if it is known.
+        exported: The export.
+        model: The directory of the model, if it is known.
 
     Returns:
         A check's status and message.

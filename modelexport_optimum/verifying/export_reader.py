@@ -35,13 +35,13 @@ def read_exported(
     """Read what can be read of an exported directory.
 
     Args:
-        directory: where it is.
-        task: what it is for, if it shall not be found out.
-        library: the library of the model, if it shall not be found out.
-        trust_remote_code: whether code in the directory may run.
+        directory: Where it is.
+        task: What it is for, if it shall not be found out.
+        library: The library of the model, if it shall not be found out.
+        trust_remote_code: Whether code in the directory may run.
 
     Raises:
-        UsageError: there is nothing to check, or no such task.
+        UsageError: There is nothing to check, or no such task.
     """
     if not directory.is_dir():
         reason = "is a file" if directory.exists() else "does not exist"

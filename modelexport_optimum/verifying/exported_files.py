@@ -30,18 +30,18 @@ class Exported:
     """An exported directory, as far as it can be read.
 
     Attributes:
-        directory: where it is.
-        graphs: the `.onnx` files that could be read, by path below the directory.
-        unreadable: the other `.onnx` files, each with the reason.
+        directory: Where it is.
+        graphs: The `.onnx` files that could be read, by path below the directory.
+        unreadable: The other `.onnx` files, each with the reason.
         settings: config.json, or model_index.json, as it stands.
-        settings_error: what is wrong with it, "" if nothing is.
-        config: what transformers makes of config.json.
+        settings_error: What is wrong with it, "" if nothing is.
+        config: What transformers makes of config.json.
         library: Optimum's name of the library that the model is of.
-        classes: the classes that config.json may describe, with their tasks.
-        declared: the tasks of those that `architectures` names.
-        shown: the tasks whose outputs the graphs have.
-        task: what the export is for, None if neither tells.
-        trust_remote_code: whether code in the directory may run.
+        classes: The classes that config.json may describe, with their tasks.
+        declared: The tasks of those that `architectures` names.
+        shown: The tasks whose outputs the graphs have.
+        task: What the export is for, None if neither tells.
+        trust_remote_code: Whether code in the directory may run.
     """
 
     directory: Path

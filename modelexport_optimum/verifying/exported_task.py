@@ -129,10 +129,10 @@ def export_config(
     """Optimum's export configuration, None if it exports no such model for the task.
 
     Args:
-        config: the model's configuration.
+        config: The model's configuration.
         task: Optimum's name of the task.
         library: Optimum's name of the model's library.
-        preprocessors: the model's tokenizer and processors, which give some input shapes.
+        preprocessors: The model's tokenizer and processors, which give some input shapes.
     """
     from optimum.exporters.tasks import TasksManager
 

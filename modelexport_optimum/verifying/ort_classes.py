@@ -24,8 +24,8 @@ class Loader:
     """How the export is loaded.
 
     Attributes:
-        ort_class: the class of Optimum that its users load it with, None for plain sessions.
-        reason: why it is not the class of the task, "" if it is.
+        ort_class: The class of Optimum that its users load it with, None for plain sessions.
+        reason: Why it is not the class of the task, "" if it is.
     """
 
     ort_class: Any

@@ -38,9 +38,9 @@ class _Tags:
     """What the tags of a file tell.
 
     Attributes:
-        root_class: the class of the exported model.
-        paths: the modules that stand in the tags.
-        silent: the exported model's modules that have no node, None if that is not recorded.
+        root_class: The class of the exported model.
+        paths: The modules that stand in the tags.
+        silent: The exported model's modules that have no node, None if that is not recorded.
     """
 
     root_class: str
@@ -52,8 +52,8 @@ def missing_modules(exported: Exported, described: Mapping[str, Described]) -> l
     """The described modules that the exported model cannot have had.
 
     Args:
-        exported: the export.
-        described: the described model, or the components of a pipeline, by folder.
+        exported: The export.
+        described: The described model, or the components of a pipeline, by folder.
     """
     found = []
     for folder, model in described.items():
@@ -84,8 +84,8 @@ def unknown_modules(exported: Exported, described: Mapping[str, Described]) -> l
     what Optimum wraps around the model, so only one more of a described list counts.
 
     Args:
-        exported: the export.
-        described: the described model, or the components of a pipeline, by folder.
+        exported: The export.
+        described: The described model, or the components of a pipeline, by folder.
     """
     found: dict[str, None] = {}
     for folder, model in described.items():
@@ -164,9 +164,9 @@ def _aligned(paths: Iterable[str], model: Described, base: str = "") -> list[str
     Others are left out.
 
     Args:
-        paths: what stands in the graph.
-        model: the described model.
-        base: what is before the names, if it is known and fits any.
+        paths: What stands in the graph.
+        model: The described model.
+        base: What is before the names, if it is known and fits any.
     """
     given = list(dict.fromkeys(paths))
     pairs = pairs_by_prefixes(given, model.tree.modules)

@@ -34,8 +34,8 @@ def check_files(exported: Exported, model: Path) -> tuple[str, str]:
     """Whether the export has each companion file that the model has.
 
     Args:
-        exported: the export.
-        model: the directory of the model.
+        exported: The export.
+        model: The directory of the model.
     """
     wanted = companion_files(model, pooled=is_pooled_outside(exported))
     missing: dict[tuple[str, str], list[CompanionFile]] = {}

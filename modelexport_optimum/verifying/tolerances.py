@@ -58,9 +58,9 @@ class Comparison:
     """How far a provider's outputs are from the CPU's.
 
     Attributes:
-        difference: the largest difference, None if nothing could be compared.
-        problem: what is wrong, "" if nothing is.
-        output: the output that it is wrong with.
+        difference: The largest difference, None if nothing could be compared.
+        problem: What is wrong, "" if nothing is.
+        output: The output that it is wrong with.
     """
 
     difference: float | None
@@ -73,8 +73,8 @@ def computed_in(provider: str, options: Mapping[str, str], stored: str) -> str:
 
     Args:
         provider: ONNX Runtime's name of it.
-        options: the options that its sessions came up with.
-        stored: what the graphs themselves round to: the floating point type of the weights, or
+        options: The options that its sessions came up with.
+        stored: What the graphs themselves round to: the floating point type of the weights, or
             "int8" if they quantize what they multiply.
     """
     computed = _DEFAULTS.get(provider, _UNKNOWN)
@@ -100,10 +100,10 @@ def compare(
     masks write, do not change it.
 
     Args:
-        outputs: what the provider gave.
-        reference: what the CPU gave for the same inputs.
-        precision: what the provider computed in.
-        drawn: the outputs that are random numbers, which are not compared.
+        outputs: What the provider gave.
+        reference: What the CPU gave for the same inputs.
+        precision: What the provider computed in.
+        drawn: The outputs that are random numbers, which are not compared.
     """
     largest = None
     for name in _comparable(outputs, reference):
