@@ -49,7 +49,7 @@ def compare(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Comparison:
-    """Finds the modules whose numbers differ between two sides, and whose fault it is.
+    """Find the modules whose numbers differ between two sides, and whose fault it is.
 
     Args:
         reference: A tagged `.onnx` file or exported directory. Alone, it is what is compared:
@@ -168,11 +168,11 @@ class TorchReference:
     tagged: TaggedFile
 
     def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
-        """Makes the inputs that Optimum exports with."""
+        """Make the inputs that Optimum exports with."""
         return self._part(branch).inputs(seed)
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Runs the part."""
+        """Run the part."""
         from modelexport_optimum.hierarchy.recorded_run import RecordedCall, RecordedRun
 
         recorded = RecordedRun()

@@ -36,16 +36,16 @@ class ExportResult(Displayed):
     """What one run made and found.
 
     Attributes:
-        output: the published directory.
-        model: the model as it was given, or the class of one in memory.
-        task: the task that was exported, after detection.
-        files: bytes of every file, by its path below the output.
-        tags: the HTP pass, for each `.onnx` file.
-        comparison: the outputs against PyTorch's.
-        verification: config and execution providers.
-        warnings: what else to know of the exported model, such as weights that the
+        output: The published directory.
+        model: The model as it was given, or the class of one in memory.
+        task: The task that was exported, after detection.
+        files: Bytes of every file, by its path below the output.
+        tags: The HTP pass, for each `.onnx` file.
+        comparison: The outputs against PyTorch's.
+        verification: Config and execution providers.
+        warnings: What else to know of the exported model, such as weights that the
             checkpoint lacked and that are random.
-        stages: seconds of each stage, in order.
+        stages: Seconds of each stage, in order.
     """
 
     output: Path
@@ -99,27 +99,27 @@ def export(
     made for two at once.
 
     Args:
-        model: a name on the Hugging Face Hub, a directory, or a model in memory: a
+        model: A name on the Hugging Face Hub, a directory, or a model in memory: a
             `PreTrainedModel`, `SentenceTransformer` or `DiffusionPipeline`.
-        output: the directory to write. It appears when all is done, or not at all.
-        task: what the model is for; "auto" finds out.
-        overwrite: replace an export that is there.
-        preprocessors: the tokenizer or processor, or several, of a model in memory.
-        providers: the execution providers to check; by default CPU, CUDA and TensorRT.
-        provider_options: options of the one provider besides the CPU's, by name.
-        provider_libraries: paths of the libraries of providers that no installed package has,
+        output: The directory to write. It appears when all is done, or not at all.
+        task: What the model is for; "auto" finds out.
+        overwrite: Replace an export that is there.
+        preprocessors: The tokenizer or processor, or several, of a model in memory.
+        providers: The execution providers to check; by default CPU, CUDA and TensorRT.
+        provider_options: Options of the one provider besides the CPU's, by name.
+        provider_libraries: Paths of the libraries of providers that no installed package has,
             by the providers' names.
-        progress: called at the beginning and at the end of each stage.
-        before_publish: called when all is done but the rename, with the result and the
+        progress: Called at the beginning and at the end of each stage.
+        before_publish: Called when all is done but the rename, with the result and the
             directory that will be renamed to the output.
-        **options: further arguments of Optimum's `main_export`, or of its
+        **options: Further arguments of Optimum's `main_export`, or of its
             `onnx_export_from_model` for a model in memory.
 
     Returns:
         The result; its `ok` is False when the files are written but a check failed.
 
     Raises:
-        ModelExportError: nothing was written, and the message says why.
+        ModelExportError: Nothing was written, and the message says why.
     """
     trust = bool(options.get("trust_remote_code"))
     source: Source | None = None

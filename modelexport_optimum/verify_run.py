@@ -38,23 +38,23 @@ def verify(
     Every provider but the CPU's runs in a process of its own, which may crash or hang.
 
     Args:
-        directory: what an export wrote.
-        providers: execution providers, by any name that ONNX Runtime or an installed package
+        directory: What an export wrote.
+        providers: Execution providers, by any name that ONNX Runtime or an installed package
             knows, short ("cuda") or full. By default CPU, CUDA and TensorRT, and a machine may
             lack the latter two.
-        provider_options: options of the one provider besides the CPU's, by name.
-        provider_libraries: paths of the libraries of providers that no installed package has,
+        provider_options: Options of the one provider besides the CPU's, by name.
+        provider_libraries: Paths of the libraries of providers that no installed package has,
             by the providers' names.
-        by_module: also say which module's nodes each provider took. The files must be tagged.
-        task: what the export is for; found out by default.
-        library: the library of the model; found out by default.
-        model: the directory of the model that was exported: what it has beside its weights,
+        by_module: Also say which module's nodes each provider took. The files must be tagged.
+        task: What the export is for; found out by default.
+        library: The library of the model; found out by default.
+        model: The directory of the model that was exported: what it has beside its weights,
             the export must have, too, and its embeddings must be the same.
-        trust_remote_code: run the code of a custom architecture that is in the directory.
+        trust_remote_code: Run the code of a custom architecture that is in the directory.
 
     Raises:
-        UsageError: there is nothing to check, or no such provider or task.
-        ModelExportError: a file is not tagged, and `by_module` was asked for.
+        UsageError: There is nothing to check, or no such provider or task.
+        ModelExportError: A file is not tagged, and `by_module` was asked for.
     """
     return checks.verify(
         directory,

@@ -63,14 +63,14 @@ def read_manifest(
     """The jobs of a manifest.
 
     Args:
-        path: a text file, each line of which is what one would type after the command; JSON
+        path: A text file, each line of which is what one would type after the command; JSON
             lines, if its name ends in `.jsonl`; or "-" for either on standard input.
-        directory: the batch's, which outputs are relative to.
-        defaults: options of all lines, by name; what a line says itself counts there.
+        directory: The batch's, which outputs are relative to.
+        defaults: Options of all lines, by name; what a line says itself counts there.
 
     Raises:
-        UsageError: there is nothing to run, or a default is wrong.
-        ManifestError: lines are wrong. The message names each of them.
+        UsageError: There is nothing to run, or a default is wrong.
+        ManifestError: Lines are wrong. The message names each of them.
     """
     name, content = _content(path)
     try:
@@ -224,8 +224,8 @@ def _values(document: Mapping[str, Any], classes: Iterable[type]) -> dict[str, A
     """Options by their fields' names, of which `document` may have any name or spelling.
 
     Args:
-        document: values of JSON or Python; None for what is not given.
-        classes: what declares the options.
+        document: Values of JSON or Python; None for what is not given.
+        classes: What declares the options.
     """
     names = _names(*classes)
     given: set[str] = set()
@@ -286,9 +286,9 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
     """The job of a line.
 
     Args:
-        number: the line's.
-        values: all options, the batch's defaults included.
-        directory: the batch's.
+        number: The line's.
+        values: All options, the batch's defaults included.
+        directory: The batch's.
     """
     model, output = instance_of(ModelAndOutput, values).resolve()
     arguments = instance_of(ExportOptions, values).arguments()

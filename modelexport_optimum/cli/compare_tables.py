@@ -47,8 +47,8 @@ def rows(found: Comparison, shown: Collection[str] | None) -> Iterator[dict[str,
     """Yield the calls of modules as rows of `MODULE_FIELDS`.
 
     Args:
-        found: what `compare` found.
-        shown: the paths of the modules to show; by default all.
+        found: What `compare` found.
+        shown: The paths of the modules to show; by default all.
     """
     for module in found.modules:
         if shown is None or module.path in shown:
@@ -61,9 +61,9 @@ def print_comparison(
     """Print the culprits, the tree of each file, and the outputs as they are deployed.
 
     Args:
-        found: what `compare` found.
-        depth: levels of modules to show; by default all.
-        shown: the paths of the modules to show; by default all.
+        found: What `compare` found.
+        depth: Levels of modules to show; by default all.
+        shown: The paths of the modules to show; by default all.
     """
     print_line((found.other, "bold"), " against ", (found.reference, "bold"))
     print_line(*_verdict(found))

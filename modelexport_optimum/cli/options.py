@@ -32,9 +32,9 @@ def option(flags: str, text: str, **settings: Any) -> Any:  # noqa: ANN401
     """Declare an option that one command alone has.
 
     Args:
-        flags: the flags, separated by blanks.
-        text: what `--help` says.
-        **settings: further arguments of `typer.Option`.
+        flags: The flags, separated by blanks.
+        text: What `--help` says.
+        **settings: Further arguments of `typer.Option`.
     """
     return typer.Option(*flags.split(), help=text, **settings)
 
@@ -142,8 +142,8 @@ def declared_options(*classes: type, after: str | None = None) -> "Callable[[_Co
     """Give a command the options that dataclasses declare, which it takes as `**given`.
 
     Args:
-        classes: what declares the options, in the order of `--help`.
-        after: the option behind which the command's own stand; by default they are first.
+        classes: What declares the options, in the order of `--help`.
+        after: The option behind which the command's own stand; by default they are first.
     """
     declared = [
         inspect.Parameter(

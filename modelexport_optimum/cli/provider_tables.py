@@ -61,8 +61,8 @@ def print_placement(placement: Placement, *, depth: int | None) -> None:
     """Print which provider took the nodes of which module, and what crosses between them.
 
     Args:
-        placement: where the nodes of a file run.
-        depth: levels of modules to show; by default all.
+        placement: Where the nodes of a file run.
+        depth: Levels of modules to show; by default all.
     """
     whole = list(placement.providers) == [placement.provider]
     print_line(

@@ -62,8 +62,8 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
     """Print the summary of a run, and what to do next.
 
     Args:
-        result: the run's.
-        legend: whether to explain the columns.
+        result: The run's.
+        legend: Whether to explain the columns.
     """
     print_blank()
     print_line((from_here(result.output), "bold"), f"  {result.task}")
@@ -95,9 +95,9 @@ def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> Non
     """Print what the pass did, file by file, and by which evidence the nodes were placed.
 
     Args:
-        report: the pass's.
-        trusted: whether code that comes with the export might run.
-        legend: whether to explain the columns.
+        report: The pass's.
+        trusted: Whether code that comes with the export might run.
+        legend: Whether to explain the columns.
     """
     print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}), elsewhere="--json has all")
     if legend:
@@ -119,9 +119,9 @@ def _file_rows(report: TagReport, directory: Path, sizes: Mapping[str, int]) -> 
     """Yield a row for each file, with its size if that is known.
 
     Args:
-        report: the pass over the `.onnx` files.
-        directory: what the names in `sizes` are relative to.
-        sizes: bytes of the files, of which those with weights are shown.
+        report: The pass over the `.onnx` files.
+        directory: What the names in `sizes` are relative to.
+        sizes: Bytes of the files, of which those with weights are shown.
     """
     by_name = {from_here(file.file, directory): file for file in report.files}
     for name in sorted({*by_name, *filter(_is_model, sizes)}):
@@ -156,8 +156,8 @@ def print_verification(report: VerifyReport, *, depth: int | None = None) -> Non
     """Print the result of each check and each provider.
 
     Args:
-        report: what was checked.
-        depth: levels of modules to show, where it is said which provider took what.
+        report: What was checked.
+        depth: Levels of modules to show, where it is said which provider took what.
     """
     print_table(_CHECK_COLUMNS, _check_rows(report))
     for placement in report.placements:

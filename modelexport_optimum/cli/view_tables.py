@@ -99,7 +99,7 @@ _SLOWEST_MODULES = (
 )
 
 
-# --- inspect ------------------------------------------------------------------------------------
+# --- inspect --------------------------------------------------------------------------------------
 
 
 def module_rows(views: Iterable[FileView]) -> Iterator[dict[str, Any]]:
@@ -113,9 +113,9 @@ def print_modules(views: Iterable[FileView], *, narrowed: bool, legend: bool = F
     """Print the tree that `inspect` found in each file.
 
     Args:
-        views: what it found in each file.
-        narrowed: whether it was asked for a part of the files.
-        legend: whether to explain the columns.
+        views: What it found in each file.
+        narrowed: Whether it was asked for a part of the files.
+        legend: Whether to explain the columns.
     """
     for view in views:
         if view.modules:
@@ -171,8 +171,8 @@ def print_nodes(views: Iterable[FileView], *, legend: bool = False) -> None:
     """Print a row for each node that `inspect` found.
 
     Args:
-        views: what it found in each file.
-        legend: whether to explain the columns.
+        views: What it found in each file.
+        legend: Whether to explain the columns.
     """
     rows: list[Row] = [
         (row["name"], Cell(row["op_type"], "cyan"), row["module"], Cell(row["evidence"], DIM))
@@ -183,7 +183,7 @@ def print_nodes(views: Iterable[FileView], *, legend: bool = False) -> None:
         print_legend(_NODE_LEGEND)
 
 
-# --- diff ---------------------------------------------------------------------------------------
+# --- diff -----------------------------------------------------------------------------------------
 
 
 def print_diff(found: Diff) -> None:
@@ -266,7 +266,7 @@ def _starred(text: str) -> str:
     return re.sub(r"(?<=[._])\d+(?![\d\]])", "*", text)
 
 
-# --- extract ------------------------------------------------------------------------------------
+# --- extract --------------------------------------------------------------------------------------
 
 
 def print_extracted(found: Extracted) -> None:
@@ -288,15 +288,15 @@ def print_written(path: Path, size: int) -> None:
     print_line("wrote ", (str(path), "bold"), f" ({decimal(size)})")
 
 
-# --- profile ------------------------------------------------------------------------------------
+# --- profile --------------------------------------------------------------------------------------
 
 
 def print_profile(profile: FileProfile, *, depth: int | None) -> None:
     """Print where the time of a file goes: the tree, and what is slowest in it.
 
     Args:
-        profile: what `profile` found in the file.
-        depth: levels of modules to show; by default all.
+        profile: What `profile` found in the file.
+        depth: Levels of modules to show; by default all.
     """
     if profile.placement is not None:
         print_placement(profile.placement, depth=depth)

@@ -25,14 +25,14 @@ class Option:
     """How one field of a dataclass is given by a user.
 
     Attributes:
-        name: the field's, which is the parameter's and the key's in JSON.
-        annotation: the field's type.
-        default: the field's.
-        flags: as they are typed, such as `--output` and `-o`; none for an argument.
-        help: one or two sentences.
-        group: the heading that `--help` shows it under; None for "Options".
-        metavar: what `--help` shows in the value's place.
-        read: turns what was typed, or a value of JSON, into the value; raises ValueError.
+        name: The field's, which is the parameter's and the key's in JSON.
+        annotation: The field's type.
+        default: The field's.
+        flags: As they are typed, such as `--output` and `-o`; none for an argument.
+        help: One or two sentences.
+        group: The heading that `--help` shows it under; None for "Options".
+        metavar: What `--help` shows in the value's place.
+        read: Turns what was typed, or a value of JSON, into the value; raises ValueError.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Option:
         """Read one value as it is typed.
 
         Raises:
-            ValueError: it is none; the message says why.
+            ValueError: It is none; the message says why.
         """
         if self.read is not None:
             return self.read(text)
@@ -76,8 +76,8 @@ class Option:
         """Read a value of JSON, or of Python.
 
         Raises:
-            TypeError: it is of another kind; the message says of which it must be.
-            ValueError: it is none; the message says why.
+            TypeError: It is of another kind; the message says of which it must be.
+            ValueError: It is none; the message says why.
         """
         kind = self.kind
         if kind is list and isinstance(value, str):
@@ -133,10 +133,10 @@ def option(flags: str, help_text: str, default: Any = None, **settings: Any) -> 
     """Declare a field of a dataclass as an option.
 
     Args:
-        flags: the flags, separated by blanks; "" for an argument.
-        help_text: see `Option`.
-        default: the field's.
-        **settings: further attributes of `Option`.
+        flags: The flags, separated by blanks; "" for an argument.
+        help_text: See `Option`.
+        default: The field's.
+        **settings: Further attributes of `Option`.
     """
     declared = {"flags": tuple(flags.split()), "help": help_text, **settings}
     return dataclasses.field(default=default, metadata={"option": declared})
@@ -165,7 +165,7 @@ def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
     """Read a JSON object, or take one that has been read.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is none.
     """
     try:
         found = json.loads(value if isinstance(value, str) else json.dumps(value))
@@ -202,7 +202,7 @@ class ModelAndOutput:
         """The model and the output, None for the default.
 
         Raises:
-            UsageError: there is no model, or there are two.
+            UsageError: There is no model, or there are two.
         """
         model, output = self.model, self.output
         if self.model_option is not None:
@@ -355,11 +355,11 @@ def check_conflicts(task: str, options: Mapping[str, Any]) -> None:
     """Refuse options that exclude one another, which can be seen before Optimum is imported.
 
     Args:
-        task: what the model is for.
-        options: further arguments of `export()`.
+        task: What the model is for.
+        options: Further arguments of `export()`.
 
     Raises:
-        UsageError: two of them do.
+        UsageError: Two of them do.
     """
     if task.endswith("-with-past") and options.get("monolith"):
         raise UsageError(f"--monolith cannot export {task}: leave out one of the two")

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
 
-# The relative difference that rounding explains, by the narrowest type that the two sides
-# compute in: some hundred times the type's unit roundoff (2^-24, 2^-11, 2^-8), as a module
-# adds up some thousand products. Measured on the modules of the tests' architectures.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""The relative difference that rounding explains, by the narrowest type that the two sides compute
+in: some hundred times the type's unit roundoff (2^-24, 2^-11, 2^-8), as a module adds up some
+thousand products. Measured on the modules of the tests' architectures."""
 
-# The largest difference that is drawn: JSON has no infinity, and a colour scale none either.
 LARGEST_SHOWN = 1000.0
+"""The largest difference that is drawn: JSON has no infinity, and a colour scale none either."""
 
 _NARROW: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "float16",
@@ -206,7 +206,7 @@ class Comparison(Displayed):
 
 
 def difference(reference: np.ndarray, other: np.ndarray) -> Difference:
-    """Measures how far one tensor is from another of the same shape.
+    """Measure how far one tensor is from another of the same shape.
 
     Values that are equal, infinities included, differ by nothing; one that is not a number
     on one side alone differs without bound.

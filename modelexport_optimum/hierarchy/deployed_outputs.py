@@ -59,7 +59,7 @@ def deployed_outputs(
     provider: Provider,
     label: str,
 ) -> list[OutputComparison]:
-    """Compares the outputs of a file as it is deployed, with all optimizations.
+    """Compare the outputs of a file as it is deployed, with all optimizations.
 
     Args:
         path: The file.

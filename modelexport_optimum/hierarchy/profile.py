@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.providers.placement import Placement
 
-# Runs before the measured ones: the first allocates memory, and some providers choose their
-# kernels in it.
 WARM_UP = 3
+"""Runs before the measured ones: the first allocates memory, and some providers choose their
+kernels in it."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

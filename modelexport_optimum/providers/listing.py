@@ -17,8 +17,8 @@ from modelexport_optimum.system.processes import ending
 
 BUILT_IN, PLUGIN, MISSING = "built in", "plugin", "missing"
 
-# A library is loaded in a process of its own, which it may crash: seconds that it may take.
 _SECONDS = 120
+"""A library is loaded in a process of its own, which it may crash: seconds that it may take."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -14,20 +14,20 @@ from modelexport_optimum.system.streams import output_to
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# `2026-11-22 16:39:41.835302051 [E:onnxruntime:Default, file.cc:1 f()] message`, in colours.
 LOG_ENTRY = re.compile(
     r"(?:\x1b\[[\d;]*m)?\d{4}-\d\d-\d\d [\d:.]+ \[(?P<level>[A-Z]):onnxruntime:[^\]]*\] "
     r"(?P<message>.*?)(?:\x1b\[m\n?|(?=\n\d{4}-\d\d)|\Z)",
     re.DOTALL,
 )
+"""`2026-11-22 16:39:41.835302051 [E:onnxruntime:Default, file.cc:1 f()] message`, in colours."""
 
-# `2026-11-25T05:10:48.151224Z  WARN capability: message`: what providers in Rust log with the
-# crate tracing, as onnxruntime-ggml does.
 _TRACING_ENTRY = re.compile(
     r"^(?:\x1b\[[\d;]*m)?\d{4}-\d\d-\d\dT[\d:.]+Z?(?:\x1b\[[\d;]*m)* +"
     r"(?:\x1b\[[\d;]*m)*(?P<level>WARN|ERROR)(?:\x1b\[[\d;]*m)* +(?P<message>.+)$",
     re.MULTILINE,
 )
+"""`2026-11-25T05:10:48.151224Z  WARN capability: message`: what providers in Rust log with the
+crate tracing, as onnxruntime-ggml does."""
 
 
 def log_reason(log: str) -> str:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-# Modules that the answer names before it counts the rest.
 _MOST_NAMED = 3
+"""Modules that the answer names before it counts the rest."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

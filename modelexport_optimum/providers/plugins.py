@@ -27,8 +27,8 @@ _LIBRARY_FUNCTIONS = ("get_library_path", "library_path")
 _NAME_FUNCTIONS = ("get_ep_names", "get_ep_name")
 _NAME_CONSTANT = "EP_NAME"
 
-# A package of this kind is a provider, however it says its name.
 _PREFIX = "onnxruntime-ep-"
+"""A package of this kind is a provider, however it says its name."""
 
 _loaded: dict[str, set[str]] = {}
 """The names of the providers of each library that this process has loaded, by its path."""

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.providers.choice import Provider
 
-# ONNX Runtime 1.24 and newer: it keeps which provider took which nodes (an older one ignores it).
 _RECORD = "session.record_ep_graph_assignment_info"
+"""ONNX Runtime 1.24 and newer: it keeps which provider took which nodes (an older one ignores
+it)."""
 
-# The end of a kernel's name in ONNX Runtime's profile.
 _KERNEL = "_kernel_time"
+"""The end of a kernel's name in ONNX Runtime's profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def record_assignment(options: onnxruntime.SessionOptions) -> None:
 
 
 def add_plugin(options: onnxruntime.SessionOptions, provider: Provider) -> None:
-    """Puts a provider that is not built in on the options of a session that will be made.
+    """Put a provider that is not built in on the options of a session that will be made.
 
     The session must then be made without a list of providers.
 
@@ -76,7 +77,7 @@ def add_plugin(options: onnxruntime.SessionOptions, provider: Provider) -> None:
 def open_session(
     model: str | bytes, provider: Provider, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
-    """Makes a session on a provider, which leaves to the CPU what it does not take.
+    """Make a session on a provider, which leaves to the CPU what it does not take.
 
     Args:
         model: The path of a model, or the model.

@@ -56,8 +56,8 @@ class Outcome:
     """What became of a run in another process.
 
     Attributes:
-        run: how it went; its error says how the process ended if nothing came back.
-        log: what the process printed, its C++ libraries included.
+        run: How it went; its error says how the process ended if nothing came back.
+        log: What the process printed, its C++ libraries included.
     """
 
     run: Run
@@ -73,9 +73,9 @@ def run_in_child(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
     """Run on a provider in another process.
 
     Args:
-        plan: what to run.
-        provider: the provider.
-        seconds: how long it may take.
+        plan: What to run.
+        provider: The provider.
+        seconds: How long it may take.
     """
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as name:
         folder = Path(name)
@@ -136,7 +136,7 @@ class _Server:
     """Our end of a server.
 
     Attributes:
-        owner: the process that started it.
+        owner: The process that started it.
     """
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class _Server:
         return next((line for line in reversed(lines) if line.strip()), "it gave no reason")
 
 
-# --- In the server ------------------------------------------------------------------------------
+# --- In the server --------------------------------------------------------------------------------
 
 
 def _program(descriptor: int) -> str:
@@ -205,8 +205,8 @@ def serve(descriptor: int, *, forks: bool) -> None:
     """Do what is asked for, until nothing is, or who asks is gone.
 
     Args:
-        descriptor: the server's end of the pipe.
-        forks: whether each run gets a process of its own; else the first run is the last.
+        descriptor: The server's end of the pipe.
+        forks: Whether each run gets a process of its own; else the first run is the last.
     """
     import optimum.onnxruntime.modeling_decoder
     import optimum.onnxruntime.modeling_seq2seq  # noqa: F401 (with it, all but diffusion)

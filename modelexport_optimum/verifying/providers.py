@@ -54,12 +54,12 @@ LEAST_SECONDS = 900
 TIMES_THE_CPU = 100
 """How many times as long as the CPU's a run may take besides."""
 
-# What ONNX Runtime and PyTorch say of a machine or an installation that lacks something.
 _LACKING = re.compile(
     r"\S+: cannot open shared object file|which is missing|Please install \w+ librar\w+"
     r"|no CUDA-capable device|[Nn]o CUDA GPUs|driver version is insufficient"
     r"|not compiled with CUDA|NVIDIA driver|has no device on this machine"
 )
+"""What ONNX Runtime and PyTorch say of a machine or an installation that lacks something."""
 
 _RANDOM_OPERATORS = frozenset(
     {
@@ -82,21 +82,21 @@ class ProviderResult(Displayed):
         provider: ONNX Runtime's name of it.
         status: "ok" only if every session came up on it and it ran nodes; "failed";
             "unavailable" if this build of ONNX Runtime or this machine lacks it.
-        message: one line.
-        ort_class: the `ORTModel` class that loaded the export, None for plain sessions.
-        ran: what was run: "forward", "generate", "pipeline" or "session".
-        node_count: how many nodes of the optimized graph ran on this provider; what it compiled
+        message: One line.
+        ort_class: The `ORTModel` class that loaded the export, None for plain sessions.
+        ran: What was run: "forward", "generate", "pipeline" or "session".
+        node_count: How many nodes of the optimized graph ran on this provider; what it compiled
             is one.
-        max_difference: the largest difference from the CPU's outputs, None for the CPU itself
+        max_difference: The largest difference from the CPU's outputs, None for the CPU itself
             and where nothing was compared.
-        seconds: time to load and run.
-        asked: whether the provider was asked for by name.
-        precision: what it computed in, None for the CPU itself and where it did not run.
+        seconds: Time to load and run.
+        asked: Whether the provider was asked for by name.
+        precision: What it computed in, None for the CPU itself and where it did not run.
         stage: "loading", "running" or "comparing" if it failed there, else None.
-        file: the graph that it failed with, None if that is not known.
-        node: the node that ONNX Runtime's message names, or that makes the wrong output.
-        tag: the tag of that node.
-        install: the command that installs what is lacking, to paste; None if it is not known.
+        file: The graph that it failed with, None if that is not known.
+        node: The node that ONNX Runtime's message names, or that makes the wrong output.
+        tag: The tag of that node.
+        install: The command that installs what is lacking, to paste; None if it is not known.
     """
 
     provider: str
@@ -127,11 +127,11 @@ def check_providers(
     """Run the providers that this build of ONNX Runtime has, one after the other.
 
     Args:
-        exported: the export.
-        loader: how it is loaded.
-        providers: the providers.
-        asked: whether they were asked for by name.
-        place: says which module's nodes a provider took, where that is asked for.
+        exported: The export.
+        loader: How it is loaded.
+        providers: The providers.
+        asked: Whether they were asked for by name.
+        place: Says which module's nodes a provider took, where that is asked for.
 
     Returns:
         What each of them did, the CPU's run if there was one, and which modules' nodes the
@@ -161,12 +161,12 @@ def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) ->
     """What every provider runs, with the inputs of each graph.
 
     Args:
-        exported: the export.
-        loader: how it is loaded.
-        by_module: whether it is to be kept which provider took which node.
+        exported: The export.
+        loader: How it is loaded.
+        by_module: Whether it is to be kept which provider took which node.
 
     Raises:
-        ModelExportError: the inputs of a graph cannot be made.
+        ModelExportError: The inputs of a graph cannot be made.
     """
     inputs = {}
     # A pipeline is given a text or a picture, and makes the inputs of its graphs itself.
@@ -194,8 +194,8 @@ class _Check:
     """The check of one export, provider by provider.
 
     Attributes:
-        cpu: the CPU's run, None as long as there is none.
-        placements: which modules' nodes the other providers took, if that is asked for.
+        cpu: The CPU's run, None as long as there is none.
+        placements: Which modules' nodes the other providers took, if that is asked for.
     """
 
     def __init__(self, exported: Exported, loader: Loader, place: Place | None) -> None:

@@ -70,15 +70,15 @@ class RunPlan:
     """What is run on every provider.
 
     Attributes:
-        directory: the export.
-        files: its graphs, by path below the directory.
+        directory: The export.
+        files: Its graphs, by path below the directory.
         library: Optimum's name of the library that the model is of.
-        ort_class: the class to load it with; None for plain sessions.
-        use_cache: whether a decoder takes cached keys and values.
-        trust_remote_code: whether code in the directory may run.
-        inputs: the inputs of each graph, made once.
-        draws: whether a graph draws random numbers.
-        by_module: whether it is kept which provider took which node.
+        ort_class: The class to load it with; None for plain sessions.
+        use_cache: Whether a decoder takes cached keys and values.
+        trust_remote_code: Whether code in the directory may run.
+        inputs: The inputs of each graph, made once.
+        draws: Whether a graph draws random numbers.
+        by_module: Whether it is kept which provider took which node.
     """
 
     directory: Path
@@ -97,19 +97,19 @@ class Run:
     """How one provider's run went.
 
     Attributes:
-        stage: what it was at when it ended.
-        error: the whole of the error that ended it, "" if it ran to its end.
-        file: the graph that was being loaded or run when an error was raised, if one was.
-        ran: what was run: "forward", "generate", "pipeline" or "session".
-        nodes: how many nodes ran, by provider.
-        outputs: what came out, by name.
-        drawn: the outputs that depend on the seed of ONNX Runtime's random numbers.
-        files: the graphs that were loaded.
-        fell_back: the providers that sessions came up on instead.
-        options: the options that the provider's sessions came up with.
-        assigned: the nodes that each provider took, by graph, if that was asked for.
-        recorded: whether these are ONNX Runtime's own record; else they are what ran.
-        seconds: time to load and run.
+        stage: What it was at when it ended.
+        error: The whole of the error that ended it, "" if it ran to its end.
+        file: The graph that was being loaded or run when an error was raised, if one was.
+        ran: What was run: "forward", "generate", "pipeline" or "session".
+        nodes: How many nodes ran, by provider.
+        outputs: What came out, by name.
+        drawn: The outputs that depend on the seed of ONNX Runtime's random numbers.
+        files: The graphs that were loaded.
+        fell_back: The providers that sessions came up on instead.
+        options: The options that the provider's sessions came up with.
+        assigned: The nodes that each provider took, by graph, if that was asked for.
+        recorded: Whether these are ONNX Runtime's own record; else they are what ran.
+        seconds: Time to load and run.
     """
 
     stage: str = LOADING
@@ -154,10 +154,10 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
     """Load the export on a provider, run it once, release it. What is raised is told.
 
     Args:
-        plan: what to run.
-        provider: the provider.
-        seed: of ONNX Runtime's random numbers.
-        at: called with each stage and the file that it is at, None if it is at several.
+        plan: What to run.
+        provider: The provider.
+        seed: Of ONNX Runtime's random numbers.
+        at: Called with each stage and the file that it is at, None if it is at several.
     """
     import onnxruntime
 
@@ -201,7 +201,7 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
     return result
 
 
-# --- Sessions -----------------------------------------------------------------------------------
+# --- Sessions -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -317,7 +317,7 @@ def _note_nodes(plan: RunPlan, result: Run, session: onnxruntime.InferenceSessio
         result.assigned[_file(plan, session)] = taken or ran
 
 
-# --- The run ------------------------------------------------------------------------------------
+# --- The run --------------------------------------------------------------------------------------
 
 
 def _infer(plan: RunPlan, model: Any) -> tuple[str, Outputs]:  # noqa: ANN401

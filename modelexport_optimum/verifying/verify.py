@@ -36,13 +36,13 @@ class VerifyReport(Displayed):
     """What the checks of one exported directory found.
 
     Attributes:
-        directory: the export.
-        task: what it is for, in Optimum's words; None if neither config nor graphs tell.
-        library: the library of the model.
-        ort_class: the `ORTModel` class that loads it, None if there is none.
+        directory: The export.
+        task: What it is for, in Optimum's words; None if neither config nor graphs tell.
+        library: The library of the model.
+        ort_class: The `ORTModel` class that loads it, None if there is none.
         checks: config.json against the graphs.
-        providers: one result for each execution provider.
-        placements: which modules' nodes each provider but the CPU's took, by graph, if that
+        providers: One result for each execution provider.
+        placements: Which modules' nodes each provider but the CPU's took, by graph, if that
             was asked for.
     """
 
@@ -94,21 +94,21 @@ def verify(
     Every provider but the CPU's runs in a process of its own, which may crash or hang.
 
     Args:
-        directory: what an export wrote.
-        providers: execution providers, by any name that ONNX Runtime knows, short ("cuda")
+        directory: What an export wrote.
+        providers: Execution providers, by any name that ONNX Runtime knows, short ("cuda")
             or full. By default CPU, CUDA and TensorRT, and a machine may lack the latter two.
-        provider_options: options of the one provider besides the CPU's, by name.
-        provider_libraries: paths of the libraries of providers that no installed package has,
+        provider_options: Options of the one provider besides the CPU's, by name.
+        provider_libraries: Paths of the libraries of providers that no installed package has,
             by the providers' names.
-        task: what the export is for; found out by default.
-        library: the library of the model; found out by default.
-        model: the directory of the model that was exported: what it has beside its weights,
+        task: What the export is for; found out by default.
+        library: The library of the model; found out by default.
+        model: The directory of the model that was exported: what it has beside its weights,
             the export must have, too, and its embeddings must be the same.
-        trust_remote_code: run the code of a custom architecture that is in the directory.
-        place: says which module's nodes a provider took, for the report's placements.
+        trust_remote_code: Run the code of a custom architecture that is in the directory.
+        place: Says which module's nodes a provider took, for the report's placements.
 
     Raises:
-        UsageError: there is nothing to check, or no such provider or task.
+        UsageError: There is nothing to check, or no such provider or task.
     """
     chosen = chosen_providers(providers, provider_options, provider_libraries)
     source = None if model is None else Path(model)
@@ -127,7 +127,7 @@ def chosen_providers(
     """The providers that are checked: those of the names, or the default ones.
 
     Raises:
-        UsageError: there is no such provider, or options or libraries do not fit them.
+        UsageError: There is no such provider, or options or libraries do not fit them.
     """
     return choose_providers(
         names or DEFAULT_PROVIDERS, options=options, libraries=libraries, asked=bool(names)
