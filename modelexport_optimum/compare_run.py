@@ -101,10 +101,7 @@ def compare(
         names = f"PyTorch ({said})", str(first)
         pairs = _torch_pairs(first, source, task, trust_remote_code)
     if node_data is not None:
-        check_output_file(Path(node_data), (".json",), overwrite=overwrite)
-        if len(pairs) > 1:
-            files = ", ".join(pair.name for pair in pairs)
-            raise UsageError(f"node data is of one graph: give one file of {files}")
+        _check_node_data(Path(node_data), pairs, overwrite=overwrite)
     found = comparing.compare_files(
         pairs,
         comparing.SampleOptions(
@@ -125,6 +122,14 @@ def compare(
         with replacing(Path(node_data)) as descriptor:
             write_all(descriptor, document.encode())
     return found
+
+
+def _check_node_data(target: Path, pairs: Sequence[FilePair], *, overwrite: bool) -> None:
+    """Refuse to write node data over a file that is there, or of several graphs."""
+    check_output_file(target, (".json",), overwrite=overwrite)
+    if len(pairs) > 1:
+        files = ", ".join(pair.name for pair in pairs)
+        raise UsageError(f"node data is of one graph: give one file of {files}")
 
 
 def _tokens(text: str, directory: Path) -> Arrays:

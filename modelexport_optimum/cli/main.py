@@ -78,6 +78,28 @@ _Path = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="An exported directory, or one .onnx file.")
 ]
 
+_Directory = Annotated[Path | None, typer.Argument(metavar="DIR", help="An exported directory.")]
+_ByModule = Annotated[bool, option("--by-module", "Say which module's nodes each provider took.")]
+_ListProviders = Annotated[
+    bool, option("--list-providers", "List the providers of this machine, and check nothing.")
+]
+_Task = Annotated[
+    str | None,
+    option(
+        "--task",
+        "What the model is for. By default the graphs tell.",
+        autocompletion=complete_task,
+    ),
+]
+_SourceDirectory = Annotated[
+    Path | None,
+    option(
+        "--model",
+        "The directory of the model that was exported: are all its files there, and are its "
+        "embeddings the same?",
+    ),
+]
+
 
 @app.callback()
 def _main(
@@ -242,36 +264,15 @@ def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
 
 @app.command()
 def verify(
-    directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="An exported directory.")
-    ] = None,
+    directory: _Directory = None,
     providers: Providers = None,
     provider_options: ProviderOptions = None,
     provider_libraries: ProviderLibraries = None,
-    by_module: Annotated[
-        bool, option("--by-module", "Say which module's nodes each provider took.")
-    ] = False,
+    by_module: _ByModule = False,
     depth: Depth = None,
-    list_providers: Annotated[
-        bool,
-        option("--list-providers", "List the providers of this machine, and check nothing."),
-    ] = False,
-    task: Annotated[
-        str | None,
-        option(
-            "--task",
-            "What the model is for. By default the graphs tell.",
-            autocompletion=complete_task,
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        option(
-            "--model",
-            "The directory of the model that was exported: are all its files there, and are its "
-            "embeddings the same?",
-        ),
-    ] = None,
+    list_providers: _ListProviders = False,
+    task: _Task = None,
+    model: _SourceDirectory = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     verbose: Verbose = False,

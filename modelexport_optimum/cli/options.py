@@ -72,8 +72,9 @@ def _read_size(text: str) -> tuple[str, int]:
     return name, int(size)
 
 
-Trust = Annotated[bool, typer_option(options_of(ExportOptions)["trust_remote_code"])]
 _OPTIONS = options_of(ExportOptions)
+
+Trust = Annotated[bool, typer_option(_OPTIONS["trust_remote_code"])]
 Providers = Annotated[list[str] | None, typer_option(_OPTIONS["providers"])]
 ProviderOptions = Annotated[list[str] | None, typer_option(_OPTIONS["provider_options"])]
 ProviderLibraries = Annotated[list[str] | None, typer_option(_OPTIONS["provider_libraries"])]
