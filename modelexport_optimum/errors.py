@@ -75,7 +75,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def told_of(path: str | os.PathLike[str]) -> Iterator[None]:
+def system_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Say of what the system refuses which file it is about, whoever asked for it.
 
     Args:

@@ -24,9 +24,9 @@ from modelexport_optimum.verifying import provider_process, providers, verify
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.ort_messages import named_node, tag_of
+from modelexport_optimum.verifying.provider_run import RunPlan, run, run_reference
 from modelexport_optimum.verifying.providers import make_plan
-from modelexport_optimum.verifying.running import RunPlan, run, run_reference
-from modelexport_optimum.verifying.tolerances import compare, computed_in
+from modelexport_optimum.verifying.tolerances import compare_outputs, computed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,9 +143,9 @@ def test_outputs_that_are_random_are_not_compared(tmp_path: Path) -> None:
     cpu = run_reference(plan)
     assert cpu.drawn == {"noisy"}
     other = {**cpu.outputs, "noisy": cpu.outputs["noisy"] + 1}
-    assert not compare(other, cpu.outputs, "float32", cpu.drawn).problem
+    assert not compare_outputs(other, cpu.outputs, "float32", cpu.drawn).problem
     other["clear"] = cpu.outputs["clear"] + 1
-    assert compare(other, cpu.outputs, "float32", cpu.drawn).output == "clear"
+    assert compare_outputs(other, cpu.outputs, "float32", cpu.drawn).output == "clear"
 
 
 # --- Whatever a provider does ---------------------------------------------------------------------
@@ -435,7 +435,7 @@ def test_outputs_are_compared_with_the_cpu_s(
     difference: float | None,
     words: str,
 ) -> None:
-    found = compare(outputs, reference, precision)
+    found = compare_outputs(outputs, reference, precision)
     if difference is None:
         assert found.difference is None
     else:
@@ -447,7 +447,7 @@ def test_what_is_generated_is_compared_up_to_the_first_other_token() -> None:
     step = np.ones((1, 4), np.float32)
     cpu = {"tokens": np.array([[1, 2, 3]]), "logits.0": step, "logits.1": step, "logits.2": step}
     other = {**cpu, "tokens": np.array([[1, 0, 3]]), "logits.2": step + 9}
-    found = compare(other, cpu, "float32")
+    found = compare_outputs(other, cpu, "float32")
     assert (found.difference, found.problem) == (0.0, "")
-    found = compare({**other, "logits.1": step + 9}, cpu, "float32")
+    found = compare_outputs({**other, "logits.1": step + 9}, cpu, "float32")
     assert (found.difference, found.output) == (9.0, "logits.1")

@@ -21,7 +21,7 @@ from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, type_text
 from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
 from modelexport_optimum.onnx_file.find import onnx_files
-from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, parse_length, whole
+from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, damage_named, parse_length
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.onnx_file.wire import bytes_fields
 from modelexport_optimum.system.display import Displayed
@@ -267,7 +267,7 @@ def _attributes(
 ) -> Counter[frozenset[tuple[str, bytes]]]:
     """What the attributes of a module's operators are, of one kind of operator."""
     opsets = side.file.model.opsets
-    with whole(side.file.path):
+    with damage_named(side.file.path):
         return Counter(
             frozenset(
                 (name, _fingerprint(data, side.weights))

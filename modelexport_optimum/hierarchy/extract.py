@@ -2,7 +2,7 @@
 
 Nodes are copied as they stand, tags included, and weights from file to file: nothing is
 loaded. (`onnx.utils.Extractor` loads the whole model, and wants the tensors to be named
-between which it takes everything.) What belongs to the module is found by `cut`.
+between which it takes everything.) What belongs to the module is found by `subgraph`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
-from modelexport_optimum.hierarchy.subgraph import cut_out
+from modelexport_optimum.hierarchy.subgraph import module_subgraph
 from modelexport_optimum.hierarchy.tagged_model import (
     graph_of,
     nbytes,
@@ -26,7 +26,7 @@ from modelexport_optimum.hierarchy.tagged_model import (
     unknown,
 )
 from modelexport_optimum.hierarchy.weights import Weights, fields
-from modelexport_optimum.onnx_file.reader import whole
+from modelexport_optimum.onnx_file.reader import damage_named
 from modelexport_optimum.onnx_file.wire import length_delimited, varint
 from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.display import Displayed
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import TypeAlias
 
-    from modelexport_optimum.hierarchy.subgraph import Cut
+    from modelexport_optimum.hierarchy.subgraph import ModuleSubgraph
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.onnx_file.skeleton import Graph, Node, Tensor
 
@@ -135,18 +135,18 @@ def extract(
     """
     target = Path(output)
     file = _file_with(Path(path), module)
-    cut = cut_out(file, file.modules[module])
+    part = module_subgraph(file, file.modules[module])
     data = target.with_name(f"{target.name}.data")
-    is_external = any(tensor.location for tensor in cut.weights)
+    is_external = any(tensor.location for tensor in part.weights)
     _check_output(file, target, data if is_external else None, overwrite=overwrite)
 
     weights = Weights(file.model)
-    types = _types(file, cut, weights)
+    types = _types(file, part, weights)
     graph: list[Bytes] = [length_delimited(_GRAPH_NAME, (module or "model").encode())]
-    graph += [weights.file[node.node.key : node.node.end] for node in cut.nodes]
-    for message in _initializers(cut.weights, weights, data if is_external else None):
+    graph += [weights.file[node.node.key : node.node.end] for node in part.nodes]
+    for message in _initializers(part.weights, weights, data if is_external else None):
         graph += [varint(_GRAPH_INITIALIZER << 3 | 2), varint(len(message)), message]
-    for number, names in ((_GRAPH_INPUT, cut.inputs), (_GRAPH_OUTPUT, cut.outputs)):
+    for number, names in ((_GRAPH_INPUT, part.inputs), (_GRAPH_OUTPUT, part.outputs)):
         for name in names:
             info = onnx.ValueInfoProto(name=name, type=types[name])
             graph.append(length_delimited(number, info.SerializeToString()))
@@ -159,10 +159,10 @@ def extract(
         source=file.path,
         module=module,
         module_class=file.modules[module].module_class,
-        inputs=tuple(Boundary(name, _text(types[name])) for name in cut.inputs),
-        outputs=tuple(Boundary(name, _text(types[name])) for name in cut.outputs),
-        node_count=len(cut.nodes),
-        bytes=sum(map(nbytes, cut.weights)),
+        inputs=tuple(Boundary(name, _text(types[name])) for name in part.inputs),
+        outputs=tuple(Boundary(name, _text(types[name])) for name in part.outputs),
+        node_count=len(part.nodes),
+        bytes=sum(map(nbytes, part.weights)),
     )
 
 
@@ -234,12 +234,12 @@ def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
 # --- Types ----------------------------------------------------------------------------------------
 
 
-def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeProto]:
+def _types(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> dict[str, onnx.TypeProto]:
     """The types of what enters and leaves, as the file or shape inference tells them."""
-    wanted = {*cut.inputs, *cut.outputs}
-    with whole(file.path):
-        skeleton = _skeleton(file, cut, weights)
-    with _told_of(file.path):
+    wanted = {*part.inputs, *part.outputs}
+    with damage_named(file.path):
+        skeleton = _skeleton(file, part, weights)
+    with _inference_errors_named(file.path):
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
     values = itertools.chain(inferred.value_info, inferred.input, inferred.output)
     types = {v.name: v.type for v in values if v.name in wanted and v.type.WhichOneof("value")}
@@ -248,7 +248,7 @@ def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeP
             if dim.dim_param.startswith(_INVENTED):
                 dim.Clear()
     if types.keys() < wanted:
-        with _told_of(file.path):
+        with _inference_errors_named(file.path):
             types |= _runtime_types(skeleton, wanted - types.keys())
     unknown_types = sorted(wanted - types.keys())
     if unknown_types:
@@ -260,7 +260,7 @@ def _types(file: TaggedFile, cut: Cut, weights: Weights) -> dict[str, onnx.TypeP
 
 
 @contextlib.contextmanager
-def _told_of(path: Path) -> Iterator[None]:
+def _inference_errors_named(path: Path) -> Iterator[None]:
     """Say of which file it is that onnx or ONNX Runtime, which raise anything, find no types."""
     try:
         yield
@@ -271,12 +271,12 @@ def _told_of(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _skeleton(file: TaggedFile, cut: Cut, weights: Weights) -> onnx.ModelProto:
-    """The model without weights, down to the graph of the nodes that are cut, as one graph."""
+def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.ModelProto:
+    """The model without weights, down to the graph of the nodes that are cut out, as one graph."""
     model = onnx.ModelProto()
     model.ParseFromString(b"".join(model_fields(weights.file)))
     model.graph.name = "skeleton"
-    inner = cut.nodes[-1]  # the nodes of a graph come after those around it
+    inner = part.nodes[-1]  # the nodes of a graph come after those around it
     graphs: list[tuple[Graph, Node | None]] = [(graph_of(file, inner), None)]
     while inner.holder is not None:
         graphs.append((graph_of(file, inner.holder), inner.holder.node))

@@ -26,7 +26,7 @@ _CALL_COUNT = re.compile(r"_\d+$")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class ModuleSubgraph:
     """The part of a file that is a module.
 
     Attributes:
@@ -51,7 +51,7 @@ class _Peer:
     reads: dict[str, Read | None] = field(default_factory=dict)
 
 
-def cut_out(file: TaggedFile, module: TaggedModule) -> Cut:
+def module_subgraph(file: TaggedFile, module: TaggedModule) -> ModuleSubgraph:
     """Find the part of a file that is a module.
 
     Raises:
@@ -168,7 +168,7 @@ def _bounded(
     taken: Collection[int],
     constant: Collection[int],
     one: TaggedNode,
-) -> Cut:
+) -> ModuleSubgraph:
     """Add the constants that the nodes read, and find what enters and what leaves."""
     copied: dict[int, TaggedNode] = {}
     weights: set[int] = set()
@@ -199,7 +199,7 @@ def _bounded(
         if name in read_outside
     ]
     computed = [name for name, is_constant in left if not is_constant]
-    return Cut(
+    return ModuleSubgraph(
         tuple(node for node in file.nodes if id(node) in copied),
         tuple(tensor for tensor in file.initializers if id(tensor) in weights),
         tuple(inputs),

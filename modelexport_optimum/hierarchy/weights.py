@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, first_line
 from modelexport_optimum.hierarchy.tagged_model import nbytes
 from modelexport_optimum.onnx_file.external_data import open_external_data
-from modelexport_optimum.onnx_file.reader import parse_length, whole
+from modelexport_optimum.onnx_file.reader import damage_named, parse_length
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.onnx_file.wire import bytes_fields
 
@@ -60,7 +60,7 @@ class Weights:
                 return message[start:end]
             if number == _TENSOR_EXTERNAL_DATA:
                 external.append(bytes(message[key:end]))
-        with whole(self._path):
+        with damage_named(self._path):
             if not tensor.location:
                 return _raw_data(message)
             header = onnx.TensorProto.FromString(b"".join(external))

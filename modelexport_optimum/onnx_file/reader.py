@@ -72,7 +72,7 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
         finally:
             os.close(fd)
     size = os.fstat(fd).st_size
-    with whole(path):
+    with damage_named(path):
         model = _read_model(path, FieldReader(fd, size), size)
     # Any bytes may pass for protobuf; a model has a version, a graph and an opset.
     if not model.ir_version or not (model.opsets or model.functions):
@@ -82,7 +82,7 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[None]:
+def damage_named(path: Path) -> Iterator[None]:
     """Say of which file it is that something in it cannot be read.
 
     protobuf's own parser takes some bytes that a walk over the fields does not (groups, numbers

@@ -45,7 +45,7 @@ def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
     Returns:
         The starts of these nodes.
     """
-    numbers = _Numbers(model.functions)
+    numbers = _ValueNumbers(model.functions)
     numbers.visit(model.graph, {})
     shared: dict[int, str | None] = {}
     for start, number in numbers.of_node.items():
@@ -57,7 +57,7 @@ def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
     }
 
 
-class _Numbers:
+class _ValueNumbers:
     """Numbers the nodes of a graph and its nested graphs by what they compute."""
 
     def __init__(self, functions: set[tuple[str, str]]) -> None:

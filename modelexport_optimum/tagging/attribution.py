@@ -46,7 +46,7 @@ from modelexport_optimum.tagging.placements import (
     SCOPE,
     TRACER,
     Attribution,
-    Placement,
+    NodePlacement,
 )
 from modelexport_optimum.tagging.scopes import (
     Scopes,
@@ -124,7 +124,7 @@ class _Attributor:
         roots = [graph.root for graphs in self.traced.values() for graph in graphs]
         self.scopes = Scopes(tree, roots[0][-1] if roots else base)
         self.parameters = Parameters(tree, self.scopes.base, self.flow.nodes)
-        self.placed: list[Placement | None] = [None] * len(self.flow.nodes)
+        self.placed: list[NodePlacement | None] = [None] * len(self.flow.nodes)
         self.undecided = 0
         # All nodes of each call, by the graph and the scope in their names.
         self.calls: dict[tuple[int, str], list[int]] = {}
@@ -144,9 +144,9 @@ class _Attributor:
         for index, chain, reason in place_by_flow(self.flow, chains):
             if chain is None:
                 root = self.scopes.root
-                self.placed[index] = Placement(root, ROOT, "nothing says where it came from")
+                self.placed[index] = NodePlacement(root, ROOT, "nothing says where it came from")
             else:
-                self.placed[index] = Placement(chain, DATA_FLOW, reason)
+                self.placed[index] = NodePlacement(chain, DATA_FLOW, reason)
         placements = {
             node.start: placement
             for node, placement in zip(nodes, self.placed, strict=True)
@@ -156,14 +156,14 @@ class _Attributor:
 
     # Rules 1 to 3: what is known
 
-    def _carried(self, node: Node) -> Placement | None:
+    def _carried(self, node: Node) -> NodePlacement | None:
         """Rule 1."""
         carried = self.prior.get(node.start)
         if carried is None:
             return None
-        return Placement(*carried, "a tag that it carried already")
+        return NodePlacement(*carried, "a tag that it carried already")
 
-    def _recorded(self, node: Node) -> Placement | None:
+    def _recorded(self, node: Node) -> NodePlacement | None:
         """Rule 2."""
         recorded = tracer_modules(node)
         if not recorded:
@@ -174,9 +174,9 @@ class _Attributor:
             full = ".".join(part for part in (root[-1], path) if part)
             if full in self.tree.modules and full != paths[-1]:
                 paths = inside(paths, full)
-        return Placement(paths, TRACER, "PyTorch's own record in its metadata")
+        return NodePlacement(paths, TRACER, "PyTorch's own record in its metadata")
 
-    def _noted(self, index: int, name: str) -> Placement | None:
+    def _noted(self, index: int, name: str) -> NodePlacement | None:
         """Rule 3."""
         graphs = self.traced.get(self.flow.graph_of[index], ())
         chains = [graph.chains[name] for graph in graphs if name in graph.chains]
@@ -184,7 +184,7 @@ class _Attributor:
             return None
         # The exporter may have added modules of its own, which the tree has not.
         paths = tuple(path for path in common(chains) if path in self.tree.modules)
-        return Placement(paths, SCOPE, f"the call that the tracer noted for {name}")
+        return NodePlacement(paths, SCOPE, f"the call that the tracer noted for {name}")
 
     def _traced_here(self, traced: Sequence[TracedGraph]) -> dict[int, list[TracedGraph]]:
         """For each graph of the file those traced ones that have most of its nodes' names."""
@@ -231,7 +231,7 @@ class _Attributor:
             if len(left) > 1:
                 reason += f", which may be any of {len(left)} modules"
             paths = common(left) if left else self.scopes.longest(scope)
-            self.placed[index] = Placement(paths, SCOPE, reason)
+            self.placed[index] = NodePlacement(paths, SCOPE, reason)
 
     def _callers(self, graph: int, scope: str) -> list[Paths]:
         """Rules 4 to 6 for a whole call: the chains of modules that may have made it."""
@@ -296,15 +296,15 @@ class _Attributor:
         chain = known.get(outer, self.scopes.root)
         return chain if path in chain else inside(chain, path)
 
-    def _named_parameter(self, node: Node, known: Mapping[str, Paths]) -> Placement | None:
+    def _named_parameter(self, node: Node, known: Mapping[str, Paths]) -> NodePlacement | None:
         """Rule 8."""
         for name in node.outputs:
             owner = self.parameters.owner(name)
             if owner is not None:
-                return Placement(self._chain_to(owner, known), PARAMETER, f"it carries {name}")
+                return NodePlacement(self._chain_to(owner, known), PARAMETER, f"it carries {name}")
         return None
 
-    def _kept(self, index: int, known: Mapping[str, Paths]) -> Placement | None:
+    def _kept(self, index: int, known: Mapping[str, Paths]) -> NodePlacement | None:
         """Rule 9."""
         node = self.flow.nodes[index]
         read = self.parameters.read_by([node])
@@ -323,13 +323,13 @@ class _Attributor:
                 # It does the work of several modules at once.
                 holders = self.parameters.holders(parameter)
                 chain = common([chain, *(self._chain_to(holder, known) for holder in holders)])
-        return Placement(chain, SCOPE, f"the scope {scope or '/'} in the names it has kept")
+        return NodePlacement(chain, SCOPE, f"the scope {scope or '/'} in the names it has kept")
 
     def _options(self, index: int, scope: str) -> list[Paths]:
         chains = self._callers(self.flow.graph_of[index], scope)
         return chains or [self.scopes.longest(scope)]
 
-    def _reader(self, read: Collection[str], known: Mapping[str, Paths]) -> Placement | None:
+    def _reader(self, read: Collection[str], known: Mapping[str, Paths]) -> NodePlacement | None:
         """Rule 10."""
         owners = {
             owner
@@ -341,7 +341,7 @@ class _Attributor:
             return None
         [owner] = owners
         reason = f"it reads a parameter of {owner}"
-        return Placement(self._chain_to(owner, known), PARAMETER, reason)
+        return NodePlacement(self._chain_to(owner, known), PARAMETER, reason)
 
 
 def _around(scope: str) -> Iterator[tuple[str, str]]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError, told_of
+from modelexport_optimum.errors import ModelExportError, system_errors_named
 from modelexport_optimum.onnx_file.find import onnx_files
-from modelexport_optimum.onnx_file.reader import read_model, whole
+from modelexport_optimum.onnx_file.reader import damage_named, read_model
 from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
 from modelexport_optimum.system.locks import in_one_thread
@@ -108,7 +108,7 @@ def tag(
     given = given_trees(model, trust_remote_code)
     if source is None and isinstance(model, str | os.PathLike):
         source = os.fspath(model)
-    with told_of(path), contextlib.ExitStack() as stack:
+    with system_errors_named(path), contextlib.ExitStack() as stack:
         files = open_to_write(Path(path), stack)
         groups = by_directory(files)
         for directory in groups:
@@ -147,7 +147,7 @@ def strip(path: str | os.PathLike[str]) -> list[Path]:
         ModelExportError: As for `tag`.
     """
     changed = []
-    with told_of(path), contextlib.ExitStack() as stack:
+    with system_errors_named(path), contextlib.ExitStack() as stack:
         files = open_to_write(Path(path), stack)
         groups = by_directory(files)
         for directory in groups:
@@ -330,7 +330,7 @@ def _removal(file: OpenFile, node: Node) -> list[Edit]:
     carried = file.carried[node.start]
     if not (carried.tag or carried.attribute or node.metadata):
         return []
-    with whole(file.path):
+    with damage_named(file.path):
         return carriers.removal(node, node_bytes(file.fd, node), carried)
 
 

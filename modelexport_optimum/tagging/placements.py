@@ -20,7 +20,7 @@ TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT = EVIDENCE_KINDS[:5]
 
 
 @dataclass(slots=True)
-class Placement:
+class NodePlacement:
     """Where a node was placed.
 
     Attributes:
@@ -44,7 +44,7 @@ class Attribution:
         undecided: Number of nodes whose scope fits several modules, or none.
     """
 
-    placements: dict[int, Placement]
+    placements: dict[int, NodePlacement]
     tree: ModuleTree
     undecided: int = 0
     _chains: dict[Paths, Chain] = field(default_factory=dict)

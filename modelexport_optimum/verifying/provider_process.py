@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.system.processes import ending
-from modelexport_optimum.verifying.running import Run, run
+from modelexport_optimum.verifying.provider_run import Run, run
 
 if TYPE_CHECKING:
     from modelexport_optimum.providers.choice import Provider
-    from modelexport_optimum.verifying.running import RunPlan
+    from modelexport_optimum.verifying.provider_run import RunPlan
 
 _PLAN, _RUN, _LOG, _AT = "plan.pickle", "run.pickle", "log", "at"
 """The files of a request: what to run, what came of it, what was printed, where it is at."""

@@ -25,13 +25,13 @@ from modelexport_optimum.verifying.ort_messages import (
     tag_of,
 )
 from modelexport_optimum.verifying.provider_process import Outcome, run_in_child, start_importing
-from modelexport_optimum.verifying.running import (
+from modelexport_optimum.verifying.provider_run import (
     COMPARING,
     Run,
     RunPlan,
     run_reference,
 )
-from modelexport_optimum.verifying.tolerances import Comparison, compare, computed_in
+from modelexport_optimum.verifying.tolerances import Agreement, compare_outputs, computed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -291,7 +291,7 @@ class _Check:
         if not cpu.complete:
             message = "it ran, but the CPU gave nothing to compare it with"
             return replace(result, status="failed", message=message, stage=COMPARING)
-        compared = compare(found.outputs, cpu.outputs, computed, cpu.drawn)
+        compared = compare_outputs(found.outputs, cpu.outputs, computed, cpu.drawn)
         result = replace(result, max_difference=compared.difference)
         if not compared.problem:
             return replace(result, message=result.message + _agreement(compared, computed, cpu))
@@ -349,7 +349,7 @@ def _named(node: Node | None) -> str:
     return f" [node {node.name or node.op_type}{f' of {tag}' if tag else ''}]"
 
 
-def _agreement(compared: Comparison, computed: str, cpu: Run) -> str:
+def _agreement(compared: Agreement, computed: str, cpu: Run) -> str:
     words = ""
     if compared.difference is not None:
         words = f"; at most {compared.difference:.1e} from the CPU's ({computed})"

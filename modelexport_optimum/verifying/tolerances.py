@@ -54,7 +54,7 @@ _ON, _OFF = ("1", "true"), ("0", "false")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Agreement:
     """How far a provider's outputs are from the CPU's.
 
     Attributes:
@@ -90,9 +90,9 @@ def computed_in(provider: str, options: Mapping[str, str], stored: str) -> str:
     return max(computed, stored, key=lambda precision: TOLERANCES[precision])
 
 
-def compare(
+def compare_outputs(
     outputs: Outputs, reference: Outputs, precision: str, drawn: Collection[str] = ()
-) -> Comparison:
+) -> Agreement:
     """Compare a provider's outputs with the CPU's.
 
     Each value may be off by the tolerance, relative to its own size or to its output's scale.
@@ -110,13 +110,13 @@ def compare(
         if name in drawn:
             continue
         if name not in outputs:
-            return Comparison(largest, f"there is no {name}, which the CPU gives", name)
+            return Agreement(largest, f"there is no {name}, which the CPU gives", name)
         difference, problem = _compare_one(outputs[name], reference[name], TOLERANCES[precision])
         if difference is not None:
             largest = max(largest or 0.0, difference)
         if problem:
-            return Comparison(largest, f"{name} {problem}", name)
-    return Comparison(largest)
+            return Agreement(largest, f"{name} {problem}", name)
+    return Agreement(largest)
 
 
 def _compare_one(
