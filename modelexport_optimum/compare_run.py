@@ -133,7 +133,7 @@ def _check_node_data(target: Path, pairs: Sequence[FilePair], *, overwrite: bool
 
 
 def _tokens(text: str, directory: Path) -> Arrays:
-    """A text as the export's tokenizer gives it."""
+    """Return a text as the export's tokenizer gives it."""
     from transformers import AutoTokenizer
 
     try:
@@ -147,7 +147,7 @@ def _tokens(text: str, directory: Path) -> Arrays:
 
 
 def _recorded_source(path: Path) -> str:
-    """The model that an export says it was made from."""
+    """Return the model that an export says it was made from."""
     from modelexport_optimum.hierarchy.tagged_model import read_tagged
     from modelexport_optimum.onnx_file.find import onnx_files
     from modelexport_optimum.tagging.model_record import SOURCE

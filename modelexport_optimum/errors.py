@@ -68,7 +68,7 @@ def one_line(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its class when it says nothing."""
+    """Return the first line of what an error says, or its class when it says nothing."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = (line.strip() for line in text.splitlines() if line.strip())
     return _shortened(next(lines, type(error).__name__))
@@ -94,7 +94,7 @@ def system_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong, for the user, whatever was raised."""
+    """Return what went wrong, for the user, whatever was raised."""
     if isinstance(error, ModelExportError):
         message = str(error)
     elif isinstance(error, OSError):
@@ -137,7 +137,7 @@ def _without_places(text: str) -> str:
 
 
 def _after_signature(text: str, start: int) -> int:
-    """The end of the C++ function signature that begins here; the start if none does."""
+    """Return the end of the C++ function signature that begins here; the start if none does."""
     depth = 0
     for position in range(start, len(text)):
         character = text[position]
@@ -158,7 +158,7 @@ def _after_signature(text: str, start: int) -> int:
 
 
 def _after_bracket(text: str, start: int) -> int:
-    """The position after the bracket that closes the one here."""
+    """Return the position after the bracket that closes the one here."""
     pairs = {"(": ")", "[": "]"}
     opening, closing = text[start], pairs[text[start]]
     depth = 0
@@ -170,7 +170,7 @@ def _after_bracket(text: str, start: int) -> int:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """Yield the error, what it was raised from, and so on."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -64,7 +64,7 @@ class ExportResult(Displayed):
         return self.verification.ok and self.comparison.status != "failed"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON can carry it."""
+        """Return the result as JSON can carry it."""
         return {
             "ok": self.ok,
             "output": str(self.output),
@@ -185,7 +185,7 @@ def _result(
     staging: Path,
     output: Path,
 ) -> ExportResult:
-    """The result of a run as it will be when the staging directory has become the output."""
+    """Return the result of a run as it will be when the staging directory has become the output."""
     return ExportResult(
         output=output,
         model=name,
@@ -205,7 +205,7 @@ def files_to_list(files: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def file_sizes(directory: Path) -> dict[str, int]:
-    """Bytes of every file, by its path below the directory."""
+    """Return the bytes of every file, by its path below the directory."""
     return {
         file.relative_to(directory).as_posix(): file.stat().st_size
         for file in sorted(directory.rglob("*"))
@@ -214,12 +214,12 @@ def file_sizes(directory: Path) -> dict[str, int]:
 
 
 def default_output(model: str) -> Path:
-    """Where the command writes without `-o`: beside the user, named for the model."""
+    """Tell where the command writes without `-o`: beside the user, named for the model."""
     return Path(Path(os.path.abspath(model)).name + "-onnx")  # noqa: PTH100
 
 
 def _moved(value: Any, staging: Path, output: Path) -> Any:  # noqa: ANN401
-    """A report on the staging directory as one on the output that it has become."""
+    """Return a report on the staging directory as one on the output that it has become."""
     if isinstance(value, Path):
         return output / value.relative_to(staging) if value.is_relative_to(staging) else value
     if isinstance(value, str):

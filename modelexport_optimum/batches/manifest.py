@@ -60,7 +60,7 @@ def read_manifest(
     directory: str | os.PathLike[str],
     defaults: Mapping[str, Any],
 ) -> list[Job]:
-    """The jobs of a manifest.
+    """Return the jobs of a manifest.
 
     Args:
         path: A text file, each line of which is what one would type after the command; JSON
@@ -144,7 +144,7 @@ def _from_text(text: str) -> dict[str, Any] | None:
 
 
 def _split(text: str) -> Iterator[str]:
-    """The words as a POSIX shell has them, up to a comment.
+    """Yield the words as a POSIX shell has them, up to a comment.
 
     `shlex` alone would take the second half of `a#b` for a comment, too.
     """
@@ -157,7 +157,7 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _parsed(words: list[str]) -> dict[str, Any]:
-    """The options of a command line, which is read as the command itself reads its own."""
+    """Return the options of a command line, which is read as the command itself reads its own."""
     given: dict[str, Any] = {}
     arguments: list[str] = []
     rest = iter(words)
@@ -208,7 +208,7 @@ def _names_of_flags() -> list[str]:
 
 
 def _from_json(text: str) -> dict[str, Any] | None:
-    """The options of a line that is a JSON object; None if it is blank."""
+    """Return the options of a line that is a JSON object; None if it is blank."""
     if not text.strip():
         return None
     try:
@@ -283,7 +283,7 @@ def _read(option: Option, reader: Callable[[Any], Any], value: Any) -> Any:  # n
 
 
 def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
-    """The job of a line.
+    """Return the job of a line.
 
     Args:
         number: The line's.
@@ -311,7 +311,7 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
 
 
 def _expanded(name: str) -> str:
-    """A path with `~` replaced, which no shell has done for a manifest.
+    """Return a path with `~` replaced, which no shell has done for a manifest.
 
     `Path.expanduser` raises for a user that does not exist.
     """

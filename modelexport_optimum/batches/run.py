@@ -62,7 +62,7 @@ class BatchResult(Displayed):
         return 3 if statuses <= {"ok", "check-failed"} else 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON can carry it."""
+        """Return the result as JSON can carry it."""
         return {
             "ok": self.exit_status == 0,
             "exit_status": self.exit_status,

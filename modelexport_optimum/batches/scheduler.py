@@ -57,7 +57,7 @@ class _StartedJob:
     deadline: float = 0
 
     def is_late(self, at: float) -> bool:
-        """Whether it has taken longer than it may."""
+        """Tell whether it has taken longer than it may."""
         timeout = self.job.resources.timeout
         return timeout is not None and self.since is not None and at > self.since + timeout
 
@@ -261,7 +261,7 @@ def _record_of_lost_job(started: _StartedJob, status: str, reason: str) -> Recor
 
 
 def _download(job: Job) -> object:
-    """What a job fetches, the same for jobs that fetch the same; None for a directory."""
+    """Return what a job fetches, the same for jobs that fetch the same; None for a directory."""
     if Path(job.model).expanduser().is_dir():
         return None
     return job.model, *(str(job.arguments.get(name)) for name in ("revision", "cache_dir"))

@@ -154,7 +154,7 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
 
 
 def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
-    """The part of a record that says what was exported."""
+    """Return the part of a record that says what was exported."""
     failed = [
         f"{check.name}: {check.message}"
         for check in result.verification.checks

@@ -223,5 +223,5 @@ def print_batch(result: BatchResult) -> None:
 
 
 def _model(name: str) -> str:
-    """A model as the user knows it: a directory from here on."""
+    """Return a model as the user knows it: a directory from here on."""
     return from_here(Path(name)) if Path(name).is_absolute() else name

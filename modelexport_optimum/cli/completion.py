@@ -13,7 +13,7 @@ import typer
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """The tasks that Optimum knows."""
+    """Return the tasks that Optimum knows."""
     from modelexport_optimum.exporting.tasks import TASKS, WITH_PAST
 
     names = ["auto", *TASKS, *(f"{task}-with-past" for task in WITH_PAST)]
@@ -21,7 +21,7 @@ def complete_task(incomplete: str) -> list[str]:
 
 
 def complete_provider(incomplete: str) -> list[str]:
-    """The execution providers that ONNX Runtime and packages know, by their short names."""
+    """Return the execution providers that ONNX Runtime and packages know, by their short names."""
     from modelexport_optimum.providers.choice import known_provider_names
 
     names = [name.removesuffix("ExecutionProvider").lower() for name in known_provider_names()]
@@ -29,22 +29,22 @@ def complete_provider(incomplete: str) -> list[str]:
 
 
 def complete_viewer(incomplete: str) -> list[str]:
-    """The viewers of `view`."""
+    """Return the viewers of `view`."""
     return [name for name in ("model-explorer", "netron") if name.startswith(incomplete)]
 
 
 def complete_module(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The module paths in the file or directory that was named before."""
+    """Return the module paths in the file or directory that was named before."""
     return [path for path, _ in _modules(ctx) if path.startswith(incomplete)]
 
 
 def complete_class(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The module classes in the file or directory that was named before."""
+    """Return the module classes in the file or directory that was named before."""
     return sorted({name for _, name in _modules(ctx) if name.startswith(incomplete)})
 
 
 def complete_op(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The operators in the file or directory that was named before."""
+    """Return the operators in the file or directory that was named before."""
     names = {node.op_type for file in _files(ctx) for node in file.nodes}
     return sorted(name for name in names if name.startswith(incomplete))
 
@@ -56,7 +56,7 @@ def _modules(ctx: typer.Context) -> list[tuple[str, str]]:
 
 
 def _files(ctx: typer.Context) -> list[Any]:
-    """The tagged files below the command's DIR|FILE; none where they cannot be read."""
+    """Return the tagged files below the command's DIR|FILE; none where they cannot be read."""
     # Click stops parsing at an option without a value, and leaves the arguments as they are.
     words = [ctx.params.get("path"), *ctx.args]
     path = next((Path(word) for word in words if word is not None and Path(word).exists()), None)

@@ -40,7 +40,7 @@ def option(flags: str, text: str, **settings: Any) -> Any:  # noqa: ANN401
 
 
 def typer_option(declared: Option) -> Any:  # noqa: ANN401
-    """A declared option as Typer's."""
+    """Return a declared option as Typer's."""
     settings: dict[str, Any] = {"help": declared.help, "metavar": declared.metavar}
     if not declared.flags:
         return typer.Argument(**settings)
@@ -51,7 +51,7 @@ def typer_option(declared: Option) -> Any:  # noqa: ANN401
 
 
 def _parser(read: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
-    """A parser for Typer, which drops the message of a ValueError."""
+    """Return a parser for Typer, which drops the message of a ValueError."""
 
     def parse(value: Any) -> Any:  # noqa: ANN401
         try:

@@ -250,7 +250,7 @@ def print_json(document: object) -> None:
 
 
 def chosen_format(**formats: bool) -> str:
-    """The one format that was asked for, by default "tree".
+    """Return the one format that was asked for, by default "tree".
 
     Raises:
         UsageError: Two were asked for.
@@ -281,7 +281,7 @@ def print_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], sty
 
 
 def _csv_cell(cell: object) -> object:
-    """A cell that is data to a spreadsheet, too, whatever the names in a file are."""
+    """Return a cell that is data to a spreadsheet, too, whatever the names in a file are."""
     if isinstance(cell, int | float):
         return cell
     text = str(cell)

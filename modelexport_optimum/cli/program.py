@@ -36,7 +36,7 @@ class _FlagsHaveNoType:
     """Shows `--overwrite` as such in `--help`, and not as `--overwrite <bool>`."""
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 (Typer's own)
-        """The parameters, `--help` included."""
+        """Return the parameters, `--help` included."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False) and param.metavar is None:

@@ -95,12 +95,12 @@ Row: TypeAlias = "Sequence[str | Cell]"
 
 
 def status_cell(status: str) -> Cell:
-    """A status in its colour."""
+    """Return a status in its colour."""
     return Cell(status, _STATUS_STYLES.get(status, ""))
 
 
 def stdout() -> Console:
-    """The terminal, or what stands in its place."""
+    """Return the terminal, or what stands in its place."""
     return Console(file=sys.stdout, highlight=False, markup=False)
 
 
@@ -155,7 +155,7 @@ def print_legend(legend: Mapping[str, str]) -> None:
 
 
 def guides(levels: Sequence[int]) -> list[str]:
-    """The lines of a tree before each row, from the rows' levels, outer before inner."""
+    """Return the lines of a tree before each row, from the rows' levels, outer before inner."""
     lines: list[str] = []
     goes_on: set[int] = set()  # the levels on which another row follows below
     for level in reversed(levels):
@@ -167,7 +167,7 @@ def guides(levels: Sequence[int]) -> list[str]:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text in at most so many columns, without its middle if it must be."""
+    """Return a text in at most so many columns, without its middle if it must be."""
     if cell_len(text) <= width:
         return text
     sign = _drawn("…")
@@ -178,13 +178,13 @@ def shortened(text: str, width: int) -> str:
 
 
 def from_here(path: Path, start: Path | None = None) -> str:
-    """A path from here on, or from another start, if it is below."""
+    """Return a path from here on, or from another start, if it is below."""
     relative = os.path.relpath(path, start)
     return str(path) if relative.startswith("..") else relative
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: "1 run", "1,081 runs"."""
+    """Return a number of things: "1 run", "1,081 runs"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -194,7 +194,7 @@ def counted(number: int, noun: str) -> str:
 def _layout(
     columns: Sequence[Column], table: Sequence[Sequence[Cell]], width: int | None
 ) -> tuple[list[int], list[int]]:
-    """The columns to show, by their place, and the width of each."""
+    """Return the columns to show, by their place, and the width of each."""
     natural = [
         max(cell_len(row[i].guide + row[i].text) for row in table) for i in range(len(columns))
     ]
@@ -228,7 +228,7 @@ def _layout(
 
 
 def _lines(columns: Sequence[Column], row: Sequence[Cell], widths: Sequence[int]) -> list[Text]:
-    """The lines of one row."""
+    """Return the lines of one row."""
     parts = []
     for column, cell, width in zip(columns, row, widths, strict=True):
         if column.shrinks == "text":
@@ -252,7 +252,7 @@ def _lines(columns: Sequence[Column], row: Sequence[Cell], widths: Sequence[int]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text, broken between words; a word that is too long is broken."""
+    """Return the lines of a text, broken between words; a word that is too long is broken."""
     lines = [""]
     for word in text.split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
@@ -273,7 +273,7 @@ def _shown(cell: str | Cell) -> Cell:
 
 
 def _drawn(text: str) -> str:
-    """A text as this stdout can show it."""
+    """Return a text as this stdout can show it."""
     text = visible(text)
     if text.isascii() or can_draw(sys.stdout):
         return text

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def fetch_companions(source: Source) -> Path:
-    """The directory of a model's companion files: its own, or the Hub's cache.
+    """Return the directory of a model's companion files: its own, or the Hub's cache.
 
     Args:
         source: The model.

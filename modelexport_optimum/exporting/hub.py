@@ -32,7 +32,7 @@ class HubPlace:
 
     @classmethod
     def among(cls, options: Mapping[str, Any]) -> HubPlace:
-        """The place that the options of an export name."""
+        """Return the place that the options of an export name."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: options[name] for name in names if options.get(name) is not None})
 
@@ -79,7 +79,7 @@ class HubPlace:
         )
 
     def cached(self, name: str) -> Path:
-        """The directory of a model in the cache.
+        """Return the directory of a model in the cache.
 
         Raises:
             LocalEntryNotFoundError: It is not there.
@@ -104,7 +104,7 @@ def explain_hub_error(error: BaseException, name: str, revision: str) -> str | N
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the Hub gave no answer, or the answer that it is out of order."""
+    """Tell whether the Hub gave no answer, or the answer that it is out of order."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):

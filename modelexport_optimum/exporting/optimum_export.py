@@ -296,7 +296,7 @@ def _export_loaded(
 
 
 def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
-    """The names under which a model has parameters that it has under another name, too."""
+    """Return the names under which a model has parameters that it has under another name, too."""
     import torch
 
     parts = [model] if isinstance(model, torch.nn.Module) else list(model.components.values())
@@ -310,7 +310,7 @@ def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
 
 
 def _load_preprocessors(source: Source, trust_remote_code: bool) -> list[Any]:
-    """The tokenizer and processors, from where the model itself came from."""
+    """Return the tokenizer and processors, from where the model itself came from."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     options = {**asdict(source.place), "trust_remote_code": trust_remote_code}

@@ -143,7 +143,7 @@ def option(flags: str, help_text: str, default: Any = None, **settings: Any) -> 
 
 
 def options_of(*classes: type) -> Mapping[str, Option]:
-    """The options that dataclasses declare, by name."""
+    """Return the options that dataclasses declare, by name."""
     return {
         field.name: Option(field.name, field.type, field.default, **field.metadata["option"])
         for one in classes
@@ -152,7 +152,7 @@ def options_of(*classes: type) -> Mapping[str, Option]:
 
 
 def instance_of(declaring: type[_Declaring], values: Mapping[str, Any]) -> _Declaring:
-    """A dataclass of options, made of those of the values that are its own."""
+    """Return a dataclass of options, made of those of the values that are its own."""
     return declaring(**{name: values[name] for name in options_of(declaring) if name in values})
 
 
@@ -199,7 +199,7 @@ class ModelAndOutput:
     )
 
     def resolve(self) -> tuple[str, Path | None]:
-        """The model and the output, None for the default.
+        """Return the model and the output, None for the default.
 
         Raises:
             UsageError: There is no model, or there are two.

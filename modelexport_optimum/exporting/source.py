@@ -86,7 +86,7 @@ def _find(name: str, place: HubPlace) -> Source:
 
 
 def _described(name: str, place: HubPlace) -> Path:
-    """The files of a model on the Hub that name code, and the code, in the Hub's cache."""
+    """Return the files of a model on the Hub that name code, and the code, in the Hub's cache."""
     patterns = ["*config*.json", "modules.json", "model_index.json", "*.py"]
     try:
         return place.fetch(name, patterns)
@@ -170,7 +170,7 @@ def _find_on_hub(name: str, place: HubPlace) -> Source:
 
 
 def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
-    """What changes whenever the model does.
+    """Return what changes whenever the model does.
 
     Args:
         model: A name on the Hub, or a directory.
@@ -201,7 +201,7 @@ def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
 
 
 def state_of_directory(directory: Path, *, apart_from: Path | None = None) -> str:
-    """A digest of the names, sizes and times of all files, hidden ones left out."""
+    """Return a digest of the names, sizes and times of all files, hidden ones left out."""
     digest = hashlib.sha256()
     for folder, folders, files in os.walk(directory):
         folders[:] = sorted(

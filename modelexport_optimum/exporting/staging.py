@@ -39,7 +39,7 @@ _AGAIN_SECONDS = 1.0
 
 
 def check_output(output: str | os.PathLike[str], source: Path | None, *, overwrite: bool) -> Path:
-    """The absolute path of the output, if it may be written; nothing is created.
+    """Return the absolute path of the output, if it may be written; nothing is created.
 
     Args:
         output: The directory that the export will be.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, str]:
-    """The task and library of an export that exists, as Optimum names them.
+    """Return the task and library of an export that exists, as Optimum names them.
 
     Args:
         directory: The export.
@@ -38,7 +38,7 @@ def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, s
 
 
 def task_of_directory(directory: Path, library: str, options: Mapping[str, Any]) -> str:
-    """The task of a model on disk, which Optimum infers only for names on the Hub.
+    """Return the task of a model on disk, which Optimum infers only for names on the Hub.
 
     With past wherever Optimum makes that the default.
     """
@@ -78,7 +78,7 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
 
 
 def task_of_model(model: Any, library: str, directory: Path, options: Mapping[str, Any]) -> str:  # noqa: ANN401
-    """The task of a model in memory, whose configuration is saved in a directory for it."""
+    """Return the task of a model in memory, whose configuration is saved in a directory for it."""
     from optimum.exporters.tasks import TasksManager
 
     if library == "diffusers":

@@ -94,7 +94,7 @@ def check_task(task: str) -> None:
 
 
 def optimum_tasks() -> set[str]:
-    """The tasks and synonyms of the Optimum that is installed, which is imported for it."""
+    """Return the tasks and synonyms of the Optimum that is installed, which is imported for it."""
     from optimum.exporters.tasks import TasksManager
 
     tasks = TasksManager.get_all_tasks()

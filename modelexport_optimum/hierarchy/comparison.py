@@ -85,7 +85,7 @@ class ModuleComparison(Displayed):
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON can carry it: what is infinite or not a number is null."""
+        """Return the row as JSON can carry it: what is infinite or not a number is null."""
         return {
             "path": self.path,
             "class": self.module_class,
@@ -124,7 +124,7 @@ class OutputComparison(Displayed):
     nodes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON can carry it."""
+        """Return the row as JSON can carry it."""
         return {
             "file": self.file,
             "name": self.name,
@@ -178,7 +178,7 @@ class Comparison(Displayed):
         return relative <= self.tolerance  # what is not a number is not
 
     def paths_matching(self, patterns: Iterable[str]) -> set[str]:
-        """The paths of the modules that match any of the patterns, and of those inside them.
+        """Return the paths of the modules that match any of the patterns, and of those inside them.
 
         Raises:
             UsageError: A pattern matches nothing.
@@ -192,7 +192,7 @@ class Comparison(Displayed):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON can carry it."""
+        """Return the comparison as JSON can carry it."""
         return {
             "reference": self.reference,
             "other": self.other,
@@ -230,7 +230,7 @@ def difference(reference: np.ndarray, other: np.ndarray) -> Difference:
 
 
 def worst(found: Sequence[Difference]) -> Difference:
-    """The worst figure of each kind."""
+    """Return the worst figure of each kind."""
     return Difference(
         max(one.max_abs for one in found),
         max(one.relative for one in found),

@@ -130,7 +130,7 @@ class Diff(Displayed):
         return all(file.same for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
-        """The difference as JSON can carry it."""
+        """Return the difference as JSON can carry it."""
         files = [{"file": file.file, "same": file.same, **asdict(file)} for file in self.files]
         for module in (module for file in files for module in file["modules"]):
             module["class"] = module.pop("module_class")
@@ -179,7 +179,7 @@ class _Side:
         self._digests: dict[int, bytes] = {}
 
     def digest(self, tensor: Tensor) -> bytes:
-        """A fingerprint of an initializer's data."""
+        """Return a fingerprint of an initializer's data."""
         key = id(tensor)
         if key not in self._digests:
             self._digests[key] = hashlib.sha256(self.weights.data(tensor)).digest()
@@ -265,7 +265,7 @@ def _diff_operators(
 def _attributes(
     module: TaggedModule, operator: str, side: _Side
 ) -> Counter[frozenset[tuple[str, bytes]]]:
-    """What the attributes of a module's operators are, of one kind of operator."""
+    """Return what the attributes of a module's operators are, of one kind of operator."""
     opsets = side.file.model.opsets
     with damage_named(side.file.path):
         return Counter(
@@ -281,7 +281,7 @@ def _attributes(
 
 
 def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
-    """What an attribute's value is, however and wherever it is stored."""
+    """Return what an attribute's value is, however and wherever it is stored."""
     parts = []
     for number, _, start, end in bytes_fields(attribute):
         payload = memoryview(attribute)[start:end]
@@ -300,7 +300,7 @@ def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
 
 @functools.cache
 def _defaults(op_type: str, version: int, domain: str) -> frozenset[tuple[str, bytes]]:
-    """The attributes that an operator has if they are left out."""
+    """Return the attributes that an operator has if they are left out."""
     try:
         schema = onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:  # an operator of ONNX Runtime's own
@@ -362,7 +362,7 @@ def _path(tagged: TaggedNode) -> str:
 
 
 def _sources(tagged: TaggedNode) -> list[str]:
-    """The modules and inputs of the model that a node's values come from, in order."""
+    """Return the modules and inputs of the model that a node's values come from, in order."""
     sources = []
     for read in tagged.reads:
         if isinstance(read, Value):

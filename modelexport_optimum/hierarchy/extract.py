@@ -99,7 +99,7 @@ class Extracted(Displayed):
     bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can carry it."""
+        """Return the report as JSON can carry it."""
         return {
             "file": str(self.file),
             "source": str(self.source),
@@ -192,7 +192,7 @@ def _check_output(file: TaggedFile, target: Path, data: Path | None, *, overwrit
 
 
 def model_fields(model: memoryview) -> list[Bytes]:
-    """All of a ModelProto but its graph and what it is trained with."""
+    """Return all of a ModelProto but its graph and what it is trained with."""
     without = (_MODEL_GRAPH, _MODEL_TRAINING)
     return [model[key:end] for number, key, _, end in fields(model) if number not in without]
 
@@ -235,7 +235,7 @@ def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
 
 
 def _types(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> dict[str, onnx.TypeProto]:
-    """The types of what enters and leaves, as the file or shape inference tells them."""
+    """Return the types of what enters and leaves, as the file or shape inference tells them."""
     wanted = {*part.inputs, *part.outputs}
     with damage_named(file.path):
         skeleton = _skeleton(file, part, weights)
@@ -305,7 +305,7 @@ def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.
 
 
 def _runtime_types(skeleton: onnx.ModelProto, names: Iterable[str]) -> dict[str, onnx.TypeProto]:
-    """The types as ONNX Runtime infers them, which knows its own operators."""
+    """Return the types as ONNX Runtime infers them, which knows its own operators."""
     import onnxruntime
 
     wanted = sorted(names)

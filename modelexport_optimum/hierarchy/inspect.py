@@ -69,7 +69,7 @@ class ModuleView(Displayed):
     share: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The module as JSON can carry it."""
+        """Return the module as JSON can carry it."""
         return {
             "module": self.module.path,
             "class": self.module.module_class,
@@ -111,7 +111,7 @@ class FileView(Displayed):
         return list(dict.fromkeys(node.name for node in self.nodes if node.name))
 
     def nodes_to_dict(self) -> dict[str, Any]:
-        """The nodes as JSON can carry them."""
+        """Return the nodes as JSON can carry them."""
         return {
             "file": str(self.file.path),
             "class": self.file.root.module_class,
@@ -119,7 +119,7 @@ class FileView(Displayed):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The modules as JSON can carry them."""
+        """Return the modules as JSON can carry them."""
         return {
             "file": str(self.file.path),
             "class": self.file.root.module_class,
@@ -145,15 +145,15 @@ class Inspection(tuple[FileView, ...]):
         return tuple(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The modules as JSON can carry them."""
+        """Return the modules as JSON can carry them."""
         return {"files": [view.to_dict() for view in self]}
 
     def nodes_to_dict(self) -> dict[str, Any]:
-        """The nodes as JSON can carry them."""
+        """Return the nodes as JSON can carry them."""
         return {"files": [view.nodes_to_dict() for view in self]}
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return what a notebook shows."""
         return "".join(view._repr_html_() for view in self)
 
 
@@ -272,7 +272,7 @@ def _view(
 
 
 def _inside(file: TaggedFile, paths: set[str] | None, classes: Sequence[str]) -> dict[str, int]:
-    """How many levels each module is inside one that matches."""
+    """Tell how many levels each module is inside one that matches."""
     within: dict[str, tuple[bool, bool]] = {}  # a module, a class that was asked for
     inside: dict[str, int] = {}
     for module in file.modules.values():
@@ -294,7 +294,7 @@ def _is_any(name: str, patterns: Sequence[str]) -> bool:
 
 
 def matching_paths(paths: Iterable[str], patterns: Iterable[str], where: object) -> set[str]:
-    """The module paths that match any of the patterns.
+    """Return the module paths that match any of the patterns.
 
     Args:
         paths: Module paths.

@@ -57,7 +57,7 @@ class Places:
         self._modules = {key: nearest_around(modules) for key, modules in same.items()}
 
     def module(self, name: str, op_type: str) -> TaggedModule | None:
-        """The module of the nodes of that name and operator, if they have one."""
+        """Return the module of the nodes of that name and operator, if they have one."""
         return self._modules.get((name, op_type))
 
     def _place(self, node: Node) -> TaggedModule | None:
@@ -77,13 +77,13 @@ class Places:
 
 
 def _made(node: Node) -> list[str]:
-    """The values that a node makes, by the names that they have in the file."""
+    """Return the values that a node makes, by the names that they have in the file."""
     value, blocked, _ = node.name.partition(_BLOCKED)
     return [*node.outputs, *([value] if blocked else [])]
 
 
 def nearest_around(modules: Iterable[TaggedModule | None]) -> TaggedModule | None:
-    """The nearest module that holds all of these; None if one is None, or there is none."""
+    """Return the nearest module that holds all of these; None if one is None, or there is none."""
     common: list[TaggedModule] | None = None
     for module in modules:
         if module is None:

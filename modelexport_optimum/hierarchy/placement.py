@@ -179,7 +179,7 @@ class _Found:
         return None if module is None else module.path
 
     def rows(self, module: TaggedModule, provider: str) -> Iterator[PlacedModule]:
-        """The modules that have nodes, each after the one around it."""
+        """Yield the modules that have nodes, each after the one around it."""
         path = module.path
         if path not in self.total:
             return
@@ -200,7 +200,7 @@ class _Found:
 
 
 def _built(path: Path, scratch: Path) -> Model | None:
-    """The graph whose nodes ONNX Runtime gives to providers; None if it cannot be had."""
+    """Return the graph whose nodes ONNX Runtime gives to providers; None if it cannot be had."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -88,7 +88,7 @@ class Errors:
 def read_times(
     profile: ProfileReport | str | os.PathLike[str], files: Sequence[TaggedFile]
 ) -> list[Times | None]:
-    """The times of each file; None where the profile has none of it.
+    """Return the times of each file; None where the profile has none of it.
 
     Args:
         profile: What `profile` returned, or the file that its `--json` wrote.
@@ -115,7 +115,7 @@ def read_times(
 def read_errors(
     comparison: Comparison | str | os.PathLike[str], files: Sequence[TaggedFile]
 ) -> list[Errors | None]:
-    """What a comparison found of each file; None where it has nothing of it.
+    """Return what a comparison found of each file; None where it has nothing of it.
 
     A comparison names a file by its path in the directory that was compared, so that it fits
     the same export wherever it lies, and both of the exports that it is of.
@@ -194,7 +194,7 @@ def _read(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
 
 
 def _has_form(value: object, form: object) -> bool:
-    """Whether a value of JSON has a form.
+    """Tell whether a value of JSON has a form.
 
     Args:
         value: The value.

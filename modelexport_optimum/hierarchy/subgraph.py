@@ -79,7 +79,7 @@ def module_subgraph(file: TaggedFile, module: TaggedModule) -> ModuleSubgraph:
 
 
 def _own_nodes(file: TaggedFile, module: TaggedModule) -> list[TaggedNode]:
-    """The nodes of a module and of those inside it, without what other ones of them hold."""
+    """Return the nodes of a module and of those inside it, without what other ones of them hold."""
     ids = {id(node) for node in module.walk_nodes()}
     # A node that holds nodes of the module and of no other one is the module's, although its
     # tag may be less precise.
@@ -104,7 +104,7 @@ def _holders(node: TaggedNode) -> Iterator[TaggedNode]:
 
 
 def _peers(file: TaggedFile, one: TaggedNode) -> dict[int, _Peer]:
-    """The nodes of the graph that one stands in, in file order, by identity."""
+    """Return the nodes of the graph that one stands in, in file order, by identity."""
     place = (id(one.holder), one.graph)
     peers: dict[int, _Peer] = {}
     held: dict[int, set[int]] = {}  # by peer, what is inside the graphs that it holds
@@ -132,7 +132,7 @@ def _peers(file: TaggedFile, one: TaggedNode) -> dict[int, _Peer]:
 
 
 def _constants(file: TaggedFile) -> set[int]:
-    """The nodes whose values depend on initializers and Constants alone."""
+    """Return the nodes whose values depend on initializers and Constants alone."""
     constant: set[int] = set()
     for node in file.nodes:
         known = all(
@@ -147,7 +147,7 @@ def _constants(file: TaggedFile) -> set[int]:
 def _between(
     peers: Mapping[int, _Peer], taken: Collection[int], constant: Collection[int]
 ) -> list[TaggedNode]:
-    """The nodes outside that read what the part makes and make what it reads."""
+    """Return the nodes outside that read what the part makes and make what it reads."""
     after: set[int] = set()
     for key, peer in peers.items():
         if key not in taken and any(
@@ -211,7 +211,7 @@ def _bounded(
 
 
 def _runs(module: TaggedModule) -> int | None:
-    """How often a module ran, None if neither names nor weights tell.
+    """Tell how often a module ran, None if neither names nor weights tell.
 
     The tracer counts the calls of a scope at its end: `attention`, `attention_1`. A module
     without such a node of its own ran no more often than any module inside it, and one that

@@ -70,7 +70,7 @@ class TaggedNode(Displayed):
         return self.node.op_type
 
     def to_dict(self) -> dict[str, str]:
-        """The node as JSON can carry it; without a tag its module and class are ""."""
+        """Return the node as JSON can carry it; without a tag its module and class are ""."""
         return {
             "name": self.name,
             "op_type": self.op_type,
@@ -225,7 +225,7 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
 
 
 def graph_of(file: TaggedFile, node: TaggedNode) -> Graph:
-    """The graph that a node stands in."""
+    """Return the graph that a node stands in."""
     if node.holder is None:
         return file.model.graph
     held = (graph for _, graph in node.holder.node.subgraphs)
@@ -233,12 +233,12 @@ def graph_of(file: TaggedFile, node: TaggedNode) -> Graph:
 
 
 def elements(tensor: Tensor) -> int:
-    """Number of elements of an initializer."""
+    """Return the number of elements of an initializer."""
     return math.prod(tensor.dims)
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Size of an initializer's data, however it is stored."""
+    """Return the size of an initializer's data, however it is stored."""
     if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
         return tensor.nbytes
     bits = _NARROW_BITS.get(tensor.data_type)
@@ -250,7 +250,7 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def type_text(elem_type: int, shape: Iterable[int | str | None] | None) -> str:
-    """A tensor's type and shape in words, as `float[batch_size, 16]`; `?` is not known."""
+    """Return a tensor's type and shape in words, as `float[batch_size, 16]`; `?` is not known."""
     known = onnx.TensorProto.DataType.values()
     name = onnx.TensorProto.DataType.Name(elem_type) if elem_type in known else f"type{elem_type}"
     dims = "?" if shape is None else ", ".join("?" if d is None else str(d) for d in shape)
@@ -258,7 +258,7 @@ def type_text(elem_type: int, shape: Iterable[int | str | None] | None) -> str:
 
 
 def unknown(kind: str, name: str, path: object, known: Iterable[str]) -> UsageError:
-    """The error for a name or pattern that nothing in a file has.
+    """Return the error for a name or pattern that nothing in a file has.
 
     Args:
         kind: What was looked for.

@@ -43,12 +43,12 @@ class Weights:
             self._places.update(self._initializers(graph))
 
     def message(self, tensor: Tensor) -> memoryview:
-        """The initializer's TensorProto as it stands in the file."""
+        """Return the initializer's TensorProto as it stands in the file."""
         start, end = self._places[id(tensor)]
         return self.file[start:end]
 
     def data(self, tensor: Tensor) -> memoryview:
-        """The initializer's data as `raw_data` holds it, wherever it is stored.
+        """Return the initializer's data as `raw_data` holds it, wherever it is stored.
 
         Raises:
             InvalidModelError: The external data file is missing or too short.
@@ -95,7 +95,7 @@ class Weights:
 
 
 def tensor_digest(message: memoryview) -> bytes:
-    """A fingerprint of a TensorProto's type, shape and data; its name does not count.
+    """Return a fingerprint of a TensorProto's type, shape and data; its name does not count.
 
     Raises:
         DecodeError: It is damaged.
@@ -116,7 +116,7 @@ def tensor_digest(message: memoryview) -> bytes:
 
 
 def _raw_data(message: memoryview) -> memoryview:
-    """The data of a TensorProto without raw_data, as raw_data would hold them.
+    """Return the data of a TensorProto without raw_data, as raw_data would hold them.
 
     Raises:
         DecodeError: They are not of the tensor's type and shape.

@@ -27,5 +27,5 @@ def onnx_files(path: Path) -> list[Path]:
 
 
 def is_onnx_file(path: Path) -> bool:
-    """Whether what is named `*.onnx` may be a model: no hidden file, no directory."""
+    """Tell whether what is named `*.onnx` may be a model: no hidden file, no directory."""
     return not path.name.startswith(".") and not path.is_dir()

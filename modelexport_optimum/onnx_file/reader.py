@@ -209,7 +209,7 @@ _T = TypeVar("_T")
 
 
 def _text(value: _T) -> _T:
-    """The value, if it is not what protobuf gives for a string that is not UTF-8: bytes."""
+    """Return the value, if it is not what protobuf gives for a string that is not UTF-8: bytes."""
     if isinstance(value, bytes):
         raise DecodeError(f"a text in it is not UTF-8: {value[:32]!r}")
     return value

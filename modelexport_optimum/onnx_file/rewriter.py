@@ -147,7 +147,7 @@ class Rewrite:
 
 
 def _length_edits(model: Model, node_edits: dict[int, list[Edit]]) -> list[Edit]:
-    """The edits of the lengths of edited nodes and of all messages around them."""
+    """Return the edits of the lengths of edited nodes and of all messages around them."""
     growth: dict[Span, int] = {}
     parent: dict[Span, Span | None] = {}
     for _, nested in walk_graphs(model.graph):
@@ -176,7 +176,7 @@ def _length_edits(model: Model, node_edits: dict[int, list[Edit]]) -> list[Edit]
 
 
 def _length(model: Model, span: Span, length: int) -> bytes:
-    """A message's new length, padded to the old one's width if that was padded.
+    """Return a message's new length, padded to the old one's width if that was padded.
 
     The padding is what tells, when the edits are undone, how wide the old one was.
     """
@@ -194,7 +194,7 @@ def _length(model: Model, span: Span, length: int) -> bytes:
 
 
 def _difference(old: Model, new: Model) -> str | None:
-    """What of a model's skeleton is another one, where tags change nothing."""
+    """Return what of a model's skeleton is another one, where tags change nothing."""
     for what in ("ir_version", "producer", "opsets", "functions"):
         if getattr(old, what) != getattr(new, what):
             return what

@@ -142,7 +142,7 @@ def walk_initializers(graph: Graph) -> Iterator[Tensor]:
 
 
 def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
-    """The shapes of the model's initializers, by name."""
+    """Return the shapes of the model's initializers, by name."""
     return {tensor.name: tensor.dims for tensor in walk_initializers(model.graph)}
 
 

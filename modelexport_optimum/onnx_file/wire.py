@@ -46,7 +46,7 @@ class FieldReader:
         self._window = b""
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes from start to end."""
+        """Return the bytes from start to end."""
         if not 0 <= start <= end <= self.size:
             raise DecodeError("a field reaches past the end of the file")
         offset = start - self._start
@@ -58,7 +58,7 @@ class FieldReader:
         return self._window[: end - start]
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
-        """The number that is encoded at a position, and where it ends."""
+        """Return the number that is encoded at a position, and where it ends."""
         data = self.read(position, min(position + 10, end))
         value = 0
         for index, byte in enumerate(data):
@@ -98,7 +98,7 @@ class FieldReader:
             position = following
 
     def _group_end(self, number: int, start: int, end: int) -> int:
-        """Where a group ends, with the key that says so; groups may stand in one another."""
+        """Tell where a group ends, with the key that says so; groups may stand in one another."""
         opened = [number]
         position = start
         while opened:
@@ -123,11 +123,11 @@ class FieldReader:
         return position
 
     def after(self, wire: int, value: int, start: int, end: int) -> int:
-        """Where the field ends whose payload begins at start."""
+        """Tell where the field ends whose payload begins at start."""
         return self.varint(start, end)[1] if wire == VARINT else start + value
 
     def text(self, start: int, length: int) -> str:
-        """The string of a field's payload."""
+        """Return the string of a field's payload."""
         return self.read(start, start + length).decode()
 
 

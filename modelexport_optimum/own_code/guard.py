@@ -56,7 +56,7 @@ class _Guard:
     refused: list[str]
 
     def covers(self, path: str) -> bool:
-        """Whether a file of code is the model's."""
+        """Tell whether a file of code is the model's."""
         real = os.path.realpath(path)
         if any(_is_below(real, cache) for cache in self.caches):
             return True

@@ -130,7 +130,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401 (any JSON)
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (any JSON)
-    """Every key of every object with its value, nested ones included."""
+    """Yield every key of every object with its value, nested ones included."""
     rest = [content]
     while rest:
         value = rest.pop()

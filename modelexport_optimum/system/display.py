@@ -30,7 +30,7 @@ class Displayed:
         return f"{type(self).__name__}({', '.join(values)})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return what a notebook shows."""
         rows = "".join(
             f"<tr>{_cell('th', name)}<td style='text-align:left'>{_html(getattr(self, name))}</td>"
             for name in _fields_of(self)
@@ -39,7 +39,7 @@ class Displayed:
 
 
 def _short(value: Any, depth: int = 1) -> str:  # noqa: ANN401 (a field of any result)
-    """A value on a few characters: of a collection its first items, of a result its name."""
+    """Return a value on a few characters: of a collection its first items, of a result its name."""
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
@@ -69,7 +69,7 @@ def _first(items: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _named(value: Any) -> str:  # noqa: ANN401
-    """The name of a result, or its path: what tells it from the others of its kind."""
+    """Return the name of a result, or its path: what tells it from the others of its kind."""
     for name in ("name", "provider", "file", "module", "path"):
         own = getattr(value, name, None)
         if isinstance(own, str | Path) and str(own):
@@ -78,7 +78,7 @@ def _named(value: Any) -> str:  # noqa: ANN401
 
 
 def _html(value: Any) -> str:  # noqa: ANN401
-    """A value in a notebook's table: results of one kind as a table, with a row for each."""
+    """Return a value in a notebook's table: results of one kind as a table, with a row for each."""
     if not isinstance(value, tuple | list) or not value or not all(map(is_dataclass, value)):
         return html.escape(_text(value))
     rows = [_row(item) for item in value[:_MOST_ROWS]]
@@ -92,7 +92,7 @@ def _html(value: Any) -> str:  # noqa: ANN401
 
 
 def _row(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    """The columns of a result: those of its JSON, if it has some."""
+    """Return the columns of a result: those of its JSON, if it has some."""
     if hasattr(value, "to_dict"):
         row: dict[str, Any] = value.to_dict()
         return row

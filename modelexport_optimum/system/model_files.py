@@ -70,7 +70,7 @@ class CompanionFile:
 
 
 def companion_files(source: Path, *, pooled: bool = False) -> list[CompanionFile]:
-    """The files of a model that its export must have, too.
+    """Return the files of a model that its export must have, too.
 
     Args:
         source: The model's directory: of transformers, of sentence-transformers, or of a
@@ -92,7 +92,7 @@ def companion_files(source: Path, *, pooled: bool = False) -> list[CompanionFile
 
 
 def component_folders(source: Path) -> list[str]:
-    """The folders that a model's tokenizers and processors are in, "" for its own."""
+    """Return the folders that a model's tokenizers and processors are in, "" for its own."""
     index = _read_json(source / "model_index.json", dict)
     if index is not None:
         return [name for name, value in index.items() if isinstance(value, list) and _inside(name)]
@@ -124,13 +124,13 @@ def _module_files(source: Path) -> list[CompanionFile]:
 
 
 def _inside(folder: str) -> str:
-    """A folder that a file names, "" if it leads out of the directory."""
+    """Return a folder that a file names, "" if it leads out of the directory."""
     path = Path(folder)
     return "" if path.is_absolute() or ".." in path.parts or not path.parts else path.as_posix()
 
 
 def _leads_out(file: Path, source: Path) -> bool:
-    """Whether a file is elsewhere; the Hub's cache keeps all files beside its snapshots."""
+    """Tell whether a file is elsewhere; the Hub's cache keeps all files beside its snapshots."""
     directory = source.resolve()
     inside = [directory]
     if directory.parent.name == "snapshots":
@@ -139,13 +139,13 @@ def _leads_out(file: Path, source: Path) -> bool:
 
 
 def _matches(name: str, kind: str) -> bool:
-    """Whether a path below a folder is one of a kind's; a `*` stands for no slash."""
+    """Tell whether a path below a folder is one of a kind's; a `*` stands for no slash."""
     patterns = [pattern for pattern in PATTERNS[kind] if pattern.count("/") == name.count("/")]
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder and of the folders in it, hidden ones left out."""
+    """Return the files of a folder and of the folders in it, hidden ones left out."""
     if not folder.is_dir():
         return []
     inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]

@@ -6,7 +6,7 @@ import signal
 
 
 def ending(status: int) -> str:
-    """How a process ended, by its exit code as `subprocess` gives it.
+    """Tell how a process ended, by its exit code as `subprocess` gives it.
 
     Args:
         status: Its exit status, or the negative number of the signal that ended it.

@@ -69,7 +69,7 @@ class _Descriptor(io.FileIO):
 
 
 def open_descriptor(number: int, like: TextIO | None, *, close: bool = False) -> TextIO:
-    """A text stream to a descriptor, which never raises and encodes every character.
+    """Return a text stream to a descriptor, which never raises and encodes every character.
 
     Args:
         number: The descriptor.
@@ -127,6 +127,6 @@ def lost_output() -> OSError | None:
 
 
 def _descriptor_of(stream: TextIO) -> _Descriptor | None:
-    """The descriptor behind a stream, if it is one of `open_descriptor`."""
+    """Return the descriptor behind a stream, if it is one of `open_descriptor`."""
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw if isinstance(raw, _Descriptor) else None

@@ -111,7 +111,7 @@ def _is_constant(key: object) -> bool:
 
 
 def constant_value(node: Node) -> bytes:
-    """A Constant's tensor as an initializer of the same value would be serialized."""
+    """Return a Constant's tensor as an initializer of the same value would be serialized."""
     for name, data in node.attributes.items():
         if name == "value":
             for number, _, start, end in bytes_fields(data):

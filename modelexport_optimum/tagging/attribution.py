@@ -72,7 +72,7 @@ _EXPORT_CALL_COUNT = re.compile(r"@\d+")
 
 
 def tracer_modules(node: Node) -> list[tuple[str, str]]:
-    """The modules that PyTorch's dynamo exporter recorded on a node.
+    """Return the modules that PyTorch's dynamo exporter recorded on a node.
 
     Returns:
         (module path, qualified class), root first; empty if there is no record.
@@ -279,7 +279,7 @@ class _Attributor:
     # Rules 8 to 10: names of values
 
     def _known_chains(self) -> dict[str, Paths]:
-        """The chain to each module that has a node, and to those around it."""
+        """Return the chain to each module that has a node, and to those around it."""
         known: dict[str, Paths] = {}
         for placement in self.placed:
             if placement is not None:
@@ -289,7 +289,7 @@ class _Attributor:
         return known
 
     def _chain_to(self, path: str, known: Mapping[str, Paths]) -> Paths:
-        """The chain to a module that was perhaps never called: through those that were."""
+        """Return the chain to a module that was perhaps never called: through those that were."""
         outer = path
         while outer and outer not in known:
             outer = outer.rpartition(".")[0]
@@ -345,7 +345,7 @@ class _Attributor:
 
 
 def _around(scope: str) -> Iterator[tuple[str, str]]:
-    """The labels of a scope and of all scopes around it, and what is below each of them."""
+    """Yield the labels of a scope and of all scopes around it, and what is below each of them."""
     end = len(scope)
     while end >= 0:
         yield scope[:end], scope[end:]

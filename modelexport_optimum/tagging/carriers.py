@@ -139,7 +139,7 @@ def carries(node: Node, tag: str | None) -> bool:
 
 
 def _attribute_text(node: Node) -> str | None:
-    """The attribute's text, "" if it has none or is damaged; None without an attribute."""
+    """Return the attribute's text, "" if it has none or is damaged; None without an attribute."""
     data = node.attributes.get(ATTRIBUTE)
     if data is None:
         return None
@@ -242,13 +242,13 @@ def encode(
 
 
 def _entry(key: str, value: bytes) -> bytes:
-    """A field of metadata_props: StringStringEntryProto has key = 1, value = 2."""
+    """Return a field of metadata_props: StringStringEntryProto has key = 1, value = 2."""
     payload = length_delimited(1, key.encode()) + length_delimited(2, value)
     return length_delimited(_FIELD_METADATA, payload)
 
 
 def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The entries that are the node's own: ours are the evidence and those after it."""
+    """Return the entries that are the node's own: ours are the evidence and those after it."""
     kept = []
     ours = False
     for key, value in metadata:
@@ -259,7 +259,7 @@ def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
-    """The edits that take the tag out of a node's bytes.
+    """Return the edits that take the tag out of a node's bytes.
 
     Args:
         node: The node.

@@ -168,7 +168,7 @@ class ConfigJson:
         return ":" if self.text[end : member.value] == ":" else ": "
 
     def _spelled(self, metadata: Mapping[str, Any]) -> str:
-        """The value as the file's own formatting would have it."""
+        """Return the value as the file's own formatting would have it."""
         line = self._line
         indentation = line.lstrip("\r\n")
         if line == indentation:
@@ -180,7 +180,7 @@ class ConfigJson:
 
 
 def metadata_of(modules: Mapping[str, str]) -> dict[str, Any]:
-    """The key's value.
+    """Return the key's value.
 
     Args:
         modules: Module path to class name, of the modules that stand in any tag of the

@@ -230,7 +230,7 @@ def attribute_files(
 
 
 def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
-    """The placements that nodes carry already, of modules that the tree has."""
+    """Return the placements that nodes carry already, of modules that the tree has."""
     prior: dict[int, tuple[Paths, str]] = {}
     for node in walk_nodes(file.model.graph):
         carried = file.carried[node.start]
@@ -335,7 +335,7 @@ def _removal(file: OpenFile, node: Node) -> list[Edit]:
 
 
 def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[Edit]]) -> bool:
-    """Whether any edit of a node puts other bytes where it takes bytes away."""
+    """Tell whether any edit of a node puts other bytes where it takes bytes away."""
     for node in nodes:
         removed = b"".join(
             node_bytes(file.fd, node)[edit.start - node.start : edit.end - node.start]

@@ -73,7 +73,7 @@ def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN
 
 
 def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Candidate]:
-    """The classes that an exported or source directory's config.json may describe.
+    """Return the classes that an exported or source directory's config.json may describe.
 
     The class that the config names comes first; it may be that of the checkpoint rather
     than of the export, so the other classes of its model type follow, with what Optimum
@@ -100,7 +100,7 @@ def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Cand
 
 
 def class_named(name: object, package: ModuleType, base: type) -> Any:  # noqa: ANN401 (a subclass)
-    """A class that a file names, looked up among the models of a package.
+    """Return a class that a file names, looked up among the models of a package.
 
     Args:
         name: What the file says.
@@ -192,7 +192,7 @@ def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
 
 
 def source_trees(source: str, *, trust_remote_code: bool = False) -> list[ModuleTree]:
-    """The trees of a source model, which is not loaded where its config is enough.
+    """Return the trees of a source model, which is not loaded where its config is enough.
 
     Args:
         source: Hub name or local directory.

@@ -33,7 +33,7 @@ _RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    """The versions of the packages that are recorded, of those that are installed."""
+    """Return the versions of the packages that are recorded, of those that are installed."""
     found = {}
     for package in _RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -42,12 +42,12 @@ def _versions() -> dict[str, str]:
 
 
 def is_marked(model: Model) -> bool:
-    """Whether the model says that its nodes were tagged."""
+    """Tell whether the model says that its nodes were tagged."""
     return any(key == _VERSION for key, *_ in model.metadata)
 
 
 def read_classes(text: str) -> dict[str, str]:
-    """The qualified classes of the record by their names; none of a damaged one."""
+    """Return the qualified classes of the record by their names; none of a damaged one."""
     try:
         found = parse_json(text)
     except ValueError:
@@ -61,7 +61,7 @@ def read_classes(text: str) -> dict[str, str]:
 
 
 def read_silent(model: Model) -> list[str] | None:
-    """The record's modules without nodes, None if it has none or it is damaged."""
+    """Return the record's modules without nodes, None if it has none or it is damaged."""
     for key, value, *_ in model.metadata:
         if key == SILENT:
             try:
@@ -79,7 +79,7 @@ def record_edits(
     source: str | None,
     exported: ModuleTree | None,
 ) -> list[Edit]:
-    """The model's own record: who tagged it, from what, with what.
+    """Return the model's own record: who tagged it, from what, with what.
 
     Args:
         model: The file's skeleton.
@@ -137,7 +137,7 @@ def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:
 
 
 def outer_paths(path: str) -> Iterator[str]:
-    """The paths of all modules around a module or a parameter, the innermost first."""
+    """Yield the paths of all modules around a module or a parameter, the innermost first."""
     while "." in path:
         path = path.rpartition(".")[0]
         yield path

@@ -44,7 +44,7 @@ class OpenFile:
 
 
 def writable_files(path: Path) -> list[Path]:
-    """The files to write, after everything that can be known to forbid it."""
+    """Return the files to write, after everything that can be known to forbid it."""
     files = onnx_files(path)
     for file in [path, *files]:
         if file.is_symlink():
@@ -108,7 +108,7 @@ def _exists(path: Path) -> bool:
 
 
 def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
-    """The modules that stand in the tags of the directory's other files.
+    """Return the modules that stand in the tags of the directory's other files.
 
     Args:
         directory: The directory; what is below it does not count.

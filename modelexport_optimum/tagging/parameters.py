@@ -43,17 +43,17 @@ class Parameters:
             modules.sort()
 
     def owner(self, name: str) -> str | None:
-        """Path of the module that has a parameter or buffer of that name."""
+        """Return the path of the module that has a parameter or buffer of that name."""
         full = self._prefix + name
         return _module(full) if full in self._tree.tensors else None
 
     def read_by(self, nodes: Iterable[Node]) -> set[str]:
-        """The parameters among what some nodes read."""
+        """Return the parameters among what some nodes read."""
         tensors = self._tree.tensors
         return {name for node in nodes for name in node.inputs if self._prefix + name in tensors}
 
     def holders(self, name: str) -> list[str]:
-        """The modules of a parameter under all its names; with ties, they are several."""
+        """Return the modules of a parameter under all its names; with ties, they are several."""
         full = self._prefix + name
         return [_module(tied) for tied in self._tree.tied.get(full, (full,))]
 

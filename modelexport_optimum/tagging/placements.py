@@ -50,7 +50,7 @@ class Attribution:
     _chains: dict[Paths, Chain] = field(default_factory=dict)
 
     def chain(self, node: Node) -> Chain:
-        """The modules from the root to the node's own."""
+        """Return the modules from the root to the node's own."""
         paths = self.placements[node.start].paths
         chain = self._chains.get(paths)
         if chain is None:

@@ -92,7 +92,7 @@ def _give_zeros(model: torch.nn.Module) -> None:
 
 
 def _exports(model: torch.nn.Module, files: Sequence[Model]) -> Iterator[Callable[[], Any]]:
-    """The ways to export a model, each a function that does it for one graph."""
+    """Yield the ways to export a model, each a function that does it for one graph."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -154,7 +154,7 @@ def _optimum_parts(model: Any) -> Iterator[tuple[str, tuple[Any, Any], dict[str,
 
 
 def _parts_by_behavior(model: Any, config: Any) -> dict[str, tuple[Any, Any]]:  # noqa: ANN401
-    """The encoder and the decoders of a model that Optimum patches into each of them."""
+    """Return the encoder and the decoders of a model that Optimum patches into each of them."""
     if not hasattr(config, "with_behavior"):
         return {}
     decoder = partial(config.with_behavior, "decoder", use_past=True)

@@ -158,7 +158,7 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def _unescaped(text: str) -> str | None:
-    """A string without its escapes, None if one is none or is no character of Unicode."""
+    """Return a string without its escapes, None if one is none or is no character of Unicode."""
     if "\\" not in text:
         return text
     codes = []
@@ -193,7 +193,7 @@ def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
 
 
 def is_tag_of(modules: Modules, tag: str) -> bool:
-    """Whether a tag is that of a chain of modules, each inside the one before it."""
+    """Tell whether a tag is that of a chain of modules, each inside the one before it."""
     if not modules or modules[0][0]:
         return False
     outer = ""

@@ -44,7 +44,7 @@ class FileReport(Displayed):
     changed: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can carry it."""
+        """Return the report as JSON can carry it."""
         return {
             "file": str(self.file),
             "class": self.module_class,
@@ -90,7 +90,7 @@ class TagReport(Displayed):
         return all(file.classes_known for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can carry it."""
+        """Return the report as JSON can carry it."""
         return {
             "node_count": self.node_count,
             "module_count": self.module_count,
@@ -101,7 +101,7 @@ class TagReport(Displayed):
 
 
 def report_of_carried(file: OpenFile) -> FileReport:
-    """The report of a file whose nodes all carry their tags."""
+    """Return the report of a file whose nodes all carry their tags."""
     modules: dict[str, str] = {}
     evidence = []
     attribute = on_root = 0
@@ -128,6 +128,6 @@ def report_of_carried(file: OpenFile) -> FileReport:
 
 
 def counted(evidence: Iterable[str]) -> dict[str, int]:
-    """How often each kind of evidence stands there, strongest first."""
+    """Tell how often each kind of evidence stands there, strongest first."""
     counts = Counter(evidence)
     return {kind: counts[kind] for kind in placements.EVIDENCE_KINDS if counts[kind]}

@@ -97,14 +97,14 @@ class _Numbered:
         self._chains: dict[str, Paths] = {}
 
     def renamed(self, names: dict[torch.nn.Module, str]) -> dict[torch.nn.Module, str]:
-        """The names of the modules' scopes, with the module's number for its class."""
+        """Return the names of the modules' scopes, with the module's number for its class."""
         return {
             module: f"\n{self._number[module]}::{name.partition('::')[2]}"
             for module, name in names.items()
         }
 
     def graph(self, graph: torch.Graph) -> TracedGraph:
-        """What the nodes of a graph say that have been named."""
+        """Return what the nodes of a graph say that have been named."""
         traced = TracedGraph(self._root)
         blocks: list[Any] = [graph]
         while blocks:

@@ -41,7 +41,7 @@ def refuse_evaluated_axes(session: onnxruntime.InferenceSession) -> None:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether evaluating it gives a number or fails."""
+    """Tell whether evaluating it gives a number or fails."""
     try:
         tree = ast.parse(name.strip(), mode="eval")
     except SyntaxError:

@@ -41,7 +41,7 @@ class Check(Displayed):
 
 
 def check_all(exported: Exported, cpu: Run | None, model: Path | None) -> Iterator[Check]:
-    """The checks of an export that need no execution provider, in the order to be read.
+    """Yield the checks of an export that need no execution provider, in the order to be read.
 
     Args:
         exported: The export.

@@ -38,7 +38,7 @@ class Described:
 
 
 def described_models(exported: Exported) -> dict[str, Described]:
-    """What config.json describes, built on the meta device; no weight is loaded.
+    """Return what config.json describes, built on the meta device; no weight is loaded.
 
     Returns:
         A model for each folder that has its own config.json: "" alone, or the components of a

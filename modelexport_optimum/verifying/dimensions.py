@@ -16,7 +16,7 @@ NAMED = 5
 
 
 def check_dimensions(exported: Exported) -> tuple[str, str]:
-    """Whether the graphs have the modules and the parameters that config.json describes.
+    """Tell whether the graphs have the modules and the parameters that config.json describes.
 
     Args:
         exported: The export.
@@ -63,11 +63,11 @@ def check_dimensions(exported: Exported) -> tuple[str, str]:
 
 
 def _some(modules: list[str]) -> str:
-    """The first modules by name, and how many there are besides."""
+    """Return the first modules by name, and how many there are besides."""
     more = len(modules) - NAMED
     return ", ".join(modules[:NAMED]) + (f" (and {more} more)" if more > 0 else "")
 
 
 def first_of(problems: list[str]) -> str:
-    """The first problem, and how many there are besides."""
+    """Return the first problem, and how many there are besides."""
     return problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")

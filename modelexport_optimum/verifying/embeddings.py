@@ -45,14 +45,14 @@ USED_BY_ITSELF = (
 
 
 def is_of_sentences(exported: Exported) -> bool:
-    """Whether the export gives embeddings of sentences."""
+    """Tell whether the export gives embeddings of sentences."""
     if exported.library == "sentence_transformers":
         return EMBEDDING in exported.outputs
     return is_pooled_outside(exported) and bool(module_folders(exported.directory))
 
 
 def check_embeddings(exported: Exported, model: Path | None) -> tuple[str, str]:
-    """Whether the export gives the model's embeddings, in the way that its users ask for them.
+    """Tell whether the export gives the model's embeddings, in the way that its users ask for them.
 
     Args:
         exported: The export.
@@ -105,7 +105,7 @@ def _load(exported: Exported, directory: Path, backend: Literal["torch", "onnx"]
 
 
 def _run_graph(exported: Exported, source: Any) -> NDArray[Any]:  # noqa: ANN401
-    """The graph's own embeddings of the sentences, of tokens as the model makes them."""
+    """Return the graph's own embeddings of the sentences, of tokens as the model makes them."""
     import onnxruntime
 
     file = next(file for file, graph in exported.graphs.items() if _embeds(graph))

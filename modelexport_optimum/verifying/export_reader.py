@@ -125,7 +125,7 @@ def _find_library(directory: Path, settings: Mapping[str, Any]) -> str:
 
 
 def _pipeline_task(index: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The task of a diffusion pipeline, and what is wrong with its class."""
+    """Return the task of a diffusion pipeline, and what is wrong with its class."""
     from optimum.exporters.tasks import TasksManager
 
     try:

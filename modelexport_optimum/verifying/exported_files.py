@@ -85,7 +85,7 @@ class Exported:
 
 
 def configured(config: PretrainedConfig | None, name: str) -> int | None:
-    """The largest number that a configuration or one of its parts has under a name."""
+    """Return the largest number that a configuration or one of its parts has under a name."""
     from transformers import PretrainedConfig
 
     if config is None:
@@ -100,7 +100,7 @@ def configured(config: PretrainedConfig | None, name: str) -> int | None:
 
 
 def precision(exported: Exported) -> str:
-    """The floating point type of the weights."""
+    """Return the floating point type of the weights."""
     from onnx import TensorProto
 
     found = {tensor.data_type for own in exported.initializers.values() for tensor in own}

@@ -53,7 +53,7 @@ def with_tasks(exported: Exported) -> Exported:
 
 
 def _task_of_class(model_class: type) -> str:
-    """The task of a class that Optimum does not export, "" if it knows none."""
+    """Return the task of a class that Optimum does not export, "" if it knows none."""
     from optimum.exporters.tasks import TasksManager
 
     try:
@@ -78,7 +78,7 @@ def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
 def _tasks_of_outputs(
     outputs: Mapping[str, Shape], known: Mapping[str, Mapping[str, Mapping[int, str]]]
 ) -> tuple[tuple[int, ...], list[str]]:
-    """The tasks whose outputs these are, with how badly they fit; of several, the best."""
+    """Return the tasks whose outputs these are, with how badly they fit; of several, the best."""
     mismatches = {task: _mismatch(outputs, expected) for task, expected in known.items()}
     found = {task: mismatch for task, mismatch in mismatches.items() if mismatch is not None}
     best = min(found.values(), default=(sys.maxsize,))
@@ -88,7 +88,7 @@ def _tasks_of_outputs(
 def _mismatch(
     outputs: Mapping[str, Shape], expected: Mapping[str, Mapping[int, str]]
 ) -> tuple[int, ...] | None:
-    """How badly the outputs fit a task's, None if they cannot be its outputs.
+    """Tell how badly the outputs fit a task's, None if they cannot be its outputs.
 
     Counts outputs whose dynamic axes are others, outputs that are missing, and axes that
     have another name: the exporter gives the graph's axes the names of the task's.
@@ -109,7 +109,7 @@ def _mismatch(
 
 
 def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
-    """What Optimum's export configurations give by default to each task."""
+    """Return what Optimum's export configurations give by default to each task."""
     common: Mapping[str, Mapping[str, Mapping[int, str]]] = COMMON_OUTPUTS.get()
     return common
 
@@ -166,6 +166,6 @@ def _decide(exported: Exported) -> str | None:
 
 
 def has_common_outputs(exported: Exported, task: str) -> bool:
-    """Whether the graphs have the outputs that a task's models have in common in Optimum."""
+    """Tell whether the graphs have the outputs that a task's models have in common in Optimum."""
     common = _common_outputs().get(task)
     return common is not None and common.keys() <= exported.outputs.keys()

@@ -38,7 +38,7 @@ class Loader:
 
 
 def find_loader(exported: Exported) -> Loader:
-    """The `ORTModel` class that loads the export and can run it."""
+    """Return the `ORTModel` class that loads the export and can run it."""
     task = exported.task
     if exported.settings_error or task is None:
         return Loader(None, "it is not known what the model is for")
@@ -96,7 +96,7 @@ def _subclasses(base: Any) -> Iterator[Any]:  # noqa: ANN401
 
 
 def _usable(exported: Exported, task: str, found: Any) -> Loader:  # noqa: ANN401
-    """The class, or another one if it cannot run these graphs."""
+    """Return the class, or another one if it cannot run these graphs."""
     from optimum.onnxruntime import ORTModelForCustomTasks
     from optimum.onnxruntime.modeling_seq2seq import ORTModelForConditionalGeneration
     from transformers import GenerationMixin

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def named_node(message: str, graph: Graph) -> Node | None:
-    """The node that a message names, by its own name or by that of a value that it makes.
+    """Return the node that a message names, by its own name or by that of a value that it makes.
 
     Of several the one with the longest name: a node's name may begin as its module's does.
     """
@@ -32,5 +32,5 @@ def _stands_alone(name: str, message: str) -> bool:
 
 
 def tag_of(node: Node) -> str | None:
-    """The tag of a node, None if it has none."""
+    """Return the tag of a node, None if it has none."""
     return carriers.read(node, marked=False).tag or None

@@ -169,7 +169,7 @@ class _Server:
             return False
 
     def finish(self, seconds: float) -> int | None:
-        """The exit code of the process of a run, None if it has not ended in time."""
+        """Return the exit code of the process of a run, None if it has not ended in time."""
         if not self._pipe.poll(seconds):
             return None
         try:
@@ -184,7 +184,7 @@ class _Server:
         self._process.wait()
 
     def last_words(self) -> str:
-        """The last line that it printed."""
+        """Return the last line that it printed."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "it gave no reason")
@@ -194,7 +194,7 @@ class _Server:
 
 
 def _program(descriptor: int) -> str:
-    """What a server runs: modules are found where this process finds them."""
+    """Return what a server runs: modules are found where this process finds them."""
     return (
         f"import sys; sys.path[:] = {sys.path!r}; "
         f"from {__name__} import serve; serve({descriptor}, forks={_FORKS})"

@@ -250,7 +250,7 @@ def _watched(
 
 
 def _load(plan: RunPlan, provider: Provider, options: onnxruntime.SessionOptions) -> Any:  # noqa: ANN401
-    """An ORTModel, a pipeline, or sessions by file."""
+    """Return an ORTModel, a pipeline, or sessions by file."""
     from transformers import GenerationMixin
 
     directory = plan.directory

@@ -158,7 +158,7 @@ def check_providers(
 
 
 def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) -> RunPlan:
-    """What every provider runs, with the inputs of each graph.
+    """Return what every provider runs, with the inputs of each graph.
 
     Args:
         exported: The export.
@@ -308,7 +308,7 @@ class _Check:
         )
 
     def _maker(self, found: Run, output: str) -> tuple[str | None, Node | None]:
-        """The file that gives an output, and the node in it that makes it."""
+        """Return the file that gives an output, and the node in it that makes it."""
         file, _, name = output.rpartition(": ")
         name = re.sub(r"^(logits)\.\d+$", r"\1", name)  # of a step of generation
         for each in [file] if file else sorted(found.files):
@@ -335,7 +335,7 @@ class _Check:
 
 
 def _stored(exported: Exported) -> str:
-    """What the graphs themselves round to."""
+    """Return what the graphs themselves round to."""
     nodes = (node for graph in exported.graphs.values() for node in walk_nodes(graph))
     if any(node.op_type in _QUANTIZING_OPERATORS for node in nodes):
         return "int8"

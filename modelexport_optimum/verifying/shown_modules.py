@@ -49,7 +49,7 @@ class _Tags:
 
 
 def missing_modules(exported: Exported, described: Mapping[str, Described]) -> list[str]:
-    """The described modules that the exported model cannot have had.
+    """Return the described modules that the exported model cannot have had.
 
     Args:
         exported: The export.
@@ -78,7 +78,7 @@ def missing_modules(exported: Exported, described: Mapping[str, Described]) -> l
 
 
 def unknown_modules(exported: Exported, described: Mapping[str, Described]) -> list[str]:
-    """The modules that a graph shows and the described model has not.
+    """Return the modules that a graph shows and the described model has not.
 
     A tag names a module of the exported model for certain. A parameter's name may come from
     what Optimum wraps around the model, so only one more of a described list counts.
@@ -116,7 +116,7 @@ def _placed(folder: str, path: str) -> str:
 
 
 def _read_tags(exported: Exported, file: str) -> _Tags | None:
-    """What the tags of a file tell, None if it has none."""
+    """Return what the tags of a file tell, None if it has none."""
     model = read_model(exported.directory / file)
     marked = is_marked(model)
     paths: dict[str, None] = {}
@@ -131,7 +131,7 @@ def _read_tags(exported: Exported, file: str) -> _Tags | None:
 
 
 def _scopes(exported: Exported, file: str) -> Iterator[str]:
-    """The scopes in the names of the nodes, `/bert/encoder/layer.0/MatMul`, as paths."""
+    """Yield the scopes in the names of the nodes, `/bert/encoder/layer.0/MatMul`, as paths."""
     scopes = {node.name.rpartition("/")[0] for node in walk_nodes(exported.graphs[file])}
     for scope in sorted(scopes):
         path = label = ""
@@ -145,14 +145,14 @@ def _scopes(exported: Exported, file: str) -> Iterator[str]:
 
 
 def _parameter_modules(exported: Exported, file: str) -> list[str]:
-    """The modules whose parameters a file carries under their own names."""
+    """Return the modules whose parameters a file carries under their own names."""
     names = (tensor.name for tensor in exported.initializers[file])
     paths = (name.rpartition(".")[0] for name in names if not {"/", ":"} & set(name))
     return [path for path in dict.fromkeys(paths) if path]
 
 
 def _base(file: str, model: Described) -> str:
-    """What stands before the names of a file that was traced from the encoder alone."""
+    """Return what stands before the names of a file that was traced from the encoder alone."""
     alone = Path(file).name.startswith("encoder_model") and model.encoder
     return f"{model.encoder}." if alone else ""
 
@@ -193,7 +193,7 @@ def _absent(model: Described, shown: set[str], silent: set[str]) -> list[str]:
 
 
 def _left_out(model: Described, shown: set[str]) -> list[str]:
-    """The last of equal modules in a list, if the first ones are shown and they are not.
+    """Return the last of equal modules in a list, if the first ones are shown and they are not.
 
     What has no parameter may be a table of constants, of which a graph keeps what it uses.
     """

@@ -22,7 +22,7 @@ _LOADERS = {
 
 
 def is_pooled_outside(exported: Exported) -> bool:
-    """Whether sentence-transformers can run the graph, and then its own modules."""
+    """Tell whether sentence-transformers can run the graph, and then its own modules."""
     return (
         exported.library == "transformers"
         and exported.task == "feature-extraction"
@@ -31,7 +31,7 @@ def is_pooled_outside(exported: Exported) -> bool:
 
 
 def check_files(exported: Exported, model: Path) -> tuple[str, str]:
-    """Whether the export has each companion file that the model has.
+    """Tell whether the export has each companion file that the model has.
 
     Args:
         exported: The export.

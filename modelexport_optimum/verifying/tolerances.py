@@ -69,7 +69,7 @@ class Agreement:
 
 
 def computed_in(provider: str, options: Mapping[str, str], stored: str) -> str:
-    """The precision that a provider's products have.
+    """Return the precision that a provider's products have.
 
     Args:
         provider: ONNX Runtime's name of it.
@@ -148,7 +148,7 @@ def _compare_one(
 
 
 def _comparable(outputs: Outputs, reference: Outputs) -> list[str]:
-    """The outputs to compare: of what was generated, up to the first token that differs.
+    """Return the outputs to compare: of what was generated, up to the first token that differs.
 
     Two tokens may be as good as equal, and after one that differs all is different.
     """

@@ -63,7 +63,7 @@ class VerifyReport(Displayed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can carry it."""
+        """Return the report as JSON can carry it."""
         return {
             "ok": self.ok,
             "directory": str(self.directory),
@@ -124,7 +124,7 @@ def verify(
 def chosen_providers(
     names: Sequence[str] | None, options: Settings, libraries: Settings
 ) -> list[Provider]:
-    """The providers that are checked: those of the names, or the default ones.
+    """Return the providers that are checked: those of the names, or the default ones.
 
     Raises:
         UsageError: There is no such provider, or options or libraries do not fit them.
