@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.tagged_model import TaggedNode, graph_of
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value, walk_graphs
+from modelexport_optimum.system.text import listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -277,6 +278,4 @@ def _advice(module: TaggedModule) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    distinct = list(dict.fromkeys(names))
-    more = f" and {len(distinct) - 4} more" if len(distinct) > 4 else ""
-    return ", ".join(distinct[:4]) + more if distinct else "nothing"
+    return listed(list(dict.fromkeys(names)), 4, none="nothing")

@@ -9,7 +9,6 @@ when it comes from the Hub, and some not at all.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.json_files import read_json
+from modelexport_optimum.system.text import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,8 +51,7 @@ class OwnCode:
 def in_words(found: Sequence[OwnCode]) -> str:
     """One line: what did not run, and how to let it."""
     names = list(dict.fromkeys(map(str, found)))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"code of its own, which was not run ({', '.join(names[:_SHOWN])}{more}): {ADVICE}"
+    return f"code of its own, which was not run ({listed(names, _SHOWN)}): {ADVICE}"
 
 
 def refuse_needed(name: str, found: Sequence[OwnCode]) -> None:
@@ -121,14 +121,6 @@ def find_own_code(directory: Path, library: str | None = None) -> list[OwnCode]:
     return list(dict.fromkeys(found))
 
 
-def _read(path: Path) -> Any:  # noqa: ANN401 (any JSON)
-    """A file's content, None where there is none: that it is damaged its library will say."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (any JSON)
     """Yield every key of every object with its value, nested ones included."""
     rest = [content]
@@ -152,7 +144,7 @@ def _texts(content: Any) -> Iterator[str]:  # noqa: ANN401 (any JSON)
 def _named_in_configs(directory: Path, folder: str) -> Iterator[OwnCode]:
     for name in _CONFIGS:
         file = os.path.join(folder, name)  # noqa: PTH118 (a name to show, not yet a path)
-        for key, value in _entries(_read(directory / file)):
+        for key, value in _entries(read_json(directory / file)):
             if key == "auto_map":
                 yield from (OwnCode(file, reference, needed=False) for reference in _texts(value))
             elif key in _ATTENTION:
@@ -166,7 +158,7 @@ def _named_in_configs(directory: Path, folder: str) -> Iterator[OwnCode]:
 
 
 def _named_in_modules(directory: Path) -> Iterator[OwnCode]:
-    modules = _read(directory / "modules.json")
+    modules = read_json(directory / "modules.json")
     for module in modules if isinstance(modules, list) else ():
         if not isinstance(module, dict):
             continue
@@ -185,7 +177,7 @@ def _named_in_module(directory: Path, folder: str) -> Iterator[OwnCode]:
         yield from _named_in_configs(directory, folder)
     for name in ("router_config.json", "config.json"):
         file = os.path.join(folder, name)  # noqa: PTH118 (a name to show, not yet a path)
-        content = _read(directory / file)
+        content = read_json(directory / file)
         if not isinstance(content, dict):
             continue
         for key in ("activation_function", "tokenizer_class"):
@@ -204,7 +196,7 @@ def _named_in_module(directory: Path, folder: str) -> Iterator[OwnCode]:
 
 
 def _named_in_pipeline(directory: Path) -> Iterator[OwnCode]:
-    index = _read(directory / "model_index.json")
+    index = read_json(directory / "model_index.json")
     if not isinstance(index, dict):
         return
     pipeline = index.get("_class_name")

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def read_json(path: Path) -> Any:  # noqa: ANN401 (what it says)
+    """Return what a JSON file says, None where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def parse_json(data: str | bytes, *, doubles: bool = False) -> Any:  # noqa: ANN401 (what it says)
     """Read a JSON text.
 

@@ -7,11 +7,11 @@ Only names are looked at here; nothing is loaded.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+
+from modelexport_optimum.system.json_files import read_json
 
 TOKENIZER, PROCESSOR, GENERATION, MODULES, SCHEDULER = (
     "tokenizer",
@@ -93,8 +93,8 @@ def companion_files(source: Path, *, pooled: bool = False) -> list[CompanionFile
 
 def component_folders(source: Path) -> list[str]:
     """Return the folders that a model's tokenizers and processors are in, "" for its own."""
-    index = _read_json(source / "model_index.json", dict)
-    if index is not None:
+    index = read_json(source / "model_index.json")
+    if isinstance(index, dict):
         return [name for name, value in index.items() if isinstance(value, list) and _inside(name)]
     # sentence-transformers may keep the transformer and its tokenizer in a folder.
     return module_folders(source)[:1] or [""]
@@ -102,10 +102,10 @@ def component_folders(source: Path) -> list[str]:
 
 def module_folders(source: Path) -> list[str]:
     """The folders of sentence-transformers' modules, the first "" where it lies at the top."""
-    modules = _read_json(source / "modules.json", list) or []
+    modules = read_json(source / "modules.json")
     return [
         _inside(str(module["path"]))
-        for module in modules
+        for module in (modules if isinstance(modules, list) else ())
         if isinstance(module, dict) and "path" in module
     ]
 
@@ -156,11 +156,3 @@ def _files(folder: Path) -> list[Path]:
         for file in sorted(path.iterdir())
     ]
     return [path for path in (*inner, *deeper) if path.is_file()]
-
-
-def _read_json(path: Path, kind: type) -> Any:  # noqa: ANN401
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, kind) else None

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -20,6 +24,18 @@ def visible(text: str, keep: str = "") -> str:
         keep: The control characters to leave as they are.
     """
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+
+
+def listed(names: Sequence[str], most: int, *, none: str = "none") -> str:
+    """Return the first names and the number of the others: "a, b and 3 more".
+
+    Args:
+        names: What to list.
+        most: How many to name.
+        none: What stands for an empty list.
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or none
 
 
 def _escape(character: str) -> str:

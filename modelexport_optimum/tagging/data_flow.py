@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.system.text import listed
 from modelexport_optimum.tagging.scopes import common
 
 if TYPE_CHECKING:
@@ -101,5 +102,4 @@ def _common_of(chains: Iterable[Paths | None]) -> Paths | None:
 
 def _named(flow: DataFlow, indices: Sequence[int]) -> str:
     names = [flow.nodes[index].name or flow.nodes[index].op_type for index in indices]
-    more = f" and {len(names) - 3} more" if names[3:] else ""
-    return ", ".join(names[:3]) + more if names else "none"
+    return listed(names, 3)

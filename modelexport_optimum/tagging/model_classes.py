@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
 from modelexport_optimum.own_code.named_code import find_own_code, in_words, refuse_needed
+from modelexport_optimum.system.json_files import read_json
 from modelexport_optimum.system.private_names import (
     CLASS_OF_REMOTE_CODE,
     CLASSES_OF_AUTO_CLASS,
@@ -86,10 +86,7 @@ def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Cand
     Returns:
         The classes; none if there is no config, or it describes nothing that is known.
     """
-    try:
-        described = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
-        return []
+    described = read_json(directory / "config.json")
     if not isinstance(described, dict):
         return []
     if "_class_name" in described:

@@ -18,6 +18,7 @@ from modelexport_optimum.providers.messages import LOG_ENTRY, log_reason
 from modelexport_optimum.providers.needs import INSTALL, needs
 from modelexport_optimum.providers.session import Assignment
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.text import listed
 from modelexport_optimum.verifying.example_inputs import make_inputs
 from modelexport_optimum.verifying.exported_files import precision
 from modelexport_optimum.verifying.ort_messages import (
@@ -354,9 +355,7 @@ def _agreement(compared: Agreement, computed: str, cpu: Run) -> str:
     if compared.difference is not None:
         words = f"; at most {compared.difference:.1e} from the CPU's ({computed})"
     if cpu.drawn:
-        first, *others = sorted(cpu.drawn)
-        more = f" and {len(others)} more" if others else ""
-        words += f"; random, so not compared: {first}{more}"
+        words += f"; random, so not compared: {listed(sorted(cpu.drawn), 1)}"
     return words
 
 
