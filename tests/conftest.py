@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SLOW = {
     "test_batch.py": "each test runs a batch, in processes that import PyTorch",
     "test_batch_ray.py": "a Ray cluster is started, and each of its workers imports PyTorch",
+    "test_compare_precisions.py": "the real model is exported and converted",
     "test_concurrency.py": "exports run at once, in processes that import PyTorch",
     "test_docs.py": "the demo exports the real model",
     "test_export.py": "runs are killed, in processes that import PyTorch",
@@ -120,6 +121,20 @@ def tagged(
         return made[name]
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def minilm(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tagged export of the real all-MiniLM-L6-v2. Not to be written to."""
+    from optimum.exporters.onnx import main_export
+
+    from modelexport_optimum import tag
+
+    output = tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2-onnx"
+    options = {"task": "feature-extraction", "library_name": "transformers"}
+    main_export(str(sample), output, do_validation=False, **options)
+    tag(output, source=str(sample))
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,9 @@ def test_command(tagged: Callable[[str], Path], tmp_path: Path) -> None:
     assert run(bert, bert, "--tolerance", "0").exit_code == 1
 
 
-def test_errors(tagged: Callable[[str], Path], tmp_path: Path) -> None:
+def test_errors(
+    tagged: Callable[[str], Path], model_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
     bert = tagged("bert")
     with pytest.raises(UsageError, match="have no file of the same name"):
         compare(bert, tagged("t5"))
@@ -220,6 +222,8 @@ def test_errors(tagged: Callable[[str], Path], tmp_path: Path) -> None:
         compare(bert, tmp_path / "nothing")
     with pytest.raises(UsageError, match="does not say which model"):
         compare(bert)
+    with pytest.raises(ModelExportError, match=r"reads token_type_ids, which .* another one"):
+        compare(bert, model=str(model_directory("distilbert")))
     with pytest.raises(UsageError, match="is not known to ONNX Runtime"):
         compare(bert, provider="nothing")
     shutil.copytree(bert, tmp_path / "bare")

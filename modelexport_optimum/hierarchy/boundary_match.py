@@ -168,10 +168,10 @@ def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
 
 
 def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
-    """Takes back matches of modules one of whose parameters another module's nodes read.
+    """Says which modules' parameters are read by nodes of another module alone.
 
-    A part of such a module was fused into the other one, and what leaves it is less than
-    what it makes in the reference.
+    A part of such a module was fused into the other one, and what leaves it, if anything, is
+    less than what it makes in the reference: such a match is taken back.
     """
     readers: dict[str, list[ModuleCall]] = defaultdict(list)
     for node in graph.nodes:
@@ -180,12 +180,13 @@ def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
                 readers[name].append(node.call)
     fused: dict[str, tuple[str, str]] = {}
     for name, calls in readers.items():
-        owner = name.rpartition(".")[0]
-        inside = [c for c in calls if f"{c.module.path}.".startswith(f"{owner}.")]
-        if owner and not inside:
-            fused[owner] = (name.rpartition(".")[2], calls[0].module.path)
+        # The module whose parameter it is, and those around it that have no reader either.
+        outer = name.rpartition(".")[0]
+        while outer and not any(_is_inside(call.module.path, outer) for call in calls):
+            fused.setdefault(outer, (name[len(outer) + 1 :], calls[0].module.path))
+            outer = outer.rpartition(".")[0]
     for entry in matched:
-        if entry.pairs and entry.recorded.path in fused:
+        if entry.recorded.path in fused:
             parameter, place = fused[entry.recorded.path]
             where = place or "the root"
             entry.reason = f"its {parameter} is applied in {where}: both were fused into one"
@@ -207,6 +208,10 @@ def _match_without_nodes(
         for name, other in entry.pairs.items():
             ours.setdefault(other, name)
         makers.update((other, entry) for other in entry.recorded.outputs)
+    readers: dict[str, set[str]] = defaultdict(set)
+    for entry in matched:
+        for name in entry.recorded.reads:
+            readers[name].add(entry.recorded.path)
     present = {call.module.path for call in graph.calls}
     for entry in matched:
         call = entry.recorded
@@ -218,7 +223,7 @@ def _match_without_nodes(
             entry.reason = "no tensor leaves it in the reference"
         elif call.hands_on:
             entry.reason = "it hands on what it is given"
-        else:
+        elif not entry.reason:
             entry.reason = "no node of the graph is its own"
         if len(call.reads) != 1 or len(call.outputs) != 1:
             continue
@@ -227,7 +232,12 @@ def _match_without_nodes(
             continue
         if source == result or _same(recorded, source, result):
             entry.pairs, entry.reason = {ours[source]: result}, "it hands on what it is given"
-        elif source in makers and ours[source] in makers[source].pairs:
+        elif (
+            source in makers
+            and ours[source] in makers[source].pairs
+            and all(_is_inside(call.path, reader) for reader in readers[source])
+            and recorded.values.shape(result) == recorded.values.shape(source)
+        ):
             _fold(entry, makers[source], matched, ours[source])
         ours.setdefault(result, ours[source])
 
@@ -243,6 +253,11 @@ def _fold(
         if other is not entry and other.pairs.get(name) == source:
             other.pairs[name] = result
             other.reason = f"compared together with {entry.recorded.path}, folded into it"
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    """Whether a module is another one or inside it."""
+    return not outer or f"{path}.".startswith(f"{outer}.")
 
 
 def _same(recorded: RecordedRun, one: str, other: str) -> bool:

@@ -215,6 +215,13 @@ def _feeds(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) 
             seed=seed,
         )
     wanted = {value.name for value in graph.inputs}
+    read = {name for node in graph.nodes for name in node.reads}
+    missing = (wanted & read) - feeds.keys()
+    if missing:
+        raise ModelExportError(
+            f"{pair.file.path} reads {', '.join(sorted(missing))}, which Optimum does not give "
+            "to the model that PyTorch runs: was it exported from another one, or for another task?"
+        )
     return {name: array for name, array in feeds.items() if name in wanted}
 
 

@@ -143,7 +143,7 @@ def _outputs_agree(model: Model, candidate: Candidate) -> bool:
 
 def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
     """The tree that the nodes' own tags describe, if the files were tagged before."""
-    tree = ModuleTree()
+    tree = ModuleTree(whole=False)
     qualified: dict[str, str] = {}
     for file in group:
         for key, value, *_ in file.model.metadata:
@@ -157,7 +157,7 @@ def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
 
 def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
     """The tree that PyTorch's dynamo exporter recorded on the nodes."""
-    tree = ModuleTree()
+    tree = ModuleTree(whole=False)
     for file in group:
         for node in walk_nodes(file.model.graph):
             for path, name in attribution.tracer_modules(node):

@@ -52,6 +52,7 @@ class ModuleTree:
         tensors: Shape of every parameter and buffer, under every name.
         tied: For each name of a parameter or buffer that has several, all of them.
         classes_known: False if the tree was made from names alone.
+        whole: False if it may lack modules: it was made of what some of the nodes carry.
         build: Gives the model once more, with or without its weights, or None if it cannot.
     """
 
@@ -59,6 +60,7 @@ class ModuleTree:
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tied: dict[str, list[str]] = field(default_factory=dict)
     classes_known: bool = True
+    whole: bool = True
     build: Callable[[], torch.nn.Module | None] = field(
         default=lambda: None, repr=False, compare=False
     )

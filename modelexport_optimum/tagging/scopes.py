@@ -183,7 +183,10 @@ class Scopes:
 
     def _chains_at(self, split: list[str], labels: str) -> list[Paths]:
         """The chains, once those of all shorter prefixes are known."""
-        for held in (True, False):
+        # In a tree that may lack the module that is meant, another one that has its label tells
+        # nothing: what is left must be held, and nothing callable stands between.
+        whole = self.tree.whole
+        for held in (True, False) if whole else (True,):
             by_module: dict[str, Paths] = {}
             for parts in self._parts:
                 if parts >= len(split):
@@ -192,6 +195,8 @@ class Scopes:
                 for caller in self._chains[head]:
                     for path in self._labelled(label, caller[-1] if held else self.base):
                         chain = inside(caller, path)
+                        if not whole and self.passed_over(chain):
+                            continue
                         known = by_module.get(path, chain)
                         by_module[path] = (*common((known[:-1], chain[:-1])), path)
             if by_module:
