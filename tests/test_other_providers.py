@@ -19,6 +19,7 @@ import pytest
 import zoo
 from test_verify import RUNS
 
+from modelexport_optimum import compare
 from modelexport_optimum.verifying import providers
 from modelexport_optimum.verifying.provider_process import run_in_child
 from modelexport_optimum.verifying.verify import verify
@@ -226,3 +227,26 @@ def test_a_node_that_it_cannot_load_is_named(exported: Exported, tmp_path: Path)
         assert (result.status, result.stage, result.file) == ("failed", "loading", "model.onnx")
         assert (result.node, result.tag) == (node.name, node.doc_string.split("\n")[0])
         assert result.message.endswith(f" [node {node.name} of {result.tag}]")
+
+
+@pytest.mark.skipif(RUNTIME != "openvino", reason="it is of OpenVINO")
+def test_the_modules_of_a_right_provider_agree(minilm: Path) -> None:
+    found = compare(minilm, provider="openvino")
+    assert (found.ok, found.culprits) == (True, ())
+    assert all(row.matched for row in found.modules)
+    # It is OpenVINO that ran them: it rounds otherwise.
+    assert max(row.relative or 0 for row in found.modules if row.path == "encoder.layer.0") > 0
+    assert 0 < max(row.own_relative or 0 for row in found.modules) < 1e-5
+
+
+@pytest.mark.skipif(RUNTIME != "openvino", reason="it is of OpenVINO")
+def test_where_a_wrong_branch_begins(exported: Exported) -> None:
+    found = compare(exported("mbart"), provider="openvino")
+    assert not found.ok
+    # Every module is right, those of the merged decoder's two branches, too ...
+    assert found.culprits == ()
+    assert max(row.relative or 0 for row in found.modules) < 1e-5
+    # ... and in one session the If takes the branch of the first run.
+    wrong = {row.file: row for row in found.only_deployed}
+    assert list(wrong) == ["decoder_model_merged.onnx (use_cache_branch=true)"]
+    assert wrong.popitem()[1].name == "logits"

@@ -26,7 +26,11 @@ from modelexport_optimum.hierarchy.comparison import (
     tolerance_of,
     worst,
 )
-from modelexport_optimum.hierarchy.deployed_outputs import deployed_outputs, took_nothing
+from modelexport_optimum.hierarchy.deployed_outputs import (
+    deployed_outputs,
+    deployed_session,
+    took_nothing,
+)
 from modelexport_optimum.hierarchy.flat_graph import branches, flatten
 from modelexport_optimum.hierarchy.recorded_run import record_graph
 from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    import onnxruntime
 
     from modelexport_optimum.hierarchy.boundary_match import MatchedCall
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
@@ -142,12 +147,15 @@ def compare_files(
     outputs: list[OutputComparison] = []
     culprits: dict[str, float] = {}
     for pair in (pair for pair in pairs if pair not in skipped):
-        for branch in branches(pair.file):
+        choices = branches(pair.file)
+        # One session runs all branches, as a model that generates does.
+        session = deployed_session(pair.file.path, on) if len(choices) > 1 else None
+        for branch in choices:
             chosen = ", ".join(f"{key}={value}".lower() for key, value in branch.items())
             label = f"{pair.name} ({chosen})" if branch else pair.name
             graph = flatten(pair.file, branch)
             found = [
-                _compare_sample(pair, graph, label, samples, seed, on)
+                _compare_sample(pair, graph, label, samples, seed, on, session)
                 for seed in range(samples.samples)
             ]
             merged = [_merged_modules(calls) for calls in zip(*(f[0] for f in found), strict=True)]
@@ -173,6 +181,7 @@ def _compare_sample(
     samples: SampleOptions,
     seed: int,
     provider: Provider,
+    session: onnxruntime.InferenceSession | None,
 ) -> tuple[list[ModuleComparison], list[OutputComparison]]:
     """Compares one graph on one sample of inputs."""
     feeds = _feeds(pair, graph, samples, seed)
@@ -183,7 +192,9 @@ def _compare_sample(
         matched = match(recorded, graph, ours.values)
         own = _own_differences(matched, recorded, ours, graph, run, feeds)
         rows = [_row(entry, recorded, ours, own, label) for entry in matched]
-        deployed = deployed_outputs(pair.file.path, graph, recorded, ours, feeds, provider, label)
+        deployed = deployed_outputs(
+            pair.file.path, graph, recorded, ours, feeds, provider, label, session
+        )
     called = {call.path for call in recorded.calls}
     rows += [
         ModuleComparison(

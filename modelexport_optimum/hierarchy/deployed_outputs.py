@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +31,16 @@ def took_nothing(path: Path, provider: Provider) -> bool:
     """
     if provider.name == CPU:
         return False
-    assigned = assigned_nodes(_session(path, provider))
+    assigned = assigned_nodes(deployed_session(path, provider))
     return bool(assigned) and all(node.provider != provider.name for node in assigned)
 
 
-def _session(path: Path, provider: Provider) -> onnxruntime.InferenceSession:
+def deployed_session(path: Path, provider: Provider) -> onnxruntime.InferenceSession:
+    """Load a file as it is deployed, with all optimizations.
+
+    Raises:
+        ModelExportError: ONNX Runtime cannot load it.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -58,6 +64,7 @@ def deployed_outputs(
     feeds: Arrays,
     provider: Provider,
     label: str,
+    session: onnxruntime.InferenceSession | None = None,
 ) -> list[OutputComparison]:
     """Compare the outputs of a file as it is deployed, with all optimizations.
 
@@ -69,11 +76,12 @@ def deployed_outputs(
         feeds: The inputs of both.
         provider: Execution provider to run on.
         label: The file, in words.
+        session: What `deployed_session` gave; by default a new one.
 
     Raises:
         ModelExportError: ONNX Runtime cannot load or run it.
     """
-    session = _session(path, provider)
+    session = session or deployed_session(path, provider)
     given = {**feeds, **{name: np.array([value]) for name, value in graph.branch.items()}}
     try:
         asked = {value.name for value in session.get_inputs()}
@@ -91,14 +99,17 @@ def deployed_outputs(
     rows = []
     for name, value in zip(names, values, strict=True):
         theirs = recorded.outputs[name]
-        if theirs.shape != value.shape:
-            continue
         unfused = ours.outputs.get(name)
+        if unfused is not None and unfused.shape != theirs.shape:
+            unfused = None
+        same_shape = value.shape == theirs.shape
+        if not same_shape and unfused is None:
+            continue
         rows.append(
             OutputComparison(
                 label,
                 name,
-                difference(theirs, value).relative,
+                difference(theirs, value).relative if same_shape else math.inf,
                 None if unfused is None else difference(theirs, unfused).relative,
                 taken if assigned else None,
                 len(assigned) or None,

@@ -167,6 +167,12 @@ class TappedRun:
             else:
                 feeds[name] = live[name]
                 model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))
+        # OpenVINO cannot read a graph that gives an input or a constant as an output.
+        known = _not_computed(nodes, renamed, feeds)
+        known = {name: known[name] for name in outputs if name in known}
+        outputs = [name for name in outputs if name not in known]
+        if not outputs:
+            return known
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
@@ -180,7 +186,7 @@ class TappedRun:
         )
         try:
             session = open_session(model.SerializeToString(), self._provider, options)
-            return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+            return known | dict(zip(outputs, session.run(outputs, feeds), strict=True))
         except Exception as error:
             raise ModelExportError(
                 f"ONNX Runtime cannot run {self._graph.file.path}: {onnxruntime_line(error)}"
@@ -190,6 +196,24 @@ class TappedRun:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         data = np.frombuffer(self._graph.weights.data(tensor), dtype)
         return np.require(data, requirements=["ALIGNED"]).reshape(tensor.dims)
+
+
+def _not_computed(
+    nodes: Iterable[FlatNode], renamed: Mapping[int, Mapping[str, str]], feeds: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values that an Identity makes of what is fed, and those of Constants."""
+    known = {}
+    for node in nodes:
+        if node.proto.op_type == "Identity":
+            (name,) = node.proto.input
+            source = renamed.get(id(node), {}).get(name, name)
+            if source in feeds:
+                known[node.makes[0]] = feeds[source]
+        elif node.proto.op_type == "Constant":
+            for attribute in node.proto.attribute:
+                if attribute.name == "value":
+                    known[node.makes[0]] = onnx.numpy_helper.to_array(attribute.t)
+    return known
 
 
 def _is_embedded(tensor: Tensor) -> bool:
@@ -221,7 +245,7 @@ def _type_of(value: Any) -> onnx.TypeProto:  # noqa: ANN401
     if isinstance(value, list):
         return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    return onnx.helper.make_tensor_type_proto(elem_type, None)
+    return onnx.helper.make_tensor_type_proto(elem_type, value.shape)
 
 
 def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tuple[int, int]]:
