@@ -16,9 +16,9 @@ import pytest
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import find_loader
-from modelexport_optimum.verifying.ort_messages import log_reason
 from modelexport_optimum.verifying.provider_run import run
 from modelexport_optimum.verifying.providers import _LACKING, make_plan
 from modelexport_optimum.verifying.verify import Check, VerifyReport, verify
