@@ -16,7 +16,9 @@ import pytest
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.skeleton import Tensor
 from modelexport_optimum.providers.messages import log_reason
+from modelexport_optimum.verifying import described_model
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import find_loader
 from modelexport_optimum.verifying.provider_run import run
@@ -726,3 +728,12 @@ def test_the_reason_is_onnx_runtime_s_own(log: str, reason: str | None, lacking:
     assert reason is None or found == reason
     assert "\n" not in found
     assert bool(_LACKING.search(found)) == lacking
+
+
+def test_of_equal_prefixes_the_first_of_the_model_counts() -> None:
+    # Bart's encoder and decoder have the same names and shapes, of which one file has one.
+    sides = [f"side_{number}" for number in range(8)]
+    tensors = {f"model.{side}.layers.0.fc1.weight": (4, 4) for side in sides}
+    carried = Tensor("layers.0.fc1.weight", (4, 4), 1, 64, "", None)
+    pairs = described_model._pair([carried], tensors)
+    assert [pair.name for pair in pairs] == ["model.side_0.layers.0.fc1.weight"]

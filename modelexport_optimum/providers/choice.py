@@ -36,7 +36,7 @@ class Provider:
 
 
 def choose_provider(name: str, *, options: Settings = None, libraries: Settings = None) -> Provider:
-    """The execution provider of a name, which must be there.
+    """Return the execution provider of a name, which must be there.
 
     Args:
         name: Its full name or without `ExecutionProvider`, in any case.
@@ -65,7 +65,7 @@ def choose_providers(
     libraries: Settings = None,
     asked: bool = True,
 ) -> list[Provider]:
-    """The execution providers of names, each once.
+    """Return the execution providers of names, each once.
 
     Args:
         names: Full names or without `ExecutionProvider`, in any case.
@@ -154,7 +154,7 @@ def _short(name: str) -> str:
 
 
 def _plugin_of(short: str) -> Provider | None:
-    """The provider of that name of an installed package.
+    """Return the provider of that name of an installed package.
 
     Raises:
         UsageError: The package that is called so does not work.
@@ -175,7 +175,7 @@ def _is_called(plugin: Plugin, short: str) -> bool:
 
 
 def _plugin_names() -> list[str]:
-    """The providers of the installed packages that work."""
+    """Return the providers of the installed packages that work."""
     names: list[str] = []
     for plugin in installed_plugins():
         try:
@@ -186,7 +186,7 @@ def _plugin_names() -> list[str]:
 
 
 def known_provider_names() -> list[str]:
-    """The names of all providers that a user may ask for."""
+    """Return the names of all providers that a user may ask for."""
     import onnxruntime as ort
 
     return list(dict.fromkeys([*ort.get_all_providers(), *_plugin_names()]))

@@ -73,7 +73,7 @@ class ProviderList(Displayed):
     providers: tuple[ListedProvider, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The list as JSON can carry it."""
+        """Return the list as JSON can carry it."""
         return {
             "onnxruntime": self.onnxruntime,
             "providers": [asdict(one) for one in self.providers],
@@ -120,7 +120,7 @@ def _of_plugin(plugin: Plugin) -> list[ListedProvider]:
 
 
 def _loaded(one: ListedProvider) -> ListedProvider:
-    """The provider with its devices, or with why it has none."""
+    """Return the provider with its devices, or with why it has none."""
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; "
         f"from {__name__} import print_devices; print_devices({one.name!r}, {one.library!r})"

@@ -31,7 +31,7 @@ crate tracing, as onnxruntime-ggml does."""
 
 
 def log_reason(log: str) -> str:
-    """The first error that was logged, else the first warning; "" if there is none."""
+    """Return the first error that was logged, else the first warning; "" if there is none."""
     entries = [(entry["level"][0], entry["message"]) for entry in LOG_ENTRY.finditer(log)]
     entries += [(entry["level"][0], entry["message"]) for entry in _TRACING_ENTRY.finditer(log)]
     errors = [message for level, message in entries if level in "EF"]

@@ -138,12 +138,12 @@ class Placement(Displayed):
         return ", ".join(named[:_MOST_NAMED]) + more
 
     def _blamed(self) -> set[str]:
-        """The operators that the provider's own words name, where it took no node."""
+        """Return the operators that the provider's own words name, where it took no node."""
         words = set(re.findall(r"\w+", self.reason))
         return {op for one in self.modules for op in one.ops if op in words}
 
     def to_dict(self) -> dict[str, Any]:
-        """The placement as JSON can carry it."""
+        """Return the placement as JSON can carry it."""
         return {
             "file": str(self.file),
             "provider": self.provider,

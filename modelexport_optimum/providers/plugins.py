@@ -49,7 +49,7 @@ class Plugin:
     module: str
 
     def names(self) -> tuple[str, ...]:
-        """What its providers are called.
+        """Return what its providers are called.
 
         Raises:
             ModelExportError: It cannot be imported.
@@ -66,7 +66,7 @@ class Plugin:
         return (_normalized(self.package).removeprefix(_PREFIX).removeprefix("onnxruntime-"),)
 
     def library(self) -> str:
-        """The path of its library.
+        """Return the path of its library.
 
         Raises:
             ModelExportError: It has none for this machine, or cannot be imported.
@@ -96,7 +96,7 @@ class Plugin:
 
 
 def installed_plugins() -> list[Plugin]:
-    """The packages of providers in this environment, by name. None of them is imported."""
+    """Return the packages of providers in this environment, by name. None of them is imported."""
     found: dict[str, Plugin] = {}
     for distribution in metadata.distributions():
         name = _normalized(distribution.metadata["Name"] or "")
@@ -143,7 +143,7 @@ def _is_plugin(module: str, package: str) -> bool:
 
 
 def devices_of(name: str, library: str) -> list[Any]:
-    """What a provider of a library runs on here. Loads the library, once in a process.
+    """Return what a provider of a library runs on here. Loads the library, once in a process.
 
     Args:
         name: The provider's name.

@@ -111,7 +111,7 @@ def assigned_nodes(session: onnxruntime.InferenceSession) -> tuple[AssignedNode,
 
 
 def nodes_that_ran(events: Iterable[Mapping[str, Any]]) -> tuple[AssignedNode, ...]:
-    """The nodes that ran, by ONNX Runtime's profile. What a provider compiled is one."""
+    """Return the nodes that ran, by ONNX Runtime's profile. What a provider compiled is one."""
     ran = {}
     for event in events:
         arguments = event.get("args", {})

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def given_trees(model: object, trust_remote_code: bool) -> list[ModuleTree] | None:
-    """The trees of what `tag` was given as `model`, None if it was given nothing."""
+    """Return the trees of what `tag` was given as `model`, None if it was given nothing."""
     if model is None:
         return None
     if isinstance(model, ModuleTree):
@@ -65,7 +65,7 @@ def trees_of_files(
 def _best(
     group: Sequence[OpenFile], trees: Sequence[ModuleTree]
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """The one tree that explains all files of a directory best."""
+    """Return the one tree that explains all files of a directory best."""
     fits = [[tree_choice.fit(file.model, tree) for file in group] for tree in trees]
     best = max(range(len(trees)), key=lambda index: (tree_choice.total(fits[index]), -index))
     return {
@@ -76,7 +76,7 @@ def _best(
 def _described_trees(
     directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """The trees of the classes that config.json may mean, or of the names alone."""
+    """Return the trees of the classes that config.json may mean, or of the names alone."""
     tried: list[tuple[Any, int, list[tree_choice.Fit], ModuleTree]] = []
     nodes = sum(len(file.carried) for file in group)
     for index, (candidate, tree) in enumerate(_built(directory, trust_remote_code, nodes)):
@@ -106,7 +106,7 @@ def _described_trees(
 def _built(
     directory: Path, trust_remote_code: bool, nodes: int
 ) -> Iterator[tuple[Candidate, ModuleTree]]:
-    """Yields the classes that config.json may mean for graphs of so many nodes, with their modules.
+    """Yield the classes that config.json may mean for graphs of so many nodes, with their modules.
 
     Raises:
         ModelExportError: It describes none that can be built; a configuration and a model may
@@ -129,7 +129,7 @@ def _built(
 
 
 def _outputs_agree(model: Model, candidate: Candidate) -> bool:
-    """Whether the graph's outputs are those that Optimum gives the candidate's task."""
+    """Tell whether the graph's outputs are those that Optimum gives the candidate's task."""
     if candidate.outputs is None:
         return False
     named = {
@@ -142,7 +142,7 @@ def _outputs_agree(model: Model, candidate: Candidate) -> bool:
 
 
 def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
-    """The tree that the nodes' own tags describe, if the files were tagged before."""
+    """Return the tree that the nodes' own tags describe, if the files were tagged before."""
     tree = ModuleTree(whole=False)
     qualified: dict[str, str] = {}
     for file in group:
@@ -156,7 +156,7 @@ def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
 
 
 def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
-    """The tree that PyTorch's dynamo exporter recorded on the nodes."""
+    """Return the tree that PyTorch's dynamo exporter recorded on the nodes."""
     tree = ModuleTree(whole=False)
     for file in group:
         for node in walk_nodes(file.model.graph):
@@ -166,7 +166,7 @@ def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
 
 
 def _closed(tree: ModuleTree) -> ModuleTree | None:
-    """The tree with the containers that are never called, or None if it has no root."""
+    """Return the tree with the containers that are never called, or None if it has no root."""
     if "" not in tree.modules:
         return None
     for path in list(tree.modules):

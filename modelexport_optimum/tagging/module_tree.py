@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
-# What every module is, for a tree whose classes cannot be known.
 UNKNOWN_CLASS = "torch.nn.Module"
+"""What every module is, for a tree whose classes cannot be known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class ModuleTree:
 
     @classmethod
     def from_module(cls, model: torch.nn.Module) -> ModuleTree:
-        """Reads the tree of a model in memory, on any device.
+        """Read the tree of a model in memory, on any device.
 
         Args:
             model: The model; only names, classes and shapes are read.
@@ -103,7 +103,7 @@ class ModuleTree:
     def from_names(
         cls, scopes: Iterable[str], tensors: Mapping[str, tuple[int, ...]]
     ) -> ModuleTree:
-        """Guesses the paths, without classes, from the names in a graph.
+        """Guess the paths, without classes, from the names in a graph.
 
         Args:
             scopes: Scopes of nodes, `/bert/encoder/layer.0`.
@@ -136,7 +136,7 @@ class ModuleTree:
 
 
 def model_trees(model: object) -> list[ModuleTree]:
-    """The trees of a model in memory: its own, or one for each component of a pipeline.
+    """Return the trees of a model in memory: its own, or one for each component of a pipeline.
 
     Args:
         model: A `torch.nn.Module`, or what holds some in its `components`, as a

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model, Node
     from modelexport_optimum.tagging.module_tree import ModuleTree
 
-# Paths of modules from the root down, each inside the one before.
 Paths = tuple[str, ...]
+"""Paths of modules from the root down, each inside the one before."""
 
 _CALL_COUNT = re.compile(r"_\d+$")
 _OUTPUT_NAME = re.compile(r"_output_\d+$")
 
 
 def node_scope(node: Node) -> str | None:
-    """The scope in a node's name, "" for the root's, or None if the name has none."""
+    """Return the scope in a node's name, "" for the root's, or None if the name has none."""
     head, _, own = node.name.rpartition("/")
     if not is_scoped(node.name):
         return None
@@ -45,7 +45,7 @@ def node_scope(node: Node) -> str | None:
 
 
 def name_from_output(node: Node) -> str | None:
-    """The name that the exporter gave the node, if a value that the node makes tells it.
+    """Return the name that the exporter gave the node, if a value that the node makes tells it.
 
     What fuses or replaces nodes keeps the names of the values that others read.
     """
@@ -62,19 +62,19 @@ def is_scoped(name: str) -> bool:
 
 
 def _uncounted(scope: str) -> str | None:
-    """A scope without the count at its end, None if it has none."""
+    """Return a scope without the count at its end, None if it has none."""
     match = _CALL_COUNT.search(scope)
     return scope[: match.start()] if match else None
 
 
 def spellings(scope: str) -> list[str]:
-    """The labels that a scope in a name may stand for: as it is, and without a count."""
+    """Return the labels that a scope in a name may stand for: as it is, and without a count."""
     uncounted = _uncounted(scope)
     return [scope] if uncounted is None else [scope, uncounted]
 
 
 def scopes_of(model: Model) -> dict[str, None]:
-    """All scopes in the names of a file's nodes, in file order."""
+    """Return all scopes in the names of a file's nodes, in file order."""
     scopes: dict[str, None] = {}
     for node in walk_nodes(model.graph):
         scope = node_scope(node)
@@ -87,23 +87,23 @@ def scopes_of(model: Model) -> dict[str, None]:
 
 
 def called_scopes(model: Model) -> list[str]:
-    """The scopes without the counts of calls, as far as the names themselves tell."""
+    """Return the scopes without the counts of calls, as far as the names themselves tell."""
     scopes = scopes_of(model)
     return [next(s for s in reversed(spellings(scope)) if s in scopes) for scope in scopes]
 
 
 def inside(chain: Paths, path: str) -> Paths:
-    """The chain with one more module, without those that it is not inside of."""
+    """Return the chain with one more module, without those that it is not inside of."""
     return (*(outer for outer in chain if is_inside(path, outer) and path != outer), path)
 
 
 def is_inside(path: str, outer: str) -> bool:
-    """Whether a module is another one or inside it."""
+    """Tell whether a module is another one or inside it."""
     return not outer or path == outer or path.startswith(f"{outer}.")
 
 
 def common(chains: Iterable[Paths]) -> Paths:
-    """The nearest common ancestor of chains of modules."""
+    """Return the nearest common ancestor of chains of modules."""
     shared: Paths | None = None
     for chain in chains:
         if shared is None:
@@ -150,7 +150,7 @@ class Scopes:
         self._handed: set[str] = set()
 
     def first(self, path: str) -> str:
-        """The one path that stands for a module under all its paths."""
+        """Return the one path that stands for a module under all its paths."""
         primary = self.tree.modules[path].primary
         return self._first.get(primary, primary)
 
@@ -162,7 +162,7 @@ class Scopes:
         return ".".join(parts if parts[start].isnumeric() else parts[start:])
 
     def chains(self, labels: str) -> list[Paths]:
-        """The chains of modules that may have been called with these labels.
+        """Return the chains of modules that may have been called with these labels.
 
         Args:
             labels: Each after a slash, without a count.
@@ -182,7 +182,7 @@ class Scopes:
         return self._chains[labels]
 
     def _chains_at(self, split: list[str], labels: str) -> list[Paths]:
-        """The chains, once those of all shorter prefixes are known."""
+        """Return the chains, once those of all shorter prefixes are known."""
         # In a tree that may lack the module that is meant, another one that has its label tells
         # nothing: what is left must be held, and nothing callable stands between.
         whole = self.tree.whole
@@ -215,7 +215,7 @@ class Scopes:
         return chains
 
     def _labelled(self, label: str, outer: str) -> list[str]:
-        """The modules of a label inside another, each by the first of its paths there."""
+        """Return the modules of a label inside another, each by the first of its paths there."""
         paths = self._by_label.get(label, [])
         prefix = f"{outer}." if outer else ""
         low = bisect.bisect_left(paths, prefix)
@@ -226,7 +226,7 @@ class Scopes:
         return list(found.values())
 
     def passed_over(self, chain: Paths) -> int:
-        """The number of modules that a chain passes over though they can be called."""
+        """Return the number of modules that a chain passes over though they can be called."""
         modules = self.tree.modules
         passed, outer, called = 0, chain[-1], set(chain)
         while outer not in ("", self.base):
@@ -236,7 +236,7 @@ class Scopes:
         return passed
 
     def spellings(self, scope: str) -> list[str]:
-        """The labels that a scope in a name stands for: as it is, and without a count.
+        """Return the labels that a scope in a name stands for: as it is, and without a count.
 
         Labels that only a module fits that was handed to its caller come last.
         """
@@ -244,12 +244,12 @@ class Scopes:
         return [labels for labels in found if labels not in self._handed] or found
 
     def candidates(self, scope: str) -> list[Paths]:
-        """All chains that a scope in a name may stand for."""
+        """Return all chains that a scope in a name may stand for."""
         found = [chain for labels in self.spellings(scope) for chain in self.chains(labels)]
         return list(dict.fromkeys(found))
 
     def longest(self, scope: str) -> Paths:
-        """The innermost module that is known of a scope that cannot be resolved whole."""
+        """Return the innermost module that is known of a scope that cannot be resolved whole."""
         while scope:
             scope = scope.rpartition("/")[0]
             found = self.chains(scope)
