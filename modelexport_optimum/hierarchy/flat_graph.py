@@ -17,7 +17,7 @@ import onnx
 from modelexport_optimum.hierarchy.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Graph, Tensor, Value
@@ -136,7 +136,7 @@ def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
     weights = Weights(file.model)
     tagged = {id(node.node): node for node in file.nodes}
     initializers: dict[str, Tensor] = {}
-    found = list(_opened(file.model.graph, branch, weights, tagged, initializers))
+    found = _sorted(list(_opened(file.model.graph, branch, weights, tagged, initializers)))
     makers: dict[str, FlatNode] = {}
     known = set(initializers)
     calls = _Calls(file.root, [node for _, node in found])
@@ -203,6 +203,35 @@ def _read_by(node: onnx.NodeProto) -> Iterable[str]:
                 own.update(nested.output)
             read.update(dict.fromkeys(v.name for v in graph.output if v.name not in own))
     return read
+
+
+def _sorted(
+    nodes: Sequence[tuple[onnx.NodeProto, TaggedNode]],
+) -> list[tuple[onnx.NodeProto, TaggedNode]]:
+    """Put each node after those that make what it reads, and leave the order as it is otherwise.
+
+    ONNX Runtime's float16 converter adds its Casts at the end, and ONNX Runtime sorts them.
+    """
+    makers = {name: node for node in nodes for name in node[0].output if name}
+    done: set[int] = set()
+    ordered = []
+    for node in nodes:
+        waiting = [node]
+        while waiting:
+            first = [
+                makers[name]
+                for name in _read_by(waiting[-1][0])
+                if name in makers and id(makers[name]) not in done
+            ]
+            # A circle is left as it is: ONNX Runtime says so.
+            if first and len(waiting) <= len(nodes):
+                waiting.append(first[0])
+                continue
+            node_done = waiting.pop()
+            if id(node_done) not in done:
+                done.add(id(node_done))
+                ordered.append(node_done)
+    return ordered
 
 
 class _Calls:
