@@ -128,7 +128,9 @@ def _by_error(row: OutputComparison) -> float:
 def _verdict(found: Comparison) -> Iterator[tuple[str, str]]:
     tolerance = f" (tolerance {found.tolerance:g})"
     if found.culprits:
-        yield f"{counted(len(found.culprits), 'module')} differ by themselves", "red"
+        several = len(found.culprits) > 1
+        words = "modules differ by themselves" if several else "module differs by itself"
+        yield f"{len(found.culprits):,} {words}", "red"
         yield f"{tolerance}, worst first:", ""
     elif found.ok:
         yield f"no module and no output differs{tolerance}", "green"
