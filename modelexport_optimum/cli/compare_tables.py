@@ -72,9 +72,10 @@ def print_comparison(
     print_line((found.other, "bold"), " against ", (found.reference, "bold"))
     print_line(*_verdict(found))
     _print_fallen_back(found)
+    width = max((len(path) for path in found.culprits[:_MOST_CULPRITS]), default=0)
     for path in found.culprits[:_MOST_CULPRITS]:
         own = max(m.own_relative or 0.0 for m in found.modules if m.path == path)
-        print_line("  ", (path or "(root)", "bold red"), f"  own {_figure(own)}")
+        print_line("  ", ((path or "(root)").ljust(width), "bold red"), f"  own {_figure(own)}")
     if len(found.culprits) > _MOST_CULPRITS:
         print_line(f"  and {len(found.culprits) - _MOST_CULPRITS} more (--json has all)")
     files = dict.fromkeys(module.file for module in found.modules)
@@ -154,9 +155,9 @@ def _print_tree(calls: Sequence[ModuleComparison], found: Comparison, depth: int
             name += f" (call {call.call + 1})"
         rows.append(
             (
-                Cell(name, "bold", line),
+                Cell(name, "bold red" if call.path in found.culprits else "bold", line),
                 Cell(call.module_class, "cyan"),
-                _cell(call.relative, found),
+                _cell(call.relative, found, "yellow"),
                 _cell(call.own_relative, found),
                 Cell("" if call.snr_db is None else _decibels(call.snr_db), DIM),
                 Cell(call.reason, DIM),
@@ -195,10 +196,10 @@ def _outer_first(
     yield from below(None, 0)
 
 
-def _cell(value: float | None, found: Comparison) -> Cell:
+def _cell(value: float | None, found: Comparison, wrong: str = "red") -> Cell:
     if value is None:
         return Cell("-", DIM)
-    return Cell(_figure(value), DIM if value <= found.tolerance else "red")
+    return Cell(_figure(value), DIM if value <= found.tolerance else wrong)
 
 
 def _figure(value: float) -> str:
