@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo properties lint format fuzz bench docs faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo compare-zoo compare-faults properties lint format fuzz bench docs faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -70,6 +70,12 @@ test-wheel: ## install the wheel into a fresh environment, without extras, and e
 
 zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes were placed
 	@$(BIN)/python scripts/zoo.py $(ARGS)
+
+compare-zoo: $(STAMP) ## compare PyTorch with the export of every architecture of the tests: none may differ
+	@$(BIN)/python scripts/compare_zoo.py $(ARGS)
+
+compare-faults: $(STAMP) ## plant 40 faults, and see that compare accuses the modules that have them
+	@$(BIN)/python scripts/compare_faults.py $(ARGS)
 
 properties: $(STAMP) ## tag 10,000 random modules, and count the tags that are wrong or coarser
 	@$(BIN)/python scripts/properties.py $(ARGS)

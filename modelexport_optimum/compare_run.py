@@ -7,6 +7,7 @@ It finds the two sides and brings them together; what a comparison is stands in
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def compare(
     sizes: Mapping[str, int] | None = None,
     node_data: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> Comparison:
     """Find the modules whose numbers differ between two sides, and whose fault it is.
@@ -71,6 +73,8 @@ def compare(
         sizes: Sizes of other dimensions of theirs, by name.
         node_data: A JSON file to write, with each node's own error for Model Explorer.
         overwrite: Replace that file if it is there.
+        model_kwargs: Further arguments of the model, if it was exported with them (the
+            vocoder of a SpeechT5).
         trust_remote_code: Whether code that comes with the model may run.
 
     Returns:
@@ -99,7 +103,8 @@ def compare(
         source = _recorded_source(first) if model is None else model
         said = source if isinstance(source, str | Path) else type(source).__name__
         names = f"PyTorch ({said})", str(first)
-        pairs = _torch_pairs(first, source, task, trust_remote_code)
+        shapes = {"batch_size": batch_size, "sequence_length": sequence_length, **(sizes or {})}
+        pairs = _torch_pairs(first, source, task, shapes, model_kwargs, trust_remote_code)
     if node_data is not None:
         _check_node_data(Path(node_data), pairs, overwrite=overwrite)
     found = comparing.compare_files(
@@ -184,11 +189,11 @@ class TorchReference:
         calls, outputs = self._part(branch).run(feeds, recorded.values.add)
         for name, value in outputs.items():
             recorded.add_output(name, value)
-        recorded.calls = [RecordedCall(*dataclasses.astuple(call)) for call in calls]
+        recorded.calls = [RecordedCall(**dataclasses.asdict(call)) for call in calls]
         # An encoder that is exported alone is the whole of its graph, whose tags begin at the
         # root: nothing else of the root runs.
         if calls and calls[0].path:
-            root = RecordedCall("", self.tagged.root.module_class, 0, calls[0].outputs, ())
+            root = RecordedCall("", self.tagged.root.module_class, 0, outputs=calls[0].outputs)
             recorded.calls.insert(0, root)
         return recorded
 
@@ -203,11 +208,12 @@ def _torch_pairs(
     path: Path,
     source: Any,  # noqa: ANN401
     task: str | None,
+    shapes: Mapping[str, int],
+    model_kwargs: Mapping[str, Any] | None,
     trust_remote_code: bool,
 ) -> list[FilePair]:
-    from modelexport_optimum.exporting.task_inference import task_of_export
+    from modelexport_optimum.exporting.task_inference import library_of_export, task_of_export
     from modelexport_optimum.exporting.torch_reference import torch_parts
-    from modelexport_optimum.hierarchy.compare import FilePair
     from modelexport_optimum.hierarchy.tagged_model import read_tagged
     from modelexport_optimum.onnx_file.find import onnx_files
 
@@ -218,28 +224,51 @@ def _torch_pairs(
         for file in files.values()
         for value in file.model.graph.inputs
     )
-    found_task, library = task_of_export(top, [f.root.module_class for f in files.values()])
+    classes = [file.root.module_class for file in files.values()]
+    library = library_of_export(top, classes)
     if task is None:
+        found_task, _ = task_of_export(top, classes)
         task = found_task if has_past else found_task.removesuffix("-with-past")
-    parts = torch_parts(source, task, library=library, trust_remote_code=trust_remote_code)
-    by_file = {part.file: part for part in parts}
-    if not by_file.keys() & files.keys():
-        parts = torch_parts(
-            source, task, library=library, monolith=True, trust_remote_code=trust_remote_code
-        )
-        by_file = {part.file: part for part in parts}
-    pairs = []
-    for name, file in files.items():
-        if name in by_file:
-            pairs.append(FilePair(name, file, TorchReference([by_file[name]], file)))
-            continue
-        decoders = [part for other, part in by_file.items() if "decoder" in other]
-        if "merged" in name and len(decoders) == 2:
-            decoders.sort(key=lambda part: "with_past" in part.file)
-            pairs.append(FilePair(name, file, TorchReference(decoders, file)))
+    load = functools.partial(
+        torch_parts, source, task, library=library, model_kwargs=model_kwargs,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    parts = load()
+    pairs = _pairs_by_name(files, parts, shapes)
+    if not pairs:
+        variants = parts[0].config.VARIANTS or {}
+        others = [{"_variant": name} for name in variants if name != "default"]
+        for options in (*others, {} if "-with-past" in task else {"monolith": True}):
+            if options and not pairs:
+                pairs = _pairs_by_name(files, load(options=options), shapes)
     if not pairs:
         raise ModelExportError(
-            f"Optimum makes {', '.join(by_file)} of {source} for {task}, and {path} has "
-            f"{', '.join(files)}: give the --task that was exported"
+            f"Optimum makes {', '.join(part.file for part in parts)} of {source} for {task}, and "
+            f"{path} has {', '.join(files)}: give the --task that was exported"
         )
+    return pairs
+
+
+def _pairs_by_name(
+    files: Mapping[str, TaggedFile], parts: Sequence[TorchPart], shapes: Mapping[str, int]
+) -> list[FilePair]:
+    """Pair the files with the parts that Optimum exports into files of their names.
+
+    It exports a merged decoder as two, and merges them.
+    """
+    from modelexport_optimum.hierarchy.compare import FilePair
+
+    by_file = {part.file: part for part in parts}
+    decoders = [part for part in parts if "decoder" in part.file]
+    decoders.sort(key=lambda part: "with_past" in part.file)
+    pairs = []
+    for name, file in files.items():
+        wanted = {value.name: value.shape or () for value in file.model.graph.inputs}
+        if name in by_file:
+            found = [by_file[name].fitted(wanted, shapes)]
+        elif "merged" in name and len(decoders) == 2:
+            found = [part.fitted({}, shapes) for part in decoders]
+        else:
+            continue
+        pairs.append(FilePair(name, file, TorchReference(found, file)))
     return pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import zoo
+from planted import plant, weights_by_module
 from test_json import SCHEMAS
 from test_views_view import Served
 from typer.testing import CliRunner
@@ -29,8 +31,19 @@ ARGUMENTS = {row.name: row.export for row in zoo.ARCHITECTURES}
 FAMILIES = (
     *("bert", "albert", "deberta", "t5", "gpt2", "llama", "bart"),
     *("vit", "resnet", "mobilenet-v2", "swin", "convnext", "wav2vec2", "clip"),
+    *(
+        "bert-fresh",
+        "squeezebert",
+        "deepseek-v3",
+        "whisper",
+        "rt-detr",
+        "swinv2",
+        "metaclip2-split",
+    ),
 )
-"""Text, vision, speech; shared layers, decoders with past, merged ones, folded normalizations."""
+"""Text, vision, speech; shared layers, decoders with past, merged ones, folded normalizations;
+a pooler that no output needs, an order of axes that the exporter changes, choices that rounding
+decides, sizes that the graph fixes, modules that depend on no input, files of another variant."""
 
 
 def against_pytorch(
@@ -48,7 +61,8 @@ def test_no_module_of_a_right_export_is_accused(
     assert not found.culprits
     returning = [row for row in found.modules if "no tensor leaves it" not in row.reason]
     matched = [row for row in returning if row.matched]
-    assert len(matched) >= 0.95 * len(returning)
+    needed = [row for row in returning if "no output needs" not in row.reason]
+    assert len(matched) >= 0.97 * len(needed)
     assert all(row.reason for row in found.modules if not row.matched)
     assert max(row.own_relative for row in matched) < found.tolerance
     # It is all of the modules that own nodes, and not a part of them.
@@ -59,71 +73,41 @@ def test_no_module_of_a_right_export_is_accused(
 
 
 def planted(source: Path, target: Path, file: str, initializer: str) -> str:
-    """A copy of an export with one weight changed, and the module that reads it."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    model = onnx.load(target / file)
-    tensor = next(t for t in model.graph.initializer if t.name == initializer)
-    array = onnx.numpy_helper.to_array(tensor).copy()
-    if array.ndim == 2 and array.shape[0] == array.shape[1]:
-        array = array.T.copy()
-    elif array.ndim == 1:
-        array[::2] += 0.1  # a normalization takes out what is added to all
-    else:
-        array[0] = 3 * array[0] + 0.3  # a weight norm takes out a factor
-    tensor.CopyFrom(onnx.numpy_helper.from_array(array, initializer))
-    onnx.save(model, target / file)
-    (path,) = readers(target / file)[initializer]
-    return path
-
-
-def readers(file: Path) -> dict[str, set[str]]:
-    """The modules that read each initializer, by the tags of the nodes."""
-    found: dict[str, set[str]] = {}
-    for node in onnx.load(file, load_external_data=False).graph.node:
-        chain = node.doc_string.partition("\n")[0].split("/")[2:]
-        path = ".".join(segment.partition(".")[2] for segment in chain)
-        for name in node.input:
-            found.setdefault(name, set()).add(path)
-    return found
-
-
-def faulty_weights(file: Path) -> list[str]:
-    """Weights that one module reads, of every kind of module, and all of which a run reads."""
-    owners = readers(file)
-    model = onnx.load(file, load_external_data=False)
-    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    first: dict[tuple[str, int], str] = {}
-    for tensor in model.graph.initializer:
-        paths = owners.get(tensor.name, set())
-        is_weight = tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) > 1
-        if is_weight and len(paths) == 1 and paths != {""} and tensor.name not in tables:
-            (path,) = paths
-            first[path.rpartition(".")[2], len(tensor.dims)] = tensor.name
-    return list(first.values())
+    """An export with one weight changed, and the module that reads it."""
+    plant(source, target, file, initializer)
+    found = weights_by_module(source / file)
+    return next(path for path, names in found.items() if initializer in names)
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "t5", "llama", "albert", "resnet", "convnext", "wav2vec2"]
+    ("name", "file"),
+    [
+        ("bert", "model.onnx"),
+        ("t5", "decoder_model_merged.onnx"),
+        ("llama", "model.onnx"),
+        ("vit-gpt2", "decoder_model.onnx"),
+        ("resnet", "model.onnx"),
+        ("convnext", "model.onnx"),
+        ("wav2vec2", "model.onnx"),
+        ("stable-diffusion", "unet/model.onnx"),
+    ],
 )
 def test_a_planted_fault_is_found(
     name: str,
+    file: str,
     tagged: Callable[[str], Path],
     model_directory: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
-    whole = tagged(name)
-    file = "decoder_model.onnx" if name == "t5" else "model.onnx"
-    source = tmp_path / "one"
-    shutil.copytree(whole, source, ignore=lambda _, names: {
-        n for n in names if n.endswith(".onnx") and n != file
-    })  # fmt: skip
-    weights = faulty_weights(source / file)
-    for number, initializer in enumerate(weights[:: max(len(weights) // 3, 1)][:3]):
-        broken = tmp_path / str(number)
-        path = planted(source, broken, file, initializer)
-        found = compare(broken, model=str(model_directory(name)))
-        assert not found.ok
-        assert found.culprits[0] == path, initializer
+    # `make compare-faults` draws 40 more.
+    draw = random.Random(name)
+    weights = weights_by_module(tagged(name) / file)
+    path = draw.choice(sorted(weights))
+    initializer = draw.choice(weights[path])
+    plant(tagged(name), tmp_path / "broken", file, initializer)
+    found = compare(tmp_path / "broken", model=str(model_directory(name)))
+    assert not found.ok
+    assert found.culprits[:1] == (path,), initializer
 
 
 def test_two_faults_are_found(tagged: Callable[[str], Path], tmp_path: Path) -> None:

@@ -28,13 +28,15 @@ def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, s
     Raises:
         UsageError: Its config.json does not tell.
     """
-    if (directory / "model_index.json").is_file():
-        library = "diffusers"
-    elif "SentenceTransformer" in root_classes:
-        library = "sentence_transformers"
-    else:
-        library = "transformers"
+    library = library_of_export(directory, root_classes)
     return task_of_directory(directory, library, {}), library
+
+
+def library_of_export(directory: Path, root_classes: Iterable[str]) -> str:
+    """Return the library of an export that exists, as Optimum names it."""
+    if (directory / "model_index.json").is_file():
+        return "diffusers"
+    return "sentence_transformers" if "SentenceTransformer" in root_classes else "transformers"
 
 
 def task_of_directory(directory: Path, library: str, options: Mapping[str, Any]) -> str:

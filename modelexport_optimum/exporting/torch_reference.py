@@ -21,34 +21,13 @@ from modelexport_optimum.exporting.source import find_source
 from modelexport_optimum.system.private_names import CONVERSION_OF_MODEL, EXPORT_OF_PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
-    from torch.utils.hooks import RemovableHandle
+
+    from modelexport_optimum.exporting.torch_calls import Keep, TorchCall
 
     Arrays: TypeAlias = dict[str, np.ndarray]
-    Keep: TypeAlias = Callable[[str, np.ndarray], None]
-
-
-@dataclass(frozen=True, slots=True)
-class TorchCall:
-    """One call of one module.
-
-    Attributes:
-        path: Module path in the whole model.
-        module_class: Class name.
-        number: Which of the module's calls this is, from 0.
-        outputs: Names of the tensors that left it.
-        reads: Names of the tensors that it was given and that had left another call.
-        hands_on: What left it is the first tensor that it was given.
-    """
-
-    path: str
-    module_class: str
-    number: int
-    outputs: tuple[str, ...]
-    reads: tuple[str, ...]
-    hands_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +62,50 @@ class TorchPart:
         with self._prepared():
             return {name: leaf.numpy() for name, leaf in self._named(self._example(seed)).items()}
 
+    def fitted(
+        self, wanted: Mapping[str, Sequence[int | str | None]], sizes: Mapping[str, int]
+    ) -> TorchPart:
+        """Give the part with sizes of example inputs that its graph and its model take.
+
+        Args:
+            wanted: The shapes of the graph's inputs; sizes that are not fixed are no numbers.
+            sizes: Sizes of example inputs by name, before everything else.
+
+        Returns:
+            The part. What a size changes is seen by changing it: Optimum does not say.
+        """
+        shapes = {**self.shapes, **{k: n for k, n in sizes.items() if k in self.shapes}}
+        # Tensors are told apart by their shapes, so no axis is as long as another.
+        if shapes["sequence_length"] == getattr(self._config, "hidden_size", None):
+            shapes["sequence_length"] -= 3
+        part = replace(self, shapes=shapes)
+        made = part.inputs()
+        # Frames of sound, of which the model takes no more than it has positions for.
+        frames, config = "audio_sequence_length", self._config
+        has_frames = any(a.ndim > 2 and shapes.get(frames) in a.shape for a in made.values())
+        positions = getattr(config, "max_source_positions", None) or getattr(
+            config, "max_position_embeddings", None
+        )
+        if has_frames and isinstance(positions, int) and frames not in sizes:
+            shapes[frames] = min(shapes[frames], positions)
+        other = {
+            (name, axis): size
+            for name, shape in wanted.items()
+            for axis, size in enumerate(shape)
+            if isinstance(size, int) and name in made
+            if axis < made[name].ndim and made[name].shape[axis] != size
+        }
+        for key in shapes if other else ():
+            changed = replace(self, shapes={**shapes, key: shapes[key] + 1}).inputs()
+            for (name, axis), size in other.items():
+                if changed[name].shape[axis] != made[name].shape[axis]:
+                    shapes[key] = size  # the graph takes no other
+        return part
+
+    @property
+    def _config(self) -> Any:  # noqa: ANN401 (transformers', or a dictionary)
+        return getattr(self.whole, "config", None)
+
     def run(self, feeds: Arrays, keep: Keep) -> tuple[list[TorchCall], Arrays]:
         """Runs the part.
 
@@ -95,6 +118,8 @@ class TorchPart:
         """
         import torch
 
+        from modelexport_optimum.exporting.torch_calls import TorchCalls, tensors
+
         with self._prepared():
             example = self._example(0)
             replaced = {
@@ -103,14 +128,16 @@ class TorchPart:
                 if name in feeds
             }
             inputs = _with_tensors(example, replaced)
-            with torch.no_grad(), _recorded(self.whole, self.model, keep) as calls:
+            record = TorchCalls(self.whole, self.model, keep)
+            with torch.no_grad(), record.recorded(tensors(inputs)):
                 outputs = self.model(**inputs)
+            record.end(tensors(outputs))
         found = dict(self._flat_outputs(outputs))
         names = list(self.config.outputs)
         if not found.keys() & set(names) and len(found) == len(names):
             # The tracer names outputs by their order, whatever the model calls them.
             found = dict(zip(names, found.values(), strict=True))
-        return calls, found
+        return record.calls, found
 
     @contextlib.contextmanager
     def _prepared(self) -> Iterator[None]:
@@ -139,16 +166,20 @@ class TorchPart:
 
     def _named(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors in the arguments, by the name of the graph's input that each becomes."""
+        from modelexport_optimum.exporting.torch_calls import tensors
+
         names = list(self.config.ordered_inputs(self.model))
         # The tracer takes the arguments in the order of the signature; so are the names.
         ordered = [key for key in _signature(self.model) if key in inputs]
         ordered += [key for key in inputs if key not in ordered]
-        leaves = [leaf for key in ordered for leaf in _tensors(inputs[key])]
+        leaves = [leaf for key in ordered for leaf in tensors(inputs[key])]
         return dict(zip(names, leaves, strict=True))
 
     def _flat_outputs(self, outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
         """The outputs by name, as Optimum's validation flattens them."""
         import torch
+
+        from modelexport_optimum.exporting.torch_calls import as_array
 
         for key, value in outputs.items():
             name = "present" if key == "past_key_values" else key
@@ -159,7 +190,7 @@ class TorchPart:
                 flat = {name: value}
             for flat_name, tensor in flat.items():
                 if isinstance(tensor, torch.Tensor):
-                    yield flat_name, _array(tensor)
+                    yield flat_name, as_array(tensor)
 
 
 def torch_parts(
@@ -167,7 +198,8 @@ def torch_parts(
     task: str,
     *,
     library: str | None = None,
-    monolith: bool = False,
+    options: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> list[TorchPart]:
     """Loads a model, and takes it into the parts that Optimum exports.
@@ -176,7 +208,8 @@ def torch_parts(
         model: A name on the Hub, a directory, or a model in memory.
         task: Optimum's name of the task, or "auto".
         library: Optimum's name of the library, or None to find it out.
-        monolith: Export an encoder and decoder as one.
+        options: Further options of Optimum's exporter.
+        model_kwargs: Further arguments of the model.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
@@ -205,9 +238,9 @@ def torch_parts(
             parts.append(TorchPart(file, whole, part, config, input_shapes, model_kwargs or {}))
         return [], []
 
-    options: dict[str, Any] = {"do_validation": False, "no_post_process": True}
-    if monolith:
-        options["monolith"] = True
+    given: dict[str, Any] = {"do_validation": False, "no_post_process": True, **(options or {})}
+    if model_kwargs:
+        given["model_kwargs"] = dict(model_kwargs)
     with (
         tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch,
         CONVERSION_OF_MODEL.replaced(keep_whole),
@@ -217,12 +250,12 @@ def torch_parts(
         directory = Path(scratch)
         if isinstance(model, str | Path):
             if library is not None:
-                options["library_name"] = library
-            options["trust_remote_code"] = trust_remote_code
+                given["library_name"] = library
+            given["trust_remote_code"] = trust_remote_code
             source = find_source(model, library=library, trust_remote_code=trust_remote_code)
-            optimum_export.export_source(source, directory, task, options, _ignore_stage)
+            optimum_export.export_source(source, directory, task, given, _ignore_stage)
         else:
-            optimum_export.export_model(model, None, directory, task, options, _ignore_stage)
+            optimum_export.export_model(model, None, directory, task, given, _ignore_stage)
     return parts
 
 
@@ -252,96 +285,6 @@ def _signature(model: torch.nn.Module) -> list[str]:
     return list(inspect.signature(type(model).forward).parameters)
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype.is_floating_point and str(tensor.dtype) == "torch.bfloat16":
-        tensor = tensor.float()  # NumPy has no bfloat16
-    array: np.ndarray = tensor.numpy()
-    return array
-
-
-@contextlib.contextmanager
-def _recorded(
-    whole: torch.nn.Module, traced: torch.nn.Module, keep: Keep
-) -> Iterator[list[TorchCall]]:
-    """Records what leaves the calls of modules in the block."""
-    recorder = _Recorder(whole, traced, keep)
-    modules = {id(module): module for part in (whole, traced) for module in part.modules()}
-    hooks: list[RemovableHandle] = []
-    for module in modules.values():
-        hooks.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))
-        hooks.append(module.register_forward_hook(recorder.leave))
-    try:
-        yield recorder.calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class _Recorder:
-    """Forward hooks that write down calls."""
-
-    def __init__(self, whole: torch.nn.Module, traced: torch.nn.Module, keep: Keep) -> None:
-        from torch.utils.weak import WeakTensorKeyDictionary
-
-        self.calls: list[TorchCall] = []
-        self._keep = keep
-        self._paths: dict[int, list[str]] = {}
-        for path, module in whole.named_modules(remove_duplicate=False):
-            self._paths.setdefault(id(module), []).append(path)
-        # Optimum traces a copy of some components: it has the same paths.
-        if id(traced) not in self._paths:
-            for path, module in traced.named_modules(remove_duplicate=False):
-                self._paths.setdefault(id(module), []).append(path)
-        self._stack: list[int] = []
-        self._counts: dict[str, int] = {}
-        # The name and version of tensors that have left a call, as long as they live.
-        self._named = WeakTensorKeyDictionary()
-
-    def enter(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-        """Begins a call."""
-        paths = self._paths[id(module)]
-        around = self.calls[self._stack[-1]].path if self._stack else ""
-        path = next((p for p in paths if not around or p.startswith(f"{around}.")), paths[0])
-        number = self._counts.get(path, 0)
-        self._counts[path] = number + 1
-        read = [self._name_of(tensor) for tensor in _tensors((args, kwargs))]
-        reads = tuple(dict.fromkeys(name for name in read if name))
-        self._stack.append(len(self.calls))
-        self.calls.append(TorchCall(path, type(module).__name__, number, (), reads))
-
-    def leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
-        """Ends a call."""
-        import torch
-
-        index = self._stack.pop()
-        call = self.calls[index]
-        names: list[str] = []
-        for tensor in _tensors(output):
-            name = self._name_of(tensor)
-            if name is None:
-                name = f"{call.path or 'root'}#{call.number}.{len(names)}"
-                self._named[tensor] = (name, tensor._version)
-                self._keep(name, _array(tensor))
-            names.append(name)
-        given = next(_tensors(args), None)
-        hands_on = (
-            isinstance(output, torch.Tensor)
-            and given is not None
-            and not any(True for _ in module.parameters())
-            and given.shape == output.shape
-            and torch.equal(given, output)
-        )
-        self.calls[index] = replace(call, outputs=tuple(dict.fromkeys(names)), hands_on=hands_on)
-
-    def _name_of(self, tensor: torch.Tensor) -> str | None:
-        """The name of a tensor that has left a call and was not written to since."""
-        if tensor not in self._named:
-            return None
-        name, version = self._named[tensor]
-        return str(name) if version == tensor._version else None
-
-
 def _with_tensors(value: Any, replaced: Mapping[int, torch.Tensor]) -> Any:  # noqa: ANN401
     """A model's arguments with some tensors, by their identity, replaced by others."""
     if isinstance(value, dict):
@@ -349,17 +292,3 @@ def _with_tensors(value: Any, replaced: Mapping[int, torch.Tensor]) -> Any:  # n
     if isinstance(value, list | tuple):
         return type(value)(_with_tensors(item, replaced) for item in value)
     return replaced.get(id(value), value)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
-    """Yields the tensors in what a module is given or gives, in order."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

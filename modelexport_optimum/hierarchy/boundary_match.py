@@ -14,7 +14,9 @@ from modelexport_optimum.hierarchy.comparison import difference
 from modelexport_optimum.hierarchy.recorded_run import output_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
 
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph, ModuleCall
     from modelexport_optimum.hierarchy.recorded_run import RecordedCall, RecordedRun, ValueStore
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 # Distances that are computed to tell values of one shape apart: eight values on each side.
 _MOST_DISTANCES = 64
+
+# Two tensors that have nothing to do with each other differ by more: by the root of 2 if their
+# norms are equal.
+_ALIKE = 1.0
 
 
 @dataclass(slots=True)
@@ -32,12 +38,14 @@ class MatchedCall:
         recorded: The call in the reference.
         call: The call in the graph whose nodes make the values; None if there is none.
         pairs: Values of the graph to those of the reference.
+        given: Values that it reads and the call around it makes, to those of the reference.
         reason: Why there are no pairs, or what they stand for; or "".
     """
 
     recorded: RecordedCall
     call: ModuleCall | None = None
     pairs: dict[str, str] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
     @property
@@ -69,6 +77,7 @@ def match(recorded: RecordedRun, graph: FlatGraph, values: ValueStore) -> list[M
             _match_root(entries, calls[""], recorded, values)
             continue
         _match_module(entries, calls.get(path, []), recorded.values, values)
+    _leave_out_blurred(matched)
     _name_fused(matched, graph)
     _match_without_nodes(matched, recorded, graph)
     return matched
@@ -99,6 +108,7 @@ def _match_module(
     if len(entries) == len(calls):
         for entry, call in zip(entries, calls, strict=True):
             entry.call = call
+            entry.given = _given(entry.recorded, call, reference, values)
             entry.pairs = _paired(
                 [name for name in entry.recorded.outputs if name in reference],
                 [name for name in call.outputs if name in values],
@@ -141,7 +151,37 @@ def _paired(
             pairs.update(zip(those, these, strict=True) if len(these) == len(those) else ())
         else:
             pairs.update(_closest(these, those, reference, values))
+    _pair_transposed(pairs, shapes)
     return pairs
+
+
+def _pair_transposed(
+    pairs: dict[str, str],
+    shapes: Mapping[tuple[int, ...], tuple[list[str], list[str]]],
+) -> None:
+    """Pairs what is left over, if one side has it with its axes in another order.
+
+    An exporter drops a Transpose at the end of a module and the one that follows it outside.
+    """
+    theirs = [(o, shape) for shape, (names, _) in shapes.items() for o in names]
+    ours = [(n, shape) for shape, (_, names) in shapes.items() for n in names]
+    theirs = [(name, shape) for name, shape in theirs if name not in pairs.values()]
+    ours = [(name, shape) for name, shape in ours if name not in pairs]
+    if len(theirs) == len(ours) == 1 and order_of_axes(theirs[0][1], ours[0][1]):
+        pairs[ours[0][0]] = theirs[0][0]
+
+
+def order_of_axes(theirs: tuple[int, ...], ours: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The order in which a tensor's axes give another shape; None if that is not certain."""
+    if sorted(theirs) != sorted(ours) or len(set(ours)) < len(ours):
+        return None
+    return tuple(theirs.index(size) for size in ours)
+
+
+def in_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A value of the reference as the value of the graph has it that it is a pair with."""
+    order = None if value.shape == shape else order_of_axes(value.shape, shape)
+    return value if order is None else value.transpose(order)
 
 
 def _closest(
@@ -159,12 +199,52 @@ def _closest(
     return pairs
 
 
+def _given(
+    recorded: RecordedCall, call: ModuleCall, reference: ValueStore, values: ValueStore
+) -> dict[str, str]:
+    """Pairs what a call reads of the call around it.
+
+    One side may show what the other does not, so that only values that are alike are pairs.
+    """
+    pairs = _paired(
+        [name for name in recorded.given if name in reference],
+        [name for name in call.inputs if name in values],
+        reference,
+        values,
+    )
+    return {
+        name: other
+        for name, other in pairs.items()
+        if difference(in_shape(reference.get(other), values.shape(name)), values.get(name)).relative
+        < _ALIKE
+    }
+
+
 def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
     if not tuple(theirs):
         return "no tensor leaves it in the reference"
     if not ours:
         return "no tensor leaves it in the graph: nothing outside reads what it makes"
     return "the tensors that leave it have other shapes than those of the reference"
+
+
+def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
+    """Takes back matches of modules in which another module calls something.
+
+    By its tag such a call is in the module, so that what leaves the module is not to be told.
+    """
+    called = {entry.recorded.path for entry in matched}
+    blurred: dict[str, str] = {}
+    for entry in matched:
+        outer = entry.recorded.path.rpartition(".")[0]
+        while outer and not _is_inside(entry.recorded.caller, outer):
+            if outer in called:
+                blurred[outer] = entry.recorded.path
+            outer = outer.rpartition(".")[0]
+    for entry in matched:
+        if inner := blurred.get(entry.recorded.path):
+            entry.pairs = {}
+            entry.reason = f"{inner} in it is called from outside it, too"
 
 
 def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
@@ -223,6 +303,12 @@ def _match_without_nodes(
             entry.reason = "no tensor leaves it in the reference"
         elif call.hands_on:
             entry.reason = "it hands on what it is given"
+        elif not call.needed:
+            entry.reason = "no output needs what leaves it: the export left it out"
+            continue
+        elif not call.varies:
+            entry.reason = "it depends on no input: the export holds what leaves it as a constant"
+            continue
         elif not entry.reason:
             entry.reason = "no node of the graph is its own"
         if len(call.reads) != 1 or len(call.outputs) != 1:

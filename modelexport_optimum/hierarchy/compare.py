@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy import run_inputs
-from modelexport_optimum.hierarchy.boundary_match import match
+from modelexport_optimum.hierarchy.boundary_match import in_shape, match
+from modelexport_optimum.hierarchy.choices import outputs_after, take_choices
 from modelexport_optimum.hierarchy.comparison import (
     LARGEST_SHOWN,
     Comparison,
@@ -155,7 +156,7 @@ def compare_files(
             label = f"{pair.name} ({chosen})" if branch else pair.name
             graph = flatten(pair.file, branch)
             found = [
-                _compare_sample(pair, graph, label, samples, seed, on, session)
+                _compare_sample(pair, graph, label, samples, seed, on, session, tolerance)
                 for seed in range(samples.samples)
             ]
             merged = [_merged_modules(calls) for calls in zip(*(f[0] for f in found), strict=True)]
@@ -182,12 +183,16 @@ def _compare_sample(
     seed: int,
     provider: Provider,
     session: onnxruntime.InferenceSession | None,
+    tolerance: float,
 ) -> tuple[list[ModuleComparison], list[OutputComparison]]:
     """Compares one graph on one sample of inputs."""
     feeds = _feeds(pair, graph, samples, seed)
     run = TappedRun(graph, provider)
     recorded = pair.reference.record(graph.branch, feeds)
     ours = record_graph(graph, run, feeds)
+    ours = take_choices(
+        graph, run, recorded, ours, lambda: record_graph(graph, run, feeds), feeds, tolerance
+    )
     with recorded.values, ours.values:
         matched = match(recorded, graph, ours.values)
         own = _own_differences(matched, recorded, ours, graph, run, feeds)
@@ -195,6 +200,14 @@ def _compare_sample(
         deployed = deployed_outputs(
             pair.file.path, graph, recorded, ours, feeds, provider, label, session
         )
+        # The deployed graph makes its own choices, so that what follows from them is no measure.
+        chosen = outputs_after(graph, set(run.chosen))
+        deployed = [
+            dataclasses.replace(row, relative=row.unfused)
+            if row.name in chosen and row.unfused is not None
+            else row
+            for row in deployed
+        ]
     called = {call.path for call in recorded.calls}
     rows += [
         ModuleComparison(
@@ -271,6 +284,9 @@ def _own_differences(
             stands_for.setdefault(name, other)
             if entry.call is not None:
                 wanted[entry.call.depth].setdefault(name, (id(entry.call), other))
+    for entry in matched:
+        for name, other in entry.given.items():
+            stands_for.setdefault(name, other)
     own: dict[tuple[int, str], float] = {}
     for depth, names in wanted.items():
 
@@ -280,12 +296,13 @@ def _own_differences(
             return graph.makers[name].call.around(depth) is not node.call.around(depth)
 
         def replacement(name: str) -> np.ndarray:
-            value = recorded.values.get(stands_for[name])
+            value = in_shape(recorded.values.get(stands_for[name]), ours.values.shape(name))
             return value.astype(ours.values.dtype(name), copy=False)
 
         for name, value in run.replaced(set(names), feeds, is_replaced, replacement):
             call, other = names[name]
-            own[call, name] = difference(recorded.values.get(other), value).relative
+            theirs = in_shape(recorded.values.get(other), value.shape)
+            own[call, name] = difference(theirs, value).relative
     return own
 
 
@@ -306,7 +323,10 @@ def _row(
         )
     found = worst(
         [
-            difference(recorded.values.get(other), ours.values.get(name))
+            difference(
+                in_shape(recorded.values.get(other), ours.values.shape(name)),
+                ours.values.get(name),
+            )
             for name, other in entry.pairs.items()
         ]
     )

@@ -17,7 +17,7 @@ import onnx
 from modelexport_optimum.hierarchy.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Graph, Tensor, Value
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # The tracer's count of the calls of one scope, at the scope's end: `attention_1`
 # (torch/csrc/jit/passes/onnx/naming.cpp).
 _CALL_COUNT = re.compile(r"_\d+$")
+
+# A weight, or the same weight under another name.
+_NO_COMPUTATION = {"Constant", "Identity"}
 
 # They make other values each time.
 _RANDOM = {
@@ -47,7 +50,12 @@ class ModuleCall:
         parent: The call in which it was made; None for the root's.
         depth: How many calls are around it.
         outputs: Values that it makes and other calls read, or the graph gives, in file
-            order; without those that depend on weights and constants alone.
+            order; without those that depend on weights and constants alone, unless all do.
+        inputs: Values that it reads and that a call around it makes, outside other calls, in
+            file order.
+        choices: Indices that a TopK in it gives, outside calls in it, in file order.
+        has_weights: A node in it reads an initializer.
+        varies: What a node in it makes depends on an input of the graph.
     """
 
     module: TaggedModule
@@ -55,6 +63,10 @@ class ModuleCall:
     parent: ModuleCall | None
     depth: int
     outputs: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+    has_weights: bool = False
+    varies: bool = False
 
     def around(self, depth: int) -> ModuleCall:
         """The call around it at a depth; itself if it is not deeper than that."""
@@ -286,11 +298,15 @@ class _Calls:
         return calls[0]
 
     def in_order(self, nodes: Iterable[FlatNode]) -> list[ModuleCall]:
-        """The calls that compute something, in the order in which they began, outer first."""
+        """The calls that compute something, in the order in which they began, outer first.
+
+        One that computes from weights alone (a weight's norm, a table of relative positions)
+        is as good as another, but a Constant or a weight's other name is no computation.
+        """
         first: dict[int, int] = {}
         for index, node in enumerate(nodes):
             call: ModuleCall | None = node.call
-            while call is not None and not node.constant:
+            while call is not None and node.proto.op_type not in _NO_COMPUTATION:
                 first.setdefault(id(call), index)
                 call = call.parent
         made = [call for calls in self._calls.values() for call in calls if id(call) in first]
@@ -311,21 +327,34 @@ def _own_scope(node: TaggedNode) -> str:
 
 
 def _find_outputs(graph: FlatGraph) -> None:
-    """Notes what leaves each call."""
+    """Notes what leaves each call, and what enters it from the call around it."""
     readers: dict[str, list[ModuleCall | None]] = {name: [None] for name in graph.outputs}
     for node in graph.nodes:
         for name in node.reads:
             readers.setdefault(name, []).append(node.call)
+        call: ModuleCall | None = node.call
+        while call is not None:
+            call.varies |= not node.constant
+            call.has_weights |= any(name in graph.initializers for name in node.reads)
+            call = call.parent
     for node in graph.nodes:
-        if node.constant:
-            continue
+        if node.proto.op_type == "TopK":
+            node.call.choices += node.proto.output[1:]
         for name in node.makes:
-            around: ModuleCall | None = node.call
-            while around is not None:
-                depth = around.depth
-                if any(
-                    reader is None or reader.around(depth) is not around
-                    for reader in readers.get(name, ())
-                ):
-                    around.outputs.append(name)
-                around = around.parent
+            _find_readers(node, name, readers.get(name, ()))
+
+
+def _find_readers(node: FlatNode, name: str, readers: Collection[ModuleCall | None]) -> None:
+    around: ModuleCall | None = node.call
+    while around is not None:
+        depth = around.depth
+        leaves = any(reader is None or reader.around(depth) is not around for reader in readers)
+        if leaves and not (node.constant and around.varies):
+            around.outputs.append(name)
+        around = around.parent
+    if not node.constant:
+        for reader in readers:
+            while reader is not None and reader is not node.call:
+                if reader.around(node.call.depth) is node.call and name not in reader.inputs:
+                    reader.inputs.append(name)
+                reader = reader.parent

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph, ModuleCall
@@ -67,6 +68,10 @@ class ValueStore:
         trace: TracebackType | None,
     ) -> None:
         """Removes the values."""
+        self.close()
+
+    def close(self) -> None:
+        """Removes the values."""
         self._directory.cleanup()
 
 
@@ -78,17 +83,29 @@ class RecordedCall:
         path: Module path.
         module_class: Class name.
         number: Which of the module's calls this is, from 0.
+        caller: Path of the module that called it; "" for the root, too.
         outputs: Names of the values that left it.
         reads: Names of the values that it read and that had left another call.
+        given: Names of the other values that it read, which calls around it had made.
+        choices: Names of the indices that a TopK gave in it, outside calls in it.
         hands_on: What left it is what it was given, as in a Dropout that is not training.
+        has_weights: It, or a module inside it, has weights.
+        needed: An output of the whole depends on what left it.
+        varies: What left it depends on an input of the whole.
     """
 
     path: str
     module_class: str
     number: int
-    outputs: tuple[str, ...]
-    reads: tuple[str, ...]
+    caller: str = ""
+    outputs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     hands_on: bool = False
+    has_weights: bool = False
+    needed: bool = True
+    varies: bool = True
 
 
 def output_value(name: str) -> str:
@@ -128,7 +145,8 @@ def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun
         ModelExportError: ONNX Runtime cannot load or run it.
     """
     recorded = RecordedRun()
-    wanted = {name for call in graph.calls for name in call.outputs}
+    left = {name for call in graph.calls for name in call.outputs}
+    wanted = left.union(*((*call.inputs, *call.choices) for call in graph.calls))
     given = {name for name in graph.outputs if name in graph.makers}
     for name, value in run.values(wanted | given, feeds):
         if name in graph.outputs and isinstance(value, np.ndarray):
@@ -138,21 +156,30 @@ def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun
     reads: dict[int, dict[str, None]] = {id(call): {} for call in graph.calls}
     for node in graph.nodes:
         for name in node.reads:
-            if name not in recorded.values:
+            if name not in left or name not in recorded.values:
                 continue
             maker = graph.makers[name].call
             call: ModuleCall | None = node.call
             while call is not None and maker.around(call.depth) is not call:
                 reads[id(call)][name] = None
                 call = call.parent
+
+    def seen(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in dict.fromkeys(names) if name in recorded.values)
+
     for call in graph.calls:
         recorded.calls.append(
             RecordedCall(
                 call.module.path,
                 call.module.module_class,
                 call.number,
-                tuple(name for name in dict.fromkeys(call.outputs) if name in recorded.values),
-                tuple(reads[id(call)]),
+                call.parent.module.path if call.parent is not None else "",
+                outputs=seen(call.outputs),
+                reads=tuple(reads[id(call)]),
+                given=seen(call.inputs),
+                choices=seen(call.choices),
+                has_weights=call.has_weights,
+                varies=call.varies,
             )
         )
     return recorded

@@ -54,6 +54,8 @@ class TappedRun:
         self._graph = graph
         self._provider = provider or Provider(CPU)
         self._base = _model_without_graph(graph)
+        self.chosen: Arrays = {}
+        """Values by name that stand for what the graph makes, wherever a node reads them."""
 
     def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
         """Runs the graph and yields the values that are wanted, in the order of the graph.
@@ -65,15 +67,20 @@ class TappedRun:
         Raises:
             ModelExportError: ONNX Runtime cannot load or run it.
         """
-        nodes = self._needed(wanted, {})
-        live: dict[str, Any] = dict(feeds)
+        renamed: dict[int, dict[str, str]] = {}
+        nodes = self._needed(wanted, renamed)
+        chosen = {_stand_in(name): value for name, value in self.chosen.items()}
+        live: dict[str, Any] = {**feeds, **chosen}
         for start, end in _pieces(nodes, wanted):
             later = {name for node in nodes[end:] for name in node.reads}
             made = [name for node in nodes[start:end] for name in node.makes]
             outputs = [name for name in made if name in wanted or name in later]
-            found = self._run(nodes[start:end], {}, outputs, live)
+            found = self._run(nodes[start:end], renamed, outputs, live) | {
+                name: self.chosen[name] for name in outputs if name in self.chosen
+            }
             yield from ((name, found[name]) for name in outputs if name in wanted)
             live = {name: value for name, value in {**live, **found}.items() if name in later}
+            live |= chosen
 
     def replaced(
         self,
@@ -102,8 +109,11 @@ class TappedRun:
             live: dict[str, Any] = dict(feeds)
             for node in nodes:
                 for name, other in renamed.get(id(node), {}).items():
-                    live[other] = replacement(name)
-            yield from self._run(nodes, renamed, piece, live).items()
+                    if other not in live:
+                        is_chosen = name in self.chosen
+                        live[other] = self.chosen[name] if is_chosen else replacement(name)
+            found = self._run(nodes, renamed, piece, live)
+            yield from ((name, self.chosen.get(name, value)) for name, value in found.items())
 
     def _needed(
         self,
@@ -119,8 +129,10 @@ class TappedRun:
                 continue
             needed.append(node)
             for name in node.reads:
-                if is_replaced is not None and name in node.proto.input and is_replaced(node, name):
-                    renamed.setdefault(id(node), {})[name] = f"{name} of the reference"
+                if name in node.proto.input and (
+                    name in self.chosen or (is_replaced is not None and is_replaced(node, name))
+                ):
+                    renamed.setdefault(id(node), {})[name] = _stand_in(name)
                 else:
                     todo.add(name)
         return needed[::-1]
@@ -214,6 +226,10 @@ def _not_computed(
                 if attribute.name == "value":
                     known[node.makes[0]] = onnx.numpy_helper.to_array(attribute.t)
     return known
+
+
+def _stand_in(name: str) -> str:
+    return f"{name} of the reference"
 
 
 def _is_embedded(tensor: Tensor) -> bool:

@@ -339,14 +339,14 @@ def _program() -> Callable[[list[str]], object]:
     return typer.main.get_command(app)
 
 
-def _profile(case: Case) -> None:
-    """In a process of its own: ONNX Runtime's own faults would end this one."""
+def _apart(function: Callable[[Case], None], case: Case) -> None:
+    """Runs in a process of its own: ONNX Runtime's own faults would end this one."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         status, said = 0, ""
         try:
-            _profile_here(case)
+            function(case)
         except ModelExportError as error:
             status, said = 1, str(error)
         except BaseException as error:
@@ -370,10 +370,21 @@ def _profile(case: Case) -> None:
         raise RuntimeError(said)
 
 
-def _profile_here(case: Case) -> None:
+def _profile(case: Case) -> None:
     from modelexport_optimum.hierarchy.profile import profile
 
     found = profile(case.directory, iterations=1, sequence_length=8, sizes={"batch": 2})
+    json.dumps(found.to_dict())
+
+
+def _compare(case: Case) -> None:
+    from modelexport_optimum import compare
+
+    tagged = case.source
+    if not tagged.name.endswith("-tagged"):
+        tagged = tagged.with_name(f"{tagged.name}-tagged")
+    sides = case.random.sample([case.directory, tagged], 2)
+    found = compare(*sides, sequence_length=8, sizes={"batch": 2})
     json.dumps(found.to_dict())
 
 
@@ -392,7 +403,8 @@ VERBS: dict[str, Callable[[Case], object]] = {
     "diff": _diff,
     "extract": _extract,
     "report": _report,
-    "profile": _profile,
+    "profile": functools.partial(_apart, _profile),
+    "compare": functools.partial(_apart, _compare),
     "verify": _verify,
     "tag command": _command("tag", "{}"),
     "tag --json": _command("tag", "{}", "--json"),
@@ -404,7 +416,15 @@ VERBS: dict[str, Callable[[Case], object]] = {
 }
 
 # The cheap ones more often.
-WEIGHTS = {"report": 0.1, "profile": 0.5, "verify": 0.05, "tag": 3, "strip": 3, "read": 2}
+WEIGHTS = {
+    "report": 0.1,
+    "profile": 0.5,
+    "compare": 0.5,
+    "verify": 0.05,
+    "tag": 3,
+    "strip": 3,
+    "read": 2,
+}
 
 
 def chosen_verbs(without: Sequence[str] = ()) -> list[str]:

@@ -1,0 +1,277 @@
+"""What leaves each call of each module while PyTorch runs, and what becomes of it.
+
+Hooks on the modules see the calls. A dispatch mode sees the operations between them: which
+results no output needs (an exporter leaves them out), which depend on no input (it may hold
+them as constants), and what `topk` has chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy as np
+    from torch.utils.hooks import RemovableHandle
+
+    Keep: TypeAlias = Callable[[str, np.ndarray], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TorchCall:
+    """One call of one module.
+
+    Attributes:
+        path: Module path in the whole model.
+        module_class: Class name.
+        number: Which of the module's calls this is, from 0.
+        caller: Path of the module that called it; "" for the root, too.
+        outputs: Names of the tensors that left it.
+        reads: Names of the tensors that it was given and that had left another call.
+        given: Names of the other tensors that it was given.
+        choices: Names of the indices that `topk` gave in it, outside calls in it.
+        hands_on: What left it is the first tensor that it was given.
+        has_weights: It, or a module inside it, has a parameter or buffer.
+        needed: An output of the whole depends on what left it.
+        varies: What left it depends on an input of the whole.
+    """
+
+    path: str
+    module_class: str
+    number: int
+    caller: str = ""
+    outputs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    hands_on: bool = False
+    has_weights: bool = False
+    needed: bool = True
+    varies: bool = True
+
+
+class TorchCalls:
+    """The calls of a run, written down while it goes on."""
+
+    def __init__(self, whole: torch.nn.Module, traced: torch.nn.Module, keep: Keep) -> None:
+        """Prepares for one run.
+
+        Args:
+            whole: The model, or the component of a pipeline, whose paths the calls have.
+            traced: The part of it that is run.
+            keep: Called with the name and value of each tensor.
+        """
+        self.calls: list[TorchCall] = []
+        self._keep = keep
+        self._paths: dict[int, list[str]] = {}
+        for path, module in whole.named_modules(remove_duplicate=False):
+            self._paths.setdefault(id(module), []).append(path)
+        # Optimum traces a copy of some components: it has the same paths.
+        if id(traced) not in self._paths:
+            for path, module in traced.named_modules(remove_duplicate=False):
+                self._paths.setdefault(id(module), []).append(path)
+        self._modules = {id(m): m for part in (whole, traced) for m in part.modules()}
+        self._stack: list[int] = []
+        self._counts: dict[str, int] = {}
+        # The name and version of tensors that have left a call, as long as they live; and of
+        # those that a call was given.
+        self._left = WeakTensorKeyDictionary()
+        self._given = WeakTensorKeyDictionary()
+        self._operations = _Operations(self._choose)
+        self._made_by: list[set[int]] = []
+        self._inputs: dict[int, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def recorded(self, inputs: Iterable[torch.Tensor]) -> Iterator[None]:
+        """Records what runs in the block.
+
+        Args:
+            inputs: The inputs of the whole.
+        """
+        whole = list(inputs)
+        self._inputs = {id(tensor): tensor for tensor in whole}
+        self._operations.begin(whole)
+        hooks: list[RemovableHandle] = []
+        for module in self._modules.values():
+            hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            hooks.append(module.register_forward_hook(self._leave))
+        try:
+            with self._operations:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def end(self, outputs: Iterable[torch.Tensor]) -> None:
+        """Notes what the outputs of the whole depend on."""
+        needed = self._operations.before(outputs)
+        for index, (call, made_by) in enumerate(zip(self.calls, self._made_by, strict=True)):
+            self.calls[index] = replace(
+                call,
+                needed=not made_by or not made_by.isdisjoint(needed),
+                varies=self._operations.vary(made_by),
+            )
+
+    def _enter(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        paths = self._paths[id(module)]
+        around = self.calls[self._stack[-1]].path if self._stack else ""
+        path = next((p for p in paths if not around or p.startswith(f"{around}.")), paths[0])
+        number = self._counts.get(path, 0)
+        self._counts[path] = number + 1
+        reads: dict[str, None] = {}
+        given: dict[str, None] = {}
+        for tensor in tensors((args, kwargs)):
+            if name := _name_of(tensor, self._left):
+                reads[name] = None
+            elif self._stack and id(tensor) not in self._inputs:
+                name = _name_of(tensor, self._given)
+                if name is None:
+                    name = f"{path}#{number}<{len(given)}"
+                    self._given[tensor] = (name, tensor._version)
+                    self._keep(name, as_array(tensor))
+                given[name] = None
+        has_weights = any(True for _ in (*module.parameters(), *module.buffers()))
+        self._stack.append(len(self.calls))
+        self.calls.append(
+            TorchCall(
+                path, type(module).__name__, number, around,
+                reads=tuple(reads), given=tuple(given), has_weights=has_weights,
+            )
+        )  # fmt: skip
+        self._made_by.append(set())
+
+    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        index = self._stack.pop()
+        call = self.calls[index]
+        names: list[str] = []
+        for tensor in tensors(output):
+            name = _name_of(tensor, self._left)
+            if name is None:
+                name = f"{call.path or 'root'}#{call.number}.{len(names)}"
+                self._left[tensor] = (name, tensor._version)
+                self._keep(name, as_array(tensor))
+            names.append(name)
+            self._made_by[index] |= self._operations.writers(tensor)
+        first = next(tensors(args), None)
+        hands_on = (
+            isinstance(output, torch.Tensor)
+            and first is not None
+            and not any(True for _ in module.parameters())
+            and first.shape == output.shape
+            and torch.equal(first, output)
+        )
+        self.calls[index] = replace(call, outputs=tuple(dict.fromkeys(names)), hands_on=hands_on)
+
+    def _choose(self, indices: torch.Tensor) -> None:
+        if self._stack:
+            call = self.calls[self._stack[-1]]
+            name = f"{call.path or 'root'}#{call.number}?{len(call.choices)}"
+            self._keep(name, as_array(indices))
+            self.calls[self._stack[-1]] = replace(call, choices=(*call.choices, name))
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Which operation's result depends on which others', by the memory that they write to.
+
+    A view shares its memory with what it is a view of, so that what is written through one is
+    known of the other.
+    """
+
+    def __init__(self, choose: Callable[[torch.Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._choose = choose
+        self._before: list[set[int]] = []
+        self._vary: list[bool] = []
+        self._writers: dict[int, set[int]] = {}
+
+    def begin(self, inputs: Iterable[torch.Tensor]) -> None:
+        """Notes the inputs, as what one operation has made."""
+        self._note((), inputs, writes=False)
+        self._vary[0] = True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        self._note(tensors((args, kwargs)), tensors(result), writes=func._schema.is_mutable)
+        if func is torch.ops.aten.topk.default:
+            self._choose(result[1])
+        return result
+
+    def writers(self, tensor: torch.Tensor) -> set[int]:
+        """The operations that have written to a tensor's memory."""
+        return self._writers.get(_memory(tensor), set())
+
+    def before(self, results: Iterable[torch.Tensor]) -> set[int]:
+        """The operations that results depend on."""
+        todo = [number for tensor in results for number in self.writers(tensor)]
+        found: set[int] = set()
+        while todo:
+            number = todo.pop()
+            if number not in found:
+                found.add(number)
+                todo += self._before[number]
+        return found
+
+    def vary(self, numbers: Iterable[int]) -> bool:
+        """Whether one of the operations depends on an input."""
+        return any(self._vary[number] for number in numbers)
+
+    def _note(
+        self, read: Iterable[torch.Tensor], made: Iterable[torch.Tensor], *, writes: bool
+    ) -> None:
+        number = len(self._before)
+        memories = {_memory(tensor) for tensor in read}
+        before = {other for memory in memories for other in self._writers.get(memory, ())}
+        self._before.append(before)
+        self._vary.append(self.vary(before))
+        for tensor in made:
+            memory = _memory(tensor)
+            if memory not in memories:
+                self._writers[memory] = {number}
+            elif writes:  # and is no view
+                self._writers.setdefault(memory, set()).add(number)
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
+    """Yields the tensors in what a module is given or gives, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as NumPy has it."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()  # NumPy has no bfloat16
+    array: np.ndarray = tensor.numpy()
+    return array
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _name_of(tensor: torch.Tensor, names: WeakTensorKeyDictionary) -> str | None:
+    """The name of a tensor that was seen, and was not written to since."""
+    if tensor not in names:
+        return None
+    name, version = names[tensor]
+    return str(name) if version == tensor._version else None

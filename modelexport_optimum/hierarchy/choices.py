@@ -1,0 +1,119 @@
+"""What a TopK chose, where rounding alone decides between the two sides.
+
+Scores that are equal but for rounding are in another order on another machine, and a TopK
+that need not sort gives any order. All that follows (which expert a token goes to, which
+queries a decoder gets) differs then, and no module is at fault. So the other side is run with
+the choices of the reference, where its own scores allow them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
+    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+    from modelexport_optimum.hierarchy.tapped_run import Arrays, TappedRun
+
+
+def differing_choices(recorded: RecordedRun, ours: RecordedRun) -> Arrays:
+    """The choices of the reference that are not those of a graph.
+
+    Args:
+        recorded: The reference.
+        ours: The graph's run.
+
+    Returns:
+        The reference's indices by the name of the value of the graph that they stand for.
+    """
+    theirs = {(call.path, call.number): call.choices for call in recorded.calls}
+    found: Arrays = {}
+    for call in ours.calls:
+        names = theirs.get((call.path, call.number), ())
+        if len(names) != len(call.choices):
+            continue
+        for name, other in zip(call.choices, names, strict=True):
+            value = recorded.values.get(other)
+            mine = ours.values.get(name)
+            if value.shape == mine.shape and not np.array_equal(value, mine):
+                found[name] = value.astype(mine.dtype)
+    return found
+
+
+def take_choices(
+    graph: FlatGraph,
+    run: TappedRun,
+    recorded: RecordedRun,
+    ours: RecordedRun,
+    record: Callable[[], RecordedRun],
+    feeds: Arrays,
+    tolerance: float,
+) -> RecordedRun:
+    """Runs a graph with the choices of the reference, if its own are not the same.
+
+    Args:
+        graph: The graph.
+        run: What runs it, and goes on doing so with the choices that are taken.
+        recorded: The reference.
+        ours: The graph's run with its own choices.
+        record: Runs it once more.
+        feeds: Its inputs.
+        tolerance: Scores whose relative difference is not larger are equal.
+
+    Returns:
+        The graph's run with the choices that are taken; `ours` if there are none.
+    """
+    run.chosen = differing_choices(recorded, ours)
+    while run.chosen:
+        scored = {graph.makers[name].proto.input[0]: name for name in run.chosen}
+        made = {score for score in scored if score in graph.makers}
+        scores = {**feeds, **dict(run.values(made, feeds))}
+        refused = {
+            name
+            for score, name in scored.items()
+            if score not in scores
+            or not _are_top(scores[score], run.chosen[name], graph, name, tolerance)
+        }
+        if not refused:
+            ours.values.close()
+            return record()
+        run.chosen = {n: value for n, value in run.chosen.items() if n not in refused}
+    return ours
+
+
+def _are_top(
+    scores: np.ndarray, indices: np.ndarray, graph: FlatGraph, name: str, tolerance: float
+) -> bool:
+    """Whether scores at indices are the largest there are (or the smallest), but for rounding."""
+    given = {
+        attribute.name: onnx.helper.get_attribute_value(attribute)
+        for attribute in graph.makers[name].proto.attribute
+    }
+    axis, largest = given.get("axis", -1), given.get("largest", 1)
+    if indices.ndim != scores.ndim or indices.min(initial=0) < 0:
+        return False
+    if indices.max(initial=0) >= scores.shape[axis]:
+        return False
+    ordered = np.sort(scores.astype(np.float64), axis)
+    count = indices.shape[axis]
+    places = range(scores.shape[axis] - count, scores.shape[axis]) if largest else range(count)
+    best = np.take(ordered, list(places), axis)
+    chosen = np.sort(np.take_along_axis(scores.astype(np.float64), indices, axis), axis)
+    finite = np.abs(scores[np.isfinite(scores)])
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(best == chosen, 0.0, np.abs(best - chosen))
+    return bool((gaps <= tolerance * finite.max(initial=0.0)).all())
+
+
+def outputs_after(graph: FlatGraph, names: set[str]) -> set[str]:
+    """The outputs of a graph that depend on some of its values."""
+    after = set(names)
+    for node in graph.nodes:
+        if not after.isdisjoint(node.reads):
+            after.update(node.makes)
+    return after & set(graph.outputs)
