@@ -215,6 +215,12 @@ def test_errors(
     with pytest.raises(ModelExportError, match="is not tagged"):
         compare(bert, tmp_path / "bare")
     assert run(bert, tmp_path / "nothing").exit_code == 2
+    shutil.copytree(bert, tmp_path / "damaged")
+    model = onnx.load(tmp_path / "damaged" / "model.onnx")
+    model.graph.node[-1].input[0] = "nothing"
+    onnx.save(model, tmp_path / "damaged" / "model.onnx")
+    with pytest.raises(ModelExportError, match="reads 'nothing', which nothing in it makes"):
+        compare(bert, tmp_path / "damaged")
 
 
 @pytest.mark.slow

@@ -177,6 +177,11 @@ class TappedRun:
                 value = np.array([self._graph.branch[name]])
                 model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
             else:
+                if name not in live:
+                    raise ModelExportError(
+                        f"{self._graph.file.path} reads {name!r:.100}, which nothing in it makes "
+                        "before: it is damaged"
+                    )
                 feeds[name] = live[name]
                 model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))
         # OpenVINO cannot read a graph that gives an input or a constant as an output.
