@@ -44,7 +44,7 @@ def compare(
     text: str | None = None,
     inputs: str | os.PathLike[str] | None = None,
     batch_size: int = 2,
-    sequence_length: int = 16,
+    sequence_length: int | None = None,
     sizes: Mapping[str, int] | None = None,
     node_data: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -69,7 +69,7 @@ def compare(
         text: A text to run both sides on, through the export's tokenizer.
         inputs: A `.npz` file with inputs, instead of ones that are made up.
         batch_size: Batch size of the inputs that are made up from a graph.
-        sequence_length: Their number of tokens.
+        sequence_length: Their number of tokens; by default 16, or as many as the model takes.
         sizes: Sizes of other dimensions of theirs, by name.
         node_data: A JSON file to write, with each node's own error for Model Explorer.
         overwrite: Replace that file if it is there.
@@ -103,7 +103,8 @@ def compare(
         source = _recorded_source(first) if model is None else model
         said = source if isinstance(source, str | Path) else type(source).__name__
         names = f"PyTorch ({said})", str(first)
-        shapes = {"batch_size": batch_size, "sequence_length": sequence_length, **(sizes or {})}
+        length = sequence_length or comparing.LENGTH
+        shapes = {"batch_size": batch_size, "sequence_length": length, **(sizes or {})}
         pairs = _torch_pairs(first, source, task, shapes, model_kwargs, trust_remote_code)
     if node_data is not None:
         _check_node_data(Path(node_data), pairs, overwrite=overwrite)

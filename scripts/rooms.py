@@ -27,6 +27,7 @@ ROOMS = (
         "tagging",
         "providers",
         "own_code",
+        "example_inputs",
         "onnx_file",
         "system",
         "errors",

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from modelexport_optimum.cli import view_commands
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.hierarchy import run_inputs as inputs
+from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.profile import WARM_UP, FileProfile, profile
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
@@ -197,7 +198,7 @@ def test_real_inputs_are_run(tagged: Callable[[str], Path], tmp_path: Path) -> N
 
 def test_made_up_inputs_select_rows_that_exist(tagged: Callable[[str], Path]) -> None:
     file = read_tagged(tagged("bert") / "model.onnx")
-    arrays = inputs.generate(file, batch_size=64, sequence_length=SHORT, sizes={})
+    arrays = generate(file.path, file.model.graph, Wishes(64, SHORT)).arrays
 
     assert {array.shape for array in arrays.values()} == {(64, SHORT)}
     rows = onnx.numpy_helper.to_array
@@ -250,7 +251,7 @@ def test_pictures_are_of_the_size_that_the_config_tells(
     if config is not None:
         (tmp_path / "config.json").write_text(config)
 
-    arrays = inputs.generate(read_tagged(file), batch_size=2, sequence_length=4, sizes={})
+    arrays = generate(file, read_model(file).graph, Wishes(2, 4)).arrays
 
     assert arrays["x"].shape == (2, 3, side, side)
 
@@ -379,3 +380,26 @@ def test_neither_torch_nor_transformers_is_imported(tagged: Callable[[str], Path
         "sys.exit(bool({'torch', 'transformers', 'plotly'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["clip", "roberta", "vit", "bart", "gpt2", "wav2vec2", "layoutlm"])
+def test_profile_needs_no_options(name: str, tagged: Callable[[str], Path]) -> None:
+    found = profile(tagged(name), iterations=1).files
+
+    assert all(file.modules and file.sizes for file in found)
+
+
+def test_a_decoder_runs_on_what_the_encoder_gave(tagged: Callable[[str], Path]) -> None:
+    found = profile(tagged("t5"), iterations=1).files
+
+    assert found[0].file.name == "encoder_model.onnx"
+    merged = [file for file in found if file.branch]
+    assert [file.branch for file in merged] == [
+        {"use_cache_branch": False},
+        {"use_cache_branch": True},
+    ]
+    encoded = found[0].sizes["encoder_sequence_length"].size
+    for file in found[1:]:
+        assert file.sizes["encoder_sequence_length"].size == encoded
+        assert "given" in file.sizes["encoder_sequence_length"].source
+    assert merged[1].inputs["input_ids"] == "int64[1, 1]"

@@ -91,7 +91,7 @@ def compare(
     text: _Text = None,
     inputs: Inputs = None,
     batch_size: BatchSize = 2,
-    sequence_length: SequenceLength = 16,
+    sequence_length: SequenceLength = None,
     sizes: Sizes = None,
     depth: Depth = None,
     modules: Modules = None,

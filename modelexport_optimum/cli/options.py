@@ -115,7 +115,13 @@ Provider = Annotated[
 ]
 BatchSize = Annotated[int, option("--batch-size", "Batch size of the generated inputs.", min=1)]
 SequenceLength = Annotated[
-    int, option("--sequence-length", "Number of tokens of the generated inputs.", min=1)
+    int | None,
+    option(
+        "--sequence-length",
+        "Number of tokens of the generated inputs. By default as many as the model takes, up to "
+        "128 (compare: 16).",
+        min=1,
+    ),
 ]
 Sizes = Annotated[
     list[Any] | None,

@@ -160,7 +160,7 @@ def profile(
         int, typer.Option("--iterations", min=1, help="Runs to measure, after three to warm up.")
     ] = 20,
     batch_size: BatchSize = 1,
-    sequence_length: SequenceLength = 128,
+    sequence_length: SequenceLength = None,
     sizes: Sizes = None,
     inputs: Inputs = None,
     depth: Depth = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
@@ -22,7 +23,7 @@ from modelexport_optimum.cli.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from modelexport_optimum.cli.tables import Row
@@ -302,13 +303,15 @@ def print_profile(profile: FileProfile, *, depth: int | None) -> None:
         print_placement(profile.placement, depth=depth)
         print_blank()
     print_line(
-        (str(profile.file), "bold"),
+        (profile.name, "bold"),
         f"  {profile.milliseconds(profile.runs):,.3f} ms a run, "
         f"{profile.milliseconds(profile.kernels):,.3f} ms of it in kernels",
     )
     on = ", ".join(f"{name} {profile.share(time):.0%}" for name, time in profile.providers.items())
-    inputs = ", ".join(f"{name} {shape}" for name, shape in profile.inputs.items())
-    print_line(f"{on}; mean of {counted(profile.iterations, 'run')}; {inputs}", style=DIM)
+    print_line(f"{on}; mean of {counted(profile.iterations, 'run')}", style=DIM)
+    inputs = _without_repeats(profile.inputs)
+    sizes = ", ".join(f"{n} {s.size} ({s.source})" for n, s in profile.sizes.items())
+    print_line(f"inputs: {inputs}" + (f"; {sizes}" if sizes else ""), style=DIM)
     print_blank()
     shown = [module for module in profile.modules if depth is None or module.depth <= depth]
     lines = guides([module.depth for module in shown])
@@ -339,6 +342,17 @@ def print_profile(profile: FileProfile, *, depth: int | None) -> None:
     ]
     print_table(_SLOWEST_MODULES, slowest, elsewhere="--json has all")
     print_blank()
+
+
+def _without_repeats(inputs: Mapping[str, str]) -> str:
+    """The inputs' shapes, what is cached of each layer told once."""
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, shape in inputs.items():
+        kinds[re.sub(r"\.\d+\.", ".*.", name), shape].append(name)
+    return ", ".join(
+        f"{names[0] if len(names) == 1 else f'{len(names)} x {kind}'} {shape}"
+        for (kind, shape), names in kinds.items()
+    )
 
 
 def _times(profile: FileProfile, total: int, own: int) -> tuple[str | Cell, ...]:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.hierarchy import run_inputs
+from modelexport_optimum.example_inputs.archive import load
+from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.hierarchy.boundary_match import in_shape, match
 from modelexport_optimum.hierarchy.choices import outputs_after, take_choices
 from modelexport_optimum.hierarchy.comparison import (
@@ -52,13 +54,17 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.tapped_run import Arrays
 
 
+LENGTH = 16
+"""Tokens of the inputs that are made up: few, since the values of every module are kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
     """What both sides are run on.
 
     Attributes:
         batch_size: Size of dimensions that are a batch's.
-        sequence_length: Size of dimensions that are a length.
+        sequence_length: Number of tokens; None for 16, or as many as the model takes.
         sizes: Sizes of dimensions by name.
         file: A `.npz` file with inputs, instead.
         arrays: Inputs by name, before those that are made up.
@@ -66,7 +72,7 @@ class SampleOptions:
     """
 
     batch_size: int = 2
-    sequence_length: int = 16
+    sequence_length: int | None = None
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     file: Path | None = None
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -226,18 +232,18 @@ def _compare_sample(
 def _feeds(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
     """The inputs of a graph: from a file, from the reference, or from what the graph says."""
     if samples.file is not None:
-        return run_inputs.load(samples.file, pair.file)
+        return load(samples.file, pair.file.path, pair.file.model.graph)
     feeds = None if samples.arrays else pair.reference.inputs(graph.branch, seed)
     if samples.arrays:
         feeds = _with_arrays(pair.file, samples)
     if feeds is None:
-        feeds = run_inputs.generate(
-            pair.file,
-            batch_size=samples.batch_size,
-            sequence_length=samples.sequence_length,
-            sizes=samples.sizes,
+        feeds = generate(
+            pair.file.path,
+            pair.file.model.graph,
+            Wishes(samples.batch_size, samples.sequence_length, samples.sizes, LENGTH),
+            branch=graph.branch,
             seed=seed,
-        )
+        ).arrays
     wanted = {value.name for value in graph.inputs}
     read = {name for node in graph.nodes for name in node.reads}
     missing = (wanted & read) - feeds.keys()
@@ -252,9 +258,8 @@ def _feeds(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) 
 def _with_arrays(file: TaggedFile, samples: SampleOptions) -> Arrays:
     """The arrays that are given, and the other inputs of their length."""
     first = next(iter(samples.arrays.values()))
-    made = run_inputs.generate(
-        file, batch_size=first.shape[0], sequence_length=first.shape[1], sizes=samples.sizes
-    )
+    wishes = Wishes(first.shape[0], first.shape[1], samples.sizes)
+    made = generate(file.path, file.model.graph, wishes).arrays
     for name, array in samples.arrays.items():
         if name in made and made[name].shape == array.shape:
             made[name] = array.astype(made[name].dtype)

@@ -10,12 +10,16 @@ import json
 import tempfile
 from collections import Counter, defaultdict
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
-from modelexport_optimum.hierarchy import run_inputs as inputs_of
+from modelexport_optimum.example_inputs.archive import load
+from modelexport_optimum.example_inputs.dimensions import Size, Wishes
+from modelexport_optimum.example_inputs.generate import ExampleInputs, generate
+from modelexport_optimum.hierarchy.chained_files import GivenOutputs, branch_in_words, in_order
+from modelexport_optimum.hierarchy.flat_graph import branches
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.placement import place_nodes
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
@@ -86,6 +90,8 @@ class FileProfile(Displayed):
         unplaced: Kernels of no module, by operator: microseconds, and their number in one
             run. ONNX Runtime has added them, to change a layout or a type.
         placement: Which provider took the nodes of which module; None on the CPU alone.
+        branch: What the inputs are that choose a branch, as of a merged decoder.
+        sizes: The sizes of the inputs' dimensions, by name, with where each comes from.
     """
 
     file: Path
@@ -97,6 +103,13 @@ class FileProfile(Displayed):
     modules: tuple[ModuleTime, ...]
     unplaced: dict[str, tuple[int, int]]
     placement: Placement | None = None
+    branch: dict[str, bool] = field(default_factory=dict)
+    sizes: dict[str, Size] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The file, with the branch that ran if it has several."""
+        return f"{self.file} ({branch_in_words(self.branch)})" if self.branch else str(self.file)
 
     def milliseconds(self, microseconds: int) -> float:
         """What a time is in one run."""
@@ -160,6 +173,11 @@ class FileProfile(Displayed):
                 for op_type, (time, count) in self.unplaced.items()
             ],
             "placement": None if self.placement is None else self.placement.to_dict(),
+            "branch": self.branch,
+            "sizes": [
+                {"dimension": name, "size": size.size, "source": size.source}
+                for name, size in self.sizes.items()
+            ],
         }
 
 
@@ -182,7 +200,7 @@ def profile(
     provider_libraries: Settings = None,
     iterations: int = 20,
     batch_size: int = 1,
-    sequence_length: int = 128,
+    sequence_length: int | None = None,
     sizes: Mapping[str, int] | None = None,
     inputs: str | os.PathLike[str] | None = None,
 ) -> ProfileReport:
@@ -196,7 +214,8 @@ def profile(
         provider_libraries: Path of its library by its name, if no installed package has it.
         iterations: Number of measured runs.
         batch_size: Batch size of the inputs that are made up.
-        sequence_length: Their number of tokens, past ones and the encoder's alike.
+        sequence_length: Their number of tokens, past ones and the encoder's alike; by default
+            as many as the model takes, up to 128.
         sizes: Sizes of other dimensions of theirs, by name.
         inputs: A `.npz` file with real inputs, instead.
 
@@ -210,21 +229,26 @@ def profile(
     if iterations < 1:
         raise UsageError(f"--iterations {iterations}: give 1 or more")
     chosen = choose_provider(provider, options=provider_options, libraries=provider_libraries)
+    wishes = Wishes(batch_size, sequence_length, sizes or {})
+    given = GivenOutputs()
     profiles = []
-    for file in read_tagged_files(path):
-        if inputs is None:
-            arrays = inputs_of.generate(
-                file, batch_size=batch_size, sequence_length=sequence_length, sizes=sizes or {}
-            )
-        else:
-            arrays = inputs_of.load(Path(inputs), file)
-        profiles.append(_profile(file, chosen, iterations, arrays))
+    for file in in_order(list(read_tagged_files(path))):
+        graph = file.model.graph
+        for branch in branches(file) if inputs is None else [{}]:
+            if inputs is None:
+                example = generate(file.path, graph, wishes, given=given.arrays, branch=branch)
+            else:
+                example = ExampleInputs(load(Path(inputs), file.path, graph), {})
+            found, outputs = _profile(file, chosen, iterations, example.arrays)
+            given.add(outputs)
+            profiles.append(replace(found, branch=branch, sizes=example.sizes))
     return ProfileReport(tuple(profiles))
 
 
 def _profile(
     file: TaggedFile, provider: Provider, iterations: int, arrays: dict[str, np.ndarray]
-) -> FileProfile:
+) -> tuple[FileProfile, dict[str, Any]]:
+    """The profile of one file, and the outputs of its last run by name."""
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
         session, optimized, reason = _session(file.path, provider, Path(scratch))
         if session.get_providers()[0] != provider.name:
@@ -234,7 +258,7 @@ def _profile(
             )
         try:
             for _ in range(WARM_UP + iterations):
-                session.run(None, arrays)
+                outputs = session.run(None, arrays)
         except Exception as error:
             raise _failed(file.path, arrays, error) from error
         log = json.loads(Path(session.end_profiling()).read_bytes())
@@ -254,7 +278,8 @@ def _profile(
         placement = place_nodes(file, assignment, arrays)
     shapes = {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
     found = _add_up(file, Places(file, optimized), kernels, runs, shapes)
-    return replace(found, placement=placement)
+    names = [value.name for value in session.get_outputs()]
+    return replace(found, placement=placement), dict(zip(names, outputs, strict=True))
 
 
 def _session(

@@ -1,11 +1,12 @@
-"""What the nodes that read a graph's input tell of it.
+"""What a graph tells of its inputs: what the nodes that read them need.
 
-How many rows a table has that it selects from, how many channels a convolution takes. No weight
-is read, their shapes are enough.
+How many rows a table has that an input selects from, how many channels a convolution takes, how
+many positions a table of positions has. No weight is read: shapes and small constants are enough.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import onnx
@@ -15,52 +16,184 @@ from modelexport_optimum.onnx_file.skeleton import walk_graphs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+
     from modelexport_optimum.onnx_file.skeleton import Graph, Node, Tensor
 
-# What passes token numbers on as they are, from the graph's input to the embedding.
-_PASSES_ON = frozenset(
-    {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+# What hands numbers on as they are, from a graph's input to the table that they select from; a
+# Gather and a Slice do, where the numbers are what they take from.
+_HANDS_ON = frozenset(
+    {
+        *("Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"),
+        *("Squeeze", "Transpose", "Unsqueeze"),
+    }
+)
+
+# What positions are made with. A difference of two, or its logarithm, is relative: it selects
+# from a table whose rows say nothing of a length (T5's buckets).
+_MAKES_POSITIONS = frozenset(
+    {
+        *("Add", "Cast", "ConstantOfShape", "CumSum", "Expand", "Flatten", "Gather", "Identity"),
+        *("Mul", "Range", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    }
 )
 
 
-def conv_channels(graph: Graph, name: str) -> int | None:
-    """The channels that the convolution needs that reads the input, None if none does."""
-    for node, weight in _weights_met(graph, name, "Conv", 1):
-        if len(weight.dims) < 2:  # of no convolution
-            continue
-        group = 1
-        if "group" in node.attributes:
-            group = onnx.AttributeProto.FromString(node.attributes["group"]).i
-        return weight.dims[1] * group
-    return None
+class InputUse:
+    """How a graph, with the graphs nested in it, uses its inputs."""
+
+    def __init__(self, graph: Graph) -> None:
+        """Indexes the graph.
+
+        Args:
+            graph: The graph.
+        """
+        nested = [inner for _, inner in walk_graphs(graph)]
+        self._nodes = [node for inner in nested for node in inner.nodes]
+        self._weights = {tensor.name: tensor for inner in nested for tensor in inner.initializers}
+        self._makers = {output: node for node in self._nodes for output in node.outputs}
+        self._readers: dict[str, list[Node]] = defaultdict(list)
+        for node in self._nodes:
+            for name in dict.fromkeys(node.inputs):
+                self._readers[name].append(node)
+
+    def conv_channels(self, name: str) -> int | None:
+        """The channels that the convolution needs that reads the input, None if none does."""
+        for node, weight in self._weights_met(name, "Conv", 1):
+            if len(weight.dims) < 2:  # of no convolution
+                continue
+            group = 1
+            if "group" in node.attributes:
+                group = onnx.AttributeProto.FromString(node.attributes["group"]).i
+            return weight.dims[1] * group
+        return None
+
+    def table_rows(self, name: str) -> int | None:
+        """The rows of the smallest table that the input's numbers select from, None if of none."""
+        tables = (weight for _, weight in self._weights_met(name, "Gather", 0))
+        return min((table.dims[0] for table in tables if table.dims), default=None)
+
+    def longest(self) -> int | None:
+        """The longest sequence, what is cached included, that has a position; None if any has.
+
+        A table of positions is selected from by numbers that follow from a length alone, or is
+        cut to a length.
+        """
+        found = []
+        for node in self._nodes:
+            weight = self._weight(node.inputs[0]) if node.inputs else None
+            if weight is None or not weight.dims:
+                continue
+            if node.op_type == "Gather" and len(weight.dims) > 1 and not _axis_of(node):
+                offset = self._offset(node.inputs[1])
+                if offset is not None:
+                    found.append(weight.dims[0] - offset)
+            elif node.op_type == "Slice":
+                found += self._cut_to(node, weight)
+        return min((length for length in found if length > 0), default=None)
+
+    def _weights_met(self, name: str, op_type: str, position: int) -> Iterator[tuple[Node, Tensor]]:
+        """The nodes of an operator that read a value, with the weight at a position of each.
+
+        The value may go through nodes that hand it on, and the weight through an Identity.
+        """
+        names = {name}
+        waiting = [name]
+        while waiting:
+            read = waiting.pop()
+            for node in self._readers[read]:
+                inputs = node.inputs
+                if node.op_type == op_type and len(inputs) > 1 and inputs[1 - position] == read:
+                    weight = self._weight(inputs[position])
+                    if weight is not None:
+                        yield node, weight
+                is_data = node.op_type == "Concat" or inputs[0] == read
+                if node.op_type in _HANDS_ON and is_data:
+                    new = [output for output in node.outputs if output not in names]
+                    names.update(new)
+                    waiting += new
+
+    def _weight(self, name: str) -> Tensor | None:
+        maker = self._makers.get(name)
+        while maker is not None and maker.op_type == "Identity":
+            name = maker.inputs[0]
+            maker = self._makers.get(name)
+        return self._weights.get(name)
+
+    def _constant(self, name: str) -> np.ndarray | None:
+        """The value of a small constant."""
+        tensor = self._weight(name)
+        maker = self._makers.get(name)
+        proto = None
+        if tensor is not None and tensor.value is not None:
+            proto = onnx.TensorProto.FromString(tensor.value)
+        elif maker is not None and maker.op_type == "Constant" and "value" in maker.attributes:
+            proto = onnx.AttributeProto.FromString(maker.attributes["value"]).t
+        if proto is None or proto.data_location == onnx.TensorProto.EXTERNAL:
+            return None
+        try:
+            return onnx.numpy_helper.to_array(proto)
+        except (TypeError, ValueError):  # damaged, or of a type that numpy lacks
+            return None
+
+    def _offset(self, name: str) -> int | None:
+        """How far the last position is above a length, less one; None if these are no positions.
+
+        Positions begin at 0 (`Range`), or at 1 where a mask is summed up (`CumSum`), and a model
+        may add to them (OPT and BART 2, RoBERTa the number of its padding token).
+        """
+        offset = 0
+        has_length = False
+        seen = {name}
+        waiting = [name]
+        while waiting:
+            maker = self._makers.get(waiting.pop())
+            if maker is None:  # an input, or a weight
+                continue
+            if maker.op_type in ("Shape", "Size"):
+                has_length = True
+                continue
+            if maker.op_type == "Constant":
+                continue
+            if maker.op_type not in _MAKES_POSITIONS:
+                # What is compared with a number is a mask.
+                if maker.op_type not in ("Not", "Equal", "And", "Greater", "Less"):
+                    return None
+                continue
+            has_length |= maker.op_type == "CumSum"
+            offset += maker.op_type == "CumSum"
+            constants = [self._constant(read) for read in maker.inputs]
+            if maker.op_type == "Sub" and (len(constants) < 2 or constants[1] is None):
+                return None
+            if maker.op_type in ("Add", "Sub"):
+                sign = 1 if maker.op_type == "Add" else -1
+                offset += sign * sum(map(_number, constants))
+            for read in maker.inputs:
+                if read not in seen:
+                    seen.add(read)
+                    waiting.append(read)
+        return offset if has_length else None
+
+    def _cut_to(self, node: Node, weight: Tensor) -> list[int]:
+        """The sizes of the axes of a weight that a Slice cuts to a length."""
+        if len(node.inputs) < 4:
+            return []
+        axes, ends = self._constant(node.inputs[3]), self._constant(node.inputs[2])
+        if axes is None or ends is not None:
+            return []
+        inside = range(-len(weight.dims), len(weight.dims))
+        return [weight.dims[axis] for axis in axes.reshape(-1).tolist() if axis in inside]
 
 
-def table_rows(graph: Graph, name: str) -> int | None:
-    """The rows of the smallest table that the input's numbers select from, None if of none."""
-    tables = (weight for _, weight in _weights_met(graph, name, "Gather", 0))
-    return min((table.dims[0] for table in tables if table.dims), default=None)
+def _axis_of(node: Node) -> int:
+    if "axis" not in node.attributes:
+        return 0
+    axis: int = onnx.AttributeProto.FromString(node.attributes["axis"]).i
+    return axis
 
 
-def _weights_met(
-    graph: Graph, name: str, op_type: str, position: int
-) -> Iterator[tuple[Node, Tensor]]:
-    """The nodes of an operator that read a value, with the weight at a position of each.
-
-    The value may go through nodes that pass it on, and the weight through an Identity.
-    """
-    nested = [inner for _, inner in walk_graphs(graph)]
-    nodes = [node for inner in nested for node in inner.nodes]
-    weights = {tensor.name: tensor for inner in nested for tensor in inner.initializers}
-    names = {name}
-    same: dict[str, str] = {}
-    for node in nodes:
-        if node.op_type in _PASSES_ON and names.intersection(node.inputs[:1]):
-            names.update(node.outputs)
-        if node.op_type == "Identity" and weights.keys() & set(node.inputs[:1]):
-            same.update((output, node.inputs[0]) for output in node.outputs)
-    for node in nodes:
-        inputs = node.inputs
-        if node.op_type == op_type and len(inputs) > 1 and inputs[1 - position] in names:
-            weight = weights.get(same.get(inputs[position], inputs[position]))
-            if weight is not None:
-                yield node, weight
+def _number(constant: np.ndarray | None) -> int:
+    """The whole number that a constant is, 0 if it is none."""
+    if constant is None or constant.size != 1 or constant.dtype.kind not in "iu":
+        return 0
+    return int(constant.reshape(-1)[0])

@@ -17,7 +17,7 @@ import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.onnx_file.input_use import conv_channels, table_rows
+from modelexport_optimum.onnx_file.input_use import InputUse
 from modelexport_optimum.system.private_names import DUMMY_SHAPES
 from modelexport_optimum.verifying.exported_files import configured
 from modelexport_optimum.verifying.exported_task import export_config
@@ -158,14 +158,14 @@ def _invented(
     """A value that any model can take: rows that its tables have, its own settings, noise."""
     sizes = [_size(exported, dim) for dim in value.shape or ()]
     if len(sizes) > 2 and not isinstance((value.shape or ())[1], int):
-        sizes[1] = conv_channels(graph, value.name) or sizes[1]
+        sizes[1] = InputUse(graph).conv_channels(value.name) or sizes[1]
     if math.prod(sizes) > _MAX_ELEMENTS:
         raise ModelExportError(f"its input {value.name} has {math.prod(sizes)} elements")
     if dtype.kind == "f":
         return draw.uniform(-1, 1, sizes)
     if dtype.kind == "b":
         return np.ones(sizes)
-    rows = table_rows(graph, value.name)
+    rows = InputUse(graph).table_rows(value.name)
     if rows is not None:
         return draw.integers(0, rows, sizes)
     if value.name.endswith("input_ids"):

@@ -1,0 +1,123 @@
+"""What the JSON files of an export declare: sizes, limits and the numbers of tokens.
+
+The files are somebody's text. A number in them is taken only if it is one that a size can be.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.system.json_files import parse_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# In this order: the model itself, then what prepares its inputs.
+_FILES = (
+    *("config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer_config.json", "sentence_bert_config.json", "generation_config.json"),
+)
+
+# Larger is no size: the longest context that models have is ten million tokens.
+_MAX_SIZE = 2**24
+
+# Nested settings of the parts of a model: text_config, vision_config, encoder, backbone_config.
+_MAX_DEPTH = 3
+
+# The names of the largest number of tokens: max_position_embeddings, n_positions, n_ctx,
+# max_target_positions, max_seq_len, model_max_length (the tokenizer's).
+_LIMIT = re.compile(
+    r"(max|n)_(\w+_)?(positions?|position_embeddings|ctx|seq(uence)?_len(gth)?)|model_max_length"
+)
+# Those of something else: of sound before its convolutions, and of relative or 2D positions.
+_OTHER_LIMIT = re.compile(r"source|relative|rel_|2d|image|frame|vision|audio")
+
+
+class Declared:
+    """The settings of the export that a graph belongs to."""
+
+    def __init__(self, directory: Path) -> None:
+        """Reads the files that are there.
+
+        Args:
+            directory: Where the `.onnx` file is.
+
+        Raises:
+            ModelExportError: A file is damaged.
+        """
+        self._documents = {
+            name: parse_json_object((directory / name).read_bytes(), directory / name, doubles=True)
+            for name in _FILES
+            if (directory / name).is_file()
+        }
+
+    def number(self, *names: str) -> tuple[int, str] | None:
+        """The first number that is declared under one of the names, with that name."""
+        for key, value in self._entries():
+            if key in names and _is_size(value):
+                return value, key
+        return None
+
+    def token(self, name: str) -> int | None:
+        """The number of a token, as of `pad_token_id`."""
+        for key, value in self._entries():
+            if key == name and isinstance(value, int) and 0 <= value <= _MAX_SIZE:
+                return value
+        return None
+
+    def longest(self) -> tuple[int, str] | None:
+        """The largest number of tokens, with the name of the setting: the least of all parts."""
+        found = [
+            (value, key)
+            for key, value in self._entries()
+            if _LIMIT.fullmatch(key) and not _OTHER_LIMIT.search(key) and _is_size(value)
+        ]
+        return min(found, default=None)
+
+    def picture(self) -> tuple[int, int, str] | None:
+        """Height and width of the pictures, and the name of the setting."""
+        for key in ("image_size", "input_size"):
+            for name, value in self._entries():
+                sides = _sides(value) if name == key else None
+                if sides:
+                    return *sides, key
+        for key in ("crop_size", "size", "pad_size"):
+            for document, settings in self._documents.items():
+                if key in settings and "processor" in document:
+                    sides = _sides(settings[key])
+                    if sides:
+                        return *sides, f"{key} of {document}"
+        return None
+
+    def count(self, name: str) -> int | None:
+        """How many entries a list of settings has."""
+        for key, value in self._entries():
+            if key == name and isinstance(value, list):
+                return len(value)
+        return None
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        """The settings of all files, those of a part after those of the whole."""
+        level: list[dict[str, Any]] = list(self._documents.values())
+        for _ in range(_MAX_DEPTH):
+            for settings in level:
+                yield from settings.items()
+            level = [value for part in level for value in part.values() if isinstance(value, dict)]
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_SIZE
+
+
+def _sides(value: object) -> tuple[int, int] | None:
+    """Height and width, in the ways in which configurations spell them."""
+    if isinstance(value, dict):
+        edge = value.get("shortest_edge")
+        value = [value.get("height", edge), value.get("width", edge)]
+    if isinstance(value, int):
+        value = [value, value]
+    if isinstance(value, list) and len(value) == 2 and all(map(_is_size, value)):
+        return value[0], value[1]
+    return None

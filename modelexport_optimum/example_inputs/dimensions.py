@@ -1,0 +1,278 @@
+"""The sizes of a graph's symbolic dimensions, and where each comes from.
+
+First what the user says, then what the tensors say that are given, then what the export's JSON
+files declare, then what the graph needs, then a default.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from onnx import TensorProto
+
+from modelexport_optimum.errors import InvalidModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    from modelexport_optimum.example_inputs.declared import Declared
+    from modelexport_optimum.onnx_file.input_use import InputUse
+    from modelexport_optimum.onnx_file.skeleton import Value
+
+DEFAULT_LENGTH = 128
+"""Tokens, where the model takes as many."""
+
+# The sides of a picture, the samples of a second of sound, and how many there are of what is
+# counted (choices of an answer, points on a picture).
+_SIDE = 64
+_SAMPLES = 16000
+_COUNT = 2
+
+# More are no example: 2 GiB of numbers of 64 bits.
+_MAX_ELEMENTS = 2**28
+
+FLOATS = frozenset(
+    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The size of a dimension.
+
+    Attributes:
+        size: The number.
+        source: Where it comes from: a setting, an option, a part of the graph, or "default".
+    """
+
+    size: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks of the inputs.
+
+    Attributes:
+        batch_size: Size of the dimensions that are a batch's.
+        sequence_length: Number of tokens, cached ones and the encoder's alike; None for as many
+            as the model takes, up to `default_length`.
+        sizes: Sizes of dimensions by name, before everything else.
+        default_length: Number of tokens where none is asked for.
+    """
+
+    batch_size: int = 1
+    sequence_length: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    default_length: int = DEFAULT_LENGTH
+
+
+class Dimensions:
+    """Finds the sizes of the dimensions of one graph's inputs."""
+
+    def __init__(
+        self,
+        path: Path,
+        inputs: Iterable[Value],
+        use: InputUse,
+        declared: Declared,
+        wishes: Wishes,
+        *,
+        uses_past: bool = True,
+    ) -> None:
+        """Prepares the search.
+
+        Args:
+            path: The `.onnx` file, for errors.
+            inputs: The inputs of the graph that need a value.
+            use: How the graph uses them.
+            declared: What the export declares.
+            wishes: What the user asks for.
+            uses_past: Whether the branch that runs reads what is cached.
+        """
+        self._path = path
+        self._use = use
+        self._declared = declared
+        self._wishes = wishes
+        self._uses_past = uses_past
+        self._inputs = list(inputs)
+        names = {dim for value in self._inputs for dim in value.shape or () if isinstance(dim, str)}
+        self._has_past = any("past" in name for name in names)
+        self._has_tokens = any(value.elem_type not in FLOATS for value in self._inputs)
+        # A decoder that stands beside its encoder takes one token more at each step.
+        self._steps = self._has_past and any("decoder" in name for name in names)
+        self.sizes: dict[str, Size] = {
+            name: Size(size, f"--size {name}") for name, size in wishes.sizes.items()
+        }
+        for value in self._inputs:
+            # What is cached of an encoder is as long as what it gave, which may be fixed.
+            length = (value.shape or ())[1:2]
+            if value.name.startswith("encoder_") and length and isinstance(length[0], int):
+                self.sizes.setdefault("encoder_sequence_length", Size(length[0], value.name))
+
+    def bind(self, value: Value, array: np.ndarray) -> bool:
+        """Takes the sizes of an array that is given for an input, if it fits the input."""
+        shape = value.shape
+        if shape is None or len(shape) != array.ndim:
+            return False
+        pairs = list(zip(shape, array.shape, strict=True))
+        found: dict[str, Size] = {}
+        for dim, size in pairs:
+            known = self.sizes.get(dim) if isinstance(dim, str) else None
+            if (isinstance(dim, int) and dim != size) or (known and known.size != size):
+                return False
+            if isinstance(dim, str) and _is_name(dim):
+                found[dim] = Size(size, f"the tensor that is given for {value.name}")
+        self.sizes = {**found, **self.sizes}
+        return True
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The shape of an array for an input.
+
+        Raises:
+            UsageError: Nothing tells the size of a dimension.
+            InvalidModelError: The graph does not say how many dimensions the input has.
+        """
+        if value.shape is None:
+            raise InvalidModelError(
+                f"{self._path} does not say the shape of its input {value.name}: "
+                "give the inputs with --inputs FILE.npz"
+            )
+        shape = tuple(self._size(value, axis, dim) for axis, dim in enumerate(value.shape))
+        if min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
+            raise UsageError(
+                f"the input {value.name} of {self._path} has the shape {list(shape)[:8]}, "
+                "of which no input is made: give the inputs with --inputs FILE.npz"
+            )
+        return shape
+
+    def _size(self, value: Value, axis: int, dim: int | str | None) -> int:
+        if isinstance(dim, int):
+            return dim
+        if dim is not None and not _is_name(dim):
+            if dim in self.sizes:
+                return self.sizes[dim].size
+            # Optimum's spellings of sums and products.
+            if "+" in dim:
+                return sum(self._size(value, axis, part.strip()) for part in dim.split("+"))
+            parts = re.split(r"_x_|\s+x\s+", dim)
+            if len(parts) > 1:
+                return math.prod(self._size(value, axis, part.strip()) for part in parts)
+            if dim.strip().isdecimal():
+                return int(dim)
+        name = dim or f"{value.name}.{axis}"
+        if name not in self.sizes:
+            found = self._found(value, axis, dim or "")
+            if found is None:
+                raise UsageError(
+                    f"{self._path} does not tell the size of {dim or 'a dimension'} of its input "
+                    f"{value.name}: give --size {dim or 'NAME'}=N, or the inputs with "
+                    "--inputs FILE.npz"
+                )
+            self.sizes[name] = found
+        return self.sizes[name].size
+
+    def _found(self, value: Value, axis: int, name: str) -> Size | None:
+        if "batch" in name:
+            return Size(self._wishes.batch_size, "--batch-size")
+        found = None
+        if value.elem_type in FLOATS and "past" not in name:
+            found = self._of_picture(value, axis, name) or self._of_signal(value, axis, name)
+        if found is None and name:
+            declared = self._declared.number(name)
+            found = Size(*declared) if declared else None
+        if found is not None:
+            return found
+        if "seq" in name or "length" in name:
+            return self._length(name)
+        if name.startswith(("num_", "nb_", "n_")):
+            return Size(_COUNT, "default")
+        return Size(1, "default") if value.shape is not None and len(value.shape) == 1 else None
+
+    def _of_picture(self, value: Value, axis: int, name: str) -> Size | None:
+        """The channels and sides of pictures, and of what diffusion models make of them."""
+        rank = len(value.shape or ())
+        if name.endswith("height_width"):  # patches of two by two, one after the other
+            sample = self._declared.number("sample_size")
+            side, source = sample or (_SIDE // 4, "default")
+            return Size((side // 2) ** 2, source)
+        if rank == 4 and axis == 1:
+            channels = self._use.conv_channels(value.name)
+            if channels:
+                return Size(channels, "the graph's Conv")
+            declared = self._declared.number("num_channels", "in_channels")
+            return Size(*declared) if declared else Size(3, "default")
+        if not name.endswith(("height", "width")) and not (rank == 4 and axis > 1):
+            return None
+        sample = self._declared.number("sample_size")
+        if sample:
+            halved = (self._declared.count("block_out_channels") or 1) - 1
+            shrunk = 2**halved if name.startswith("latent") and halved < 16 else 1
+            return Size(max(1, sample[0] // shrunk), sample[1])
+        picture = self._declared.picture()
+        if picture is None:
+            return Size(_SIDE, "default")
+        # By position: Optimum names the axes of some models' pictures the other way round.
+        return Size(picture[0] if axis % 2 == 0 else picture[1], picture[2])
+
+    def _of_signal(self, value: Value, axis: int, name: str) -> Size | None:
+        """The lengths of sounds, of their spectra, and of other series of numbers."""
+        asked = self._wishes.sequence_length
+        dims = value.shape or ()
+        if not ("seq" in name or "length" in name or "audio" in name) or asked is not None:
+            return None
+        if len(dims) == 2 and axis == 1:
+            rate = self._declared.number("sampling_rate")
+            return Size(*rate) if rate else Size(_SAMPLES, "default")
+        if len(dims) != 3:
+            return None
+        channels = self._use.conv_channels(value.name)
+        if axis == 2 and channels in (dims[1], None):
+            frames = self._declared.number("nb_max_frames")
+            positions = self._declared.number("max_source_positions")
+            if frames:
+                return Size(*frames)
+            if positions:  # Whisper's second convolution has a stride of two.
+                return Size(2 * positions[0], positions[1])
+        if not self._has_tokens:
+            series = self._declared.number("context_length")
+            return Size(*series) if series else None
+        return None
+
+    def _length(self, name: str) -> Size:
+        """The number of tokens, cached ones or new ones."""
+        if "past" in name and not self._uses_past:
+            return Size(1, "not read")
+        is_step = self._steps and self._uses_past
+        if is_step and "decoder" in name and "past" not in name:
+            return Size(1, "one step of the decoder")
+        if self._wishes.sequence_length is not None:
+            return Size(self._wishes.sequence_length, "--sequence-length")
+        longest = self._longest()
+        # What is cached and what is new have their positions together.
+        most = longest.size
+        if is_step or "decoder" in name:  # which makes room for a step
+            most -= 1
+        elif self._has_past and self._uses_past:
+            most //= 2
+        if most < self._wishes.default_length:
+            return Size(max(1, most), longest.source)
+        return Size(self._wishes.default_length, "default")
+
+    def _longest(self) -> Size:
+        in_graph = self._use.longest()
+        limits = [Size(in_graph, "the graph's positions")] if in_graph else []
+        declared = self._declared.longest()
+        if declared:
+            limits.append(Size(*declared))
+        return min(limits, key=lambda limit: limit.size, default=Size(_MAX_ELEMENTS, "default"))
+
+
+def _is_name(dim: str) -> bool:
+    return not ("+" in dim or "_x_" in dim or " x " in dim or dim.strip().isdecimal())

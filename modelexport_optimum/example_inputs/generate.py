@@ -1,0 +1,193 @@
+"""Arrays for the inputs of a graph: the same ones every time, on which nothing is masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import onnx
+
+from modelexport_optimum.errors import InvalidModelError
+from modelexport_optimum.example_inputs.declared import Declared
+from modelexport_optimum.example_inputs.dimensions import FLOATS, Dimensions, Size, Wishes
+from modelexport_optimum.onnx_file.input_use import InputUse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from modelexport_optimum.onnx_file.skeleton import Graph, Value
+
+    Arrays: TypeAlias = dict[str, np.ndarray]
+
+# Tokens with a meaning of their own: no text has them in its middle.
+_SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+# Boxes on a page are normalized to this (LayoutLM and those after it).
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleInputs:
+    """Inputs for one graph.
+
+    Attributes:
+        arrays: The arrays by the name of the input.
+        sizes: The size of each symbolic dimension, with where it comes from.
+    """
+
+    arrays: Arrays
+    sizes: dict[str, Size]
+
+
+def wanted_inputs(graph: Graph) -> list[Value]:
+    """The inputs that have no value of their own; before IR version 4, weights are inputs."""
+    given = {tensor.name for tensor in graph.initializers}
+    return [value for value in graph.inputs if value.name not in given]
+
+
+def generate(
+    path: Path,
+    graph: Graph,
+    wishes: Wishes | None = None,
+    *,
+    given: Mapping[str, np.ndarray] | None = None,
+    branch: Mapping[str, bool] | None = None,
+    seed: int = 0,
+) -> ExampleInputs:
+    """Makes an array for each input of a graph, the same ones every time.
+
+    Numbers that select rows of a table are below its number of rows, positions go on where what
+    is cached ends, boxes lie on their page, masks are one, conditions are true, and the rest is
+    normally distributed. Tokens are none that a text has at its ends, but for the last one.
+
+    Args:
+        path: The `.onnx` file, beside which the export's JSON files are.
+        graph: Its graph.
+        wishes: What the user asks for.
+        given: Arrays for inputs by name, as another graph gave them: those that fit are taken.
+        branch: Values of the inputs that choose a branch.
+        seed: What the numbers are made from.
+
+    Raises:
+        UsageError: Nothing tells the size of a dimension.
+        InvalidModelError: An input is no tensor.
+        ModelExportError: A JSON file is damaged.
+    """
+    inputs = wanted_inputs(graph)
+    use = InputUse(graph)
+    declared = Declared(path.parent)
+    chosen = branch or {}
+    dimensions = Dimensions(
+        path,
+        inputs,
+        use,
+        declared,
+        wishes or Wishes(),
+        uses_past=any(chosen.values()) or not chosen,
+    )
+    arrays: Arrays = {}
+    for value in inputs:
+        array = (given or {}).get(value.name)
+        if array is None or array.dtype != _dtype(path, value):
+            continue
+        if dimensions.bind(value, array):
+            arrays[value.name] = array
+    # What is no token tells more of a length: sound has samples, a picture sides.
+    ordered = sorted(inputs, key=lambda value: value.elem_type not in FLOATS)
+    shapes = {value.name: dimensions.shape(value) for value in ordered}
+    sides = [size for shape in shapes.values() for size in shape[1:]]
+    makers = _Values(
+        use,
+        declared,
+        np.random.default_rng(seed),
+        past=_past_length(inputs, shapes),
+        longest=max(sides, default=1),
+    )
+    for value in inputs:
+        shape, dtype = shapes[value.name], _dtype(path, value)
+        if value.name in chosen:
+            arrays[value.name] = np.full(shape, chosen[value.name])
+        elif value.name not in arrays:
+            arrays[value.name] = makers.array(value, shape, dtype)
+    return ExampleInputs({value.name: arrays[value.name] for value in inputs}, dimensions.sizes)
+
+
+def _dtype(path: Path, value: Value) -> np.dtype[np.generic]:
+    if not value.elem_type:
+        raise InvalidModelError(f"the input {value.name} of {path} is no tensor")
+    if value.elem_type not in onnx.TensorProto.DataType.values():
+        raise InvalidModelError(
+            f"the input {value.name} of {path} is of no known type: {value.elem_type}"
+        )
+    return onnx.helper.tensor_dtype_to_np_dtype(value.elem_type)
+
+
+def _past_length(inputs: list[Value], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many tokens are cached."""
+    for value in inputs:
+        for dim, size in zip(value.shape or (), shapes[value.name], strict=True):
+            if isinstance(dim, str) and dim.startswith("past") and "+" not in dim:
+                return size
+    return 0
+
+
+class _Values:
+    """Makes the numbers of one graph's inputs."""
+
+    def __init__(
+        self,
+        use: InputUse,
+        declared: Declared,
+        random: np.random.Generator,
+        *,
+        past: int,
+        longest: int,
+    ) -> None:
+        self._use = use
+        self._declared = declared
+        self._random = random
+        self._past = past
+        self._longest = longest
+
+    def array(
+        self, value: Value, shape: tuple[int, ...], dtype: np.dtype[np.generic]
+    ) -> np.ndarray:
+        if dtype == np.bool_ or "mask" in value.name:
+            return np.ones(shape, dtype)
+        rows = self._use.table_rows(value.name)
+        if value.elem_type in FLOATS:
+            array = self._random.standard_normal(shape)
+            # Some columns of a patch are its place, written as numbers among its pixels.
+            return (np.minimum(np.abs(array), rows - 1) if rows else array).astype(dtype)
+        if value.name.endswith("position_ids") and shape:
+            positions = np.arange(self._past, self._past + shape[-1])
+            return np.broadcast_to(positions, shape).astype(dtype)
+        if value.name.endswith("input_ids"):
+            vocabulary = self._declared.number("vocab_size")
+            return self._tokens(shape, rows or (vocabulary[0] if vocabulary else 2), dtype)
+        if rows and len(shape) > 2 and shape[-1] == 4:
+            corners = self._random.integers(0, min(rows, _PAGE + 1), (*shape[:-1], 2, 2))
+            return np.sort(corners, axis=-2).reshape(shape).astype(dtype)
+        if rows:
+            return self._random.integers(0, rows, shape).astype(dtype)
+        if len(shape) > 1:
+            return np.ones(shape, dtype)
+        setting = self._declared.token(value.name)
+        if value.name.endswith("length"):  # to which something is to grow
+            return np.full(shape, max(setting or 0, 2 * self._longest), dtype)
+        return np.full(shape, 1 if setting is None else setting, dtype)
+
+    def _tokens(self, shape: tuple[int, ...], rows: int, dtype: np.dtype[np.generic]) -> np.ndarray:
+        found = {name: self._declared.token(name) for name in _SPECIAL}
+        special = sorted({token for token in found.values() if token is not None and token < rows})
+        if len(special) >= rows:
+            return np.full(shape, rows - 1, dtype)
+        tokens = self._random.integers(0, rows - len(special), shape)
+        for token in special:
+            tokens += tokens >= token
+        end = found["eos_token_id"]
+        if end is not None and end < rows and shape and shape[-1] > 1:
+            tokens[..., -1] = end  # some models read what stands at a text's end
+        return tokens.astype(dtype)

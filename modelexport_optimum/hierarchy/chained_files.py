@@ -1,0 +1,58 @@
+"""The files of an export in the order in which they run, each on what those before it gave.
+
+An encoder's output is the decoder's input, and what the decoder cached is the input of its next
+step. Which output becomes which input is told by the names that Optimum gives to both.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modelexport_optimum.example_inputs.generate import wanted_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+
+
+def input_name(output: str) -> str:
+    """The name of the input that takes an output."""
+    if output == "last_hidden_state":
+        return "encoder_hidden_states"
+    return re.sub(r"^present(_key_values)?\.", "past_key_values.", output)
+
+
+def in_order(files: Sequence[TaggedFile]) -> list[TaggedFile]:
+    """The files, each after those whose outputs it takes: the more it takes, the later."""
+
+    def taken(file: TaggedFile) -> int:
+        others = (other for other in files if other is not file)
+        given = {input_name(v.name) for other in others for v in other.model.graph.outputs}
+        return sum(value.name in given for value in wanted_inputs(file.model.graph))
+
+    return sorted(files, key=taken)
+
+
+class GivenOutputs:
+    """What the files that have run gave, by the name of the input that takes it."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def add(self, outputs: Mapping[str, Any]) -> None:
+        """Keep the outputs of a run; what an earlier run gave stays."""
+        for name, value in outputs.items():
+            # A branch that reads no cache of the encoder gives an empty one.
+            if isinstance(value, np.ndarray) and value.size:
+                self.arrays.setdefault(input_name(name), value)
+
+
+def branch_in_words(branch: Mapping[str, bool]) -> str:
+    """A choice of a branch, as `use_cache_branch=true`."""
+    return ", ".join(f"{name}={value}".lower() for name, value in branch.items())
