@@ -19,6 +19,7 @@ from modelexport_optimum.cli.tables import (
 
 if TYPE_CHECKING:
     from modelexport_optimum.cli.tables import Row
+    from modelexport_optimum.hierarchy.isolated import IsolatedRun
     from modelexport_optimum.providers.listing import ListedProvider, ProviderList
     from modelexport_optimum.providers.placement import Placement
 
@@ -34,6 +35,15 @@ _CROSSINGS = (
     Column("from"),
     Column("to"),
     Column("in", shrinks="path", drop=0),
+)
+
+_ISOLATED = (
+    Column("module", shrinks="path"),
+    Column("class", shrinks="name", drop=1),
+    Column("nodes on it", right=True),
+    Column("ms", right=True),
+    Column("share", right=True),
+    Column("", shrinks="text", drop=0),
 )
 
 _MOST_CROSSINGS = 20
@@ -103,6 +113,38 @@ def print_placement(placement: Placement, *, depth: int | None) -> None:
         rows.append((Cell(f"(not placed) {op_type}", "yellow"), "", *cells, ""))
     print_table(columns, rows, elsewhere="--json has all")
     _print_crossings(placement)
+
+
+def print_isolated(run: IsolatedRun) -> None:
+    """Print the times of modules that were measured alone, beside the whole graph's."""
+    ratio = f", {run.sum_ms / run.whole_ms:.1f} times as much" if run.whole_ms else ""
+    print_line(
+        f"each module alone on {run.provider}{f' ({run.branch})' if run.branch else ''}: ",
+        f"{run.sum_ms:,.3f} ms in sum{ratio} as the whole graph's {run.whole_ms:,.3f} ms",
+        style=DIM,
+    )
+    if run.outside:
+        count = counted(run.outside, "node")
+        print_line(f"without {count} of the modules around these", style=DIM)
+    failed = sum(bool(one.error) for one in run.modules)
+    if failed:
+        print_line(f"without {counted(failed, 'module')} that did not run alone", style="yellow")
+    print_blank()
+    rows: list[Row] = [
+        (
+            Cell(
+                (one.module or "(root)") + (f" (call {one.call + 1})" if one.call else ""), "bold"
+            ),
+            Cell(one.module_class, "cyan"),
+            "" if one.taken is None else f"{one.taken[0]:,} of {one.taken[1]:,}",
+            "-" if one.ms is None else f"{one.ms:,.3f}",
+            "" if not one.ms else f"{one.ms / run.sum_ms:.1%}",
+            Cell(one.error, "red"),
+        )
+        for one in run.modules
+    ]
+    print_table(_ISOLATED, rows, elsewhere="--json has all")
+    print_blank()
 
 
 def _print_crossings(placement: Placement) -> None:

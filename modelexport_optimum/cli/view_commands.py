@@ -163,6 +163,14 @@ def profile(
     sequence_length: SequenceLength = None,
     sizes: Sizes = None,
     inputs: Inputs = None,
+    isolated: Annotated[
+        bool,
+        typer.Option(
+            "--isolated",
+            help="Also measure each module alone, cut out at --depth: for providers that run a "
+            "graph as one kernel.",
+        ),
+    ] = False,
     depth: Depth = None,
     as_json: Json = False,
 ) -> None:
@@ -183,6 +191,8 @@ def profile(
                 sequence_length=sequence_length,
                 sizes=dict(sizes or ()),
                 inputs=inputs,
+                isolated=isolated,
+                depth=depth,
             )
     if as_json:
         printing.print_json({"ok": True, **found.to_dict()})

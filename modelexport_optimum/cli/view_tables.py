@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from modelexport_optimum.cli.provider_tables import print_placement
+from modelexport_optimum.cli.provider_tables import print_isolated, print_placement
 from modelexport_optimum.cli.tables import (
     DIM,
     EVIDENCE_LEGEND,
@@ -342,6 +342,8 @@ def print_profile(profile: FileProfile, *, depth: int | None) -> None:
     ]
     print_table(_SLOWEST_MODULES, slowest, elsewhere="--json has all")
     print_blank()
+    if profile.isolated is not None:
+        print_isolated(profile.isolated)
 
 
 def _without_repeats(inputs: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.session import assigned_nodes, open_session, record_assignment
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     import onnxruntime
@@ -87,7 +88,7 @@ def deployed_outputs(
         asked = {value.name for value in session.get_inputs()}
         missing = asked - given.keys()
         if missing:
-            given |= _unread(session, missing)
+            given |= unread_inputs(session, missing)
         names = [value.name for value in session.get_outputs() if value.name in recorded.outputs]
         values = session.run(names, {name: given[name] for name in asked}) if names else []
     except Exception as error:
@@ -118,7 +119,7 @@ def deployed_outputs(
     return rows
 
 
-def _unread(session: Any, names: set[str]) -> Arrays:  # noqa: ANN401
+def unread_inputs(session: onnxruntime.InferenceSession, names: Collection[str]) -> Arrays:
     """Arrays without elements for inputs that the chosen branch does not read."""
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     return {

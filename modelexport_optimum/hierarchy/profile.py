@@ -20,6 +20,7 @@ from modelexport_optimum.example_inputs.dimensions import Size, Wishes
 from modelexport_optimum.example_inputs.generate import ExampleInputs, generate
 from modelexport_optimum.hierarchy.chained_files import GivenOutputs, branch_in_words, in_order
 from modelexport_optimum.hierarchy.flat_graph import branches
+from modelexport_optimum.hierarchy.isolated import IsolatedRun, isolate
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.placement import place_nodes
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
@@ -92,6 +93,7 @@ class FileProfile(Displayed):
         placement: Which provider took the nodes of which module; None on the CPU alone.
         branch: What the inputs are that choose a branch, as of a merged decoder.
         sizes: The sizes of the inputs' dimensions, by name, with where each comes from.
+        isolated: The modules measured alone, where that was asked for.
     """
 
     file: Path
@@ -105,6 +107,7 @@ class FileProfile(Displayed):
     placement: Placement | None = None
     branch: dict[str, bool] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)
+    isolated: IsolatedRun | None = None
 
     @property
     def name(self) -> str:
@@ -178,6 +181,7 @@ class FileProfile(Displayed):
                 {"dimension": name, "size": size.size, "source": size.source}
                 for name, size in self.sizes.items()
             ],
+            "isolated": None if self.isolated is None else self.isolated.to_dict(),
         }
 
 
@@ -203,6 +207,8 @@ def profile(
     sequence_length: int | None = None,
     sizes: Mapping[str, int] | None = None,
     inputs: str | os.PathLike[str] | None = None,
+    isolated: bool = False,
+    depth: int | None = None,
 ) -> ProfileReport:
     """Run tagged files under ONNX Runtime's profiler and add the times up by module.
 
@@ -218,6 +224,10 @@ def profile(
             as many as the model takes, up to 128.
         sizes: Sizes of other dimensions of theirs, by name.
         inputs: A `.npz` file with real inputs, instead.
+        isolated: Also cut each module out and measure it alone, as is needed to see modules on
+            a provider that runs a graph as one kernel.
+        depth: Levels of modules down to which the file is cut then; by default the first that
+            has some modules.
 
     Returns:
         The times of each file.
@@ -241,6 +251,9 @@ def profile(
                 example = ExampleInputs(load(Path(inputs), file.path, graph), {})
             found, outputs = _profile(file, chosen, iterations, example.arrays)
             given.add(outputs)
+            if isolated:
+                alone = isolate(file, chosen, example.arrays, iterations=iterations, depth=depth)
+                found = replace(found, isolated=alone)
             profiles.append(replace(found, branch=branch, sizes=example.sizes))
     return ProfileReport(tuple(profiles))
 

@@ -6,6 +6,7 @@ so that the values that are seen are never all in memory at once.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ from modelexport_optimum.providers.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    import onnxruntime
 
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
     from modelexport_optimum.onnx_file.skeleton import Tensor
@@ -39,6 +42,38 @@ _NUMPY_TYPES = {
         "UINT32", "UINT64", "BOOL",
     )
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some nodes of a graph as a model of their own.
+
+    Attributes:
+        model: The model, without its weights.
+        weights: The weights, as they lie in the file.
+        feeds: What the model is run on.
+    """
+
+    model: bytes
+    weights: Arrays
+    feeds: dict[str, Any]
+
+    def open(
+        self, provider: Provider, options: onnxruntime.SessionOptions
+    ) -> onnxruntime.InferenceSession:
+        """Makes a session of it. It holds the weights as long as this part does.
+
+        Raises:
+            ModelExportError: The provider's library cannot be loaded.
+            Exception: ONNX Runtime raises anything about a model.
+        """
+        import onnxruntime as ort
+
+        options.add_external_initializers(
+            list(self.weights),
+            [ort.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()],
+        )
+        return open_session(self.model, provider, options)
 
 
 class TappedRun:
@@ -147,14 +182,47 @@ class TappedRun:
         """Runs some nodes, on values that are known."""
         import onnxruntime as ort
 
+        # OpenVINO cannot read a graph that gives an input or a constant as an output.
+        known = _not_computed(nodes, renamed, live)
+        known = {name: known[name] for name in outputs if name in known}
+        outputs = [name for name in outputs if name not in known]
         if not outputs:
-            return {}
+            return known
+        part = self.part(nodes, outputs, live, renamed)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Each session runs once: weights need not be laid out for the next run.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            session = part.open(self._provider, options)
+            return known | dict(zip(outputs, session.run(outputs, part.feeds), strict=True))
+        except Exception as error:
+            raise ModelExportError(
+                f"ONNX Runtime cannot run {self._graph.file.path}: {onnxruntime_line(error)}"
+            ) from error
+
+    def part(
+        self,
+        nodes: Sequence[FlatNode],
+        outputs: Sequence[str],
+        live: Mapping[str, Any],
+        renamed: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> Part:
+        """Some nodes as a model of their own, with what it is run on.
+
+        Args:
+            nodes: The nodes, each after those among them that make what it reads.
+            outputs: Names of the values that the model gives.
+            live: Values that other nodes make or the graph is given, by name.
+            renamed: Other names for what a node reads, by the node's identity.
+        """
         model = onnx.ModelProto()
         model.CopyFrom(self._base)
         made = {name for node in nodes for name in node.makes}
         read: dict[str, None] = {}
         for node in nodes:
-            names = renamed.get(id(node), {})
+            names = (renamed or {}).get(id(node), {})
             proto = model.graph.node.add()
             proto.CopyFrom(node.proto)
             if names:
@@ -184,30 +252,9 @@ class TappedRun:
                     )
                 feeds[name] = live[name]
                 model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))
-        # OpenVINO cannot read a graph that gives an input or a constant as an output.
-        known = _not_computed(nodes, renamed, feeds)
-        known = {name: known[name] for name in outputs if name in known}
-        outputs = [name for name in outputs if name not in known]
-        if not outputs:
-            return known
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # Each session runs once: weights need not be laid out for the next run.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        arrays = [self._array(tensor) for tensor in external]
-        options.add_external_initializers(
-            [tensor.name for tensor in external],
-            [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays],
-        )
-        try:
-            session = open_session(model.SerializeToString(), self._provider, options)
-            return known | dict(zip(outputs, session.run(outputs, feeds), strict=True))
-        except Exception as error:
-            raise ModelExportError(
-                f"ONNX Runtime cannot run {self._graph.file.path}: {onnxruntime_line(error)}"
-            ) from error
+        weights = {tensor.name: self._array(tensor) for tensor in external}
+        return Part(model.SerializeToString(), weights, feeds)
 
     def _array(self, tensor: Tensor) -> np.ndarray:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -263,10 +310,15 @@ def _model_without_graph(graph: FlatGraph) -> onnx.ModelProto:
 
 
 def _type_of(value: Any) -> onnx.TypeProto:  # noqa: ANN401
+    """The type with the shape, without which some providers (OpenVINO) take no node."""
     if isinstance(value, list):
-        return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
+        return onnx.helper.make_sequence_type_proto(_element_type(value[0], None))
+    return _element_type(value, value.shape)
+
+
+def _element_type(value: np.ndarray, shape: Sequence[int] | None) -> onnx.TypeProto:
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    return onnx.helper.make_tensor_type_proto(elem_type, value.shape)
+    return onnx.helper.make_tensor_type_proto(elem_type, shape)
 
 
 def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tuple[int, int]]:

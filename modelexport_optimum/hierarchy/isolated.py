@@ -1,0 +1,277 @@
+"""Each module of a file as a model of its own, measured on a provider with its real inputs.
+
+A provider that compiles runs a graph as one kernel, in which no module can be told from
+another. Cut out, each module can be measured, and has lost what the provider would have
+gained across its edges: so the sum is set beside the whole graph's time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelexport_optimum.errors import ModelExportError, onnxruntime_line
+from modelexport_optimum.hierarchy.deployed_outputs import unread_inputs
+from modelexport_optimum.hierarchy.flat_graph import branches, flatten
+from modelexport_optimum.hierarchy.recorded_run import ValueStore
+from modelexport_optimum.hierarchy.tapped_run import TappedRun
+from modelexport_optimum.providers.session import (
+    assigned_nodes,
+    open_session,
+    record_assignment,
+)
+from modelexport_optimum.system.display import Displayed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    import onnxruntime
+
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode, ModuleCall
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.hierarchy.tapped_run import Arrays
+    from modelexport_optimum.providers.choice import Provider
+
+# Runs before the measured ones: providers allocate memory and choose kernels in them.
+_WARM_UP = 3
+
+# The depth that is taken unless one is asked for: the first that has so many modules.
+_FEWEST = 4
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class IsolatedModule(Displayed):
+    """One call of a module, measured alone.
+
+    Attributes:
+        module: Module path; "" for the root.
+        module_class: Class name.
+        call: Which of the module's calls this is, from 0.
+        node_count: Number of its nodes in the file, constants left out.
+        inputs: Type and shape of what enters it, by name.
+        ms: Milliseconds of one run; None if it could not be run.
+        taken: How many nodes the provider took, of how many that were left of it after ONNX
+            Runtime's first optimizations; None if it is not known.
+        error: Why it could not be run, "" if it could.
+    """
+
+    module: str
+    module_class: str
+    call: int
+    node_count: int
+    inputs: Mapping[str, str]
+    ms: float | None = None
+    taken: tuple[int, int] | None = None
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON can carry it."""
+        taken, of = self.taken or (None, None)
+        return {
+            "module": self.module,
+            "class": self.module_class,
+            "call": self.call,
+            "node_count": self.node_count,
+            "inputs": [{"name": name, "type": kind} for name, kind in self.inputs.items()],
+            "ms": self.ms,
+            "provider_node_count": taken,
+            "built_node_count": of,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class IsolatedRun(Displayed):
+    """The modules of one file at one depth, each measured alone, and the whole graph.
+
+    Attributes:
+        branch: Which branch of a merged decoder ran; "" where there is one graph.
+        provider: The provider that was asked for.
+        depth: Levels of modules down to which the file was cut.
+        whole_ms: Milliseconds of one run of the whole graph.
+        modules: The modules, in the order in which they ran.
+        outside: Number of nodes that are in none of them: what the modules around do themselves.
+    """
+
+    branch: str
+    provider: str
+    depth: int
+    whole_ms: float
+    modules: tuple[IsolatedModule, ...]
+    outside: int
+
+    @property
+    def sum_ms(self) -> float:
+        """The sum of the modules' times."""
+        return sum(module.ms or 0.0 for module in self.modules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as JSON can carry it."""
+        return {
+            "branch": self.branch,
+            "provider": self.provider,
+            "depth": self.depth,
+            "whole_ms": self.whole_ms,
+            "sum_ms": self.sum_ms,
+            "outside_node_count": self.outside,
+            "modules": [module.to_dict() for module in self.modules],
+        }
+
+
+def isolate(
+    file: TaggedFile, provider: Provider, feeds: Arrays, *, iterations: int, depth: int | None
+) -> IsolatedRun:
+    """Measure each module of a file alone.
+
+    Args:
+        file: The tagged file.
+        provider: The provider.
+        feeds: Inputs of the graph, which choose the branch of a merged decoder.
+        iterations: Number of measured runs of each.
+        depth: Levels of modules down to which the file is cut; by default the first that has
+            some modules.
+
+    Raises:
+        ModelExportError: The whole graph cannot be run.
+    """
+    branch = {name: bool(feeds[name].any()) for name in branches(file)[0]}
+    graph = flatten(file, branch)
+    asked = {value.name for value in graph.inputs}
+    given = {name: array for name, array in feeds.items() if name in asked}
+    chosen = depth if depth is not None else _default_depth(graph)
+    calls = _calls_at(graph, chosen)
+    nodes = {id(call): _nodes_of(graph, call) for call in calls}
+    whole_ms = _measure_whole(file, provider, given, branch, iterations)
+    tapped = TappedRun(graph)
+    with ValueStore() as values:
+        entering = {name for own in nodes.values() for name in _entering(graph, own)}
+        for name, value in tapped.values(entering & graph.makers.keys(), given):
+            if isinstance(value, np.ndarray):
+                values.add(name, value)
+        modules = [
+            _measure_alone(tapped, graph, call, own, provider, given, values, iterations)
+            for call, own in ((call, nodes[id(call)]) for call in calls)
+        ]
+    inside = {id(node) for own in nodes.values() for node in own}
+    outside = [node for node in graph.nodes if not node.constant and id(node) not in inside]
+    label = ", ".join(f"{key}={value}".lower() for key, value in branch.items())
+    return IsolatedRun(label, provider.name, chosen, whole_ms, tuple(modules), len(outside))
+
+
+def _default_depth(graph: FlatGraph) -> int:
+    deepest = max(call.depth for call in graph.calls)
+    found = (depth for depth in range(deepest) if len(_calls_at(graph, depth)) >= _FEWEST)
+    return next(found, deepest)
+
+
+def _calls_at(graph: FlatGraph, depth: int) -> list[ModuleCall]:
+    """The calls at a depth, and those above it that call no other module."""
+    outer = {id(call.parent) for call in graph.calls}
+    return [
+        call
+        for call in graph.calls
+        if call.outputs
+        if call.depth == depth or (call.depth < depth and id(call) not in outer)
+    ]
+
+
+def _nodes_of(graph: FlatGraph, call: ModuleCall) -> list[FlatNode]:
+    """The nodes of a call and of those inside it, with the constants that they read."""
+    todo: set[str] = set()
+    found = []
+    for node in reversed(graph.nodes):
+        is_own = not node.constant and node.call.around(call.depth) is call
+        if is_own or (node.constant and not todo.isdisjoint(node.makes)):
+            found.append(node)
+            todo.update(node.reads)
+    return found[::-1]
+
+
+def _entering(graph: FlatGraph, nodes: Sequence[FlatNode]) -> dict[str, None]:
+    """The values that enter some nodes: others make them, or the graph is given them."""
+    made = {name for node in nodes for name in node.makes}
+    known = made | graph.initializers.keys() | graph.branch.keys()
+    return {name: None for node in nodes for name in node.reads if name not in known}
+
+
+def _measure_alone(
+    tapped: TappedRun,
+    graph: FlatGraph,
+    call: ModuleCall,
+    nodes: Sequence[FlatNode],
+    provider: Provider,
+    feeds: Arrays,
+    values: ValueStore,
+    iterations: int,
+) -> IsolatedModule:
+    names = _entering(graph, nodes)
+    live = {name: values.get(name) if name in values else feeds.get(name) for name in names}
+    blank = IsolatedModule(
+        module=call.module.path,
+        module_class=call.module.module_class,
+        call=call.number,
+        node_count=sum(not node.constant for node in nodes),
+        inputs={n: f"{v.dtype}{list(v.shape)}" for n, v in live.items() if v is not None},
+    )
+    missing = [name for name, value in live.items() if value is None]
+    if missing:
+        return replace(blank, error=f"{missing[0]}, which enters it, is no tensor")
+    try:
+        part = tapped.part(nodes, call.outputs, live)
+        session = part.open(provider, _options())
+        ms = _milliseconds(session, call.outputs, part.feeds, iterations)
+    except Exception as error:  # ONNX Runtime raises anything
+        return replace(blank, error=onnxruntime_line(error))
+    assigned = assigned_nodes(session)
+    taken = sum(node.provider == provider.name for node in assigned)
+    return replace(blank, ms=ms, taken=(taken, len(assigned)) if assigned else None)
+
+
+def _measure_whole(
+    file: TaggedFile,
+    provider: Provider,
+    feeds: Arrays,
+    branch: Mapping[str, bool],
+    iterations: int,
+) -> float:
+    try:
+        session = open_session(str(file.path), provider, _options())
+        given = {**feeds, **{name: np.array([value]) for name, value in branch.items()}}
+        asked = {value.name for value in session.get_inputs()}
+        given |= unread_inputs(session, asked - given.keys())
+        names = [value.name for value in session.get_outputs()]
+        return _milliseconds(session, names, {n: given[n] for n in asked}, iterations)
+    except ModelExportError:
+        raise
+    except Exception as error:
+        raise ModelExportError(
+            f"ONNX Runtime cannot run {file.path}: {onnxruntime_line(error)}"
+        ) from error
+
+
+def _options() -> onnxruntime.SessionOptions:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
+    record_assignment(options)
+    return options
+
+
+def _milliseconds(
+    session: onnxruntime.InferenceSession,
+    outputs: Collection[str],
+    feeds: Mapping[str, Any],
+    iterations: int,
+) -> float:
+    """The mean time of a run, after some to warm up."""
+    names = list(outputs)
+    for _ in range(_WARM_UP):
+        session.run(names, feeds)
+    started = time.perf_counter()
+    for _ in range(iterations):
+        session.run(names, feeds)
+    return (time.perf_counter() - started) * 1000 / iterations
