@@ -207,12 +207,16 @@ def report(
     html: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .html file to write.")
     ],
-    times: Annotated[
+    against: Annotated[
         Path | None,
+        typer.Argument(metavar="[B]", help="Another export, to be shown beside the first."),
+    ] = None,
+    times: Annotated[
+        list[Path] | None,
         typer.Option(
             "--profile",
             metavar="FILE",
-            help="Show the times of this file, too, which profile --json printed.",
+            help="Show the times of this file, too, which profile --json printed. May be repeated.",
         ),
     ] = None,
     comparison: Annotated[
@@ -226,13 +230,15 @@ def report(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML file to share: charts, the tree, and how every node was placed."""
+    """Write one HTML file to share: a chart, the tree, and how every node was placed."""
     from modelexport_optimum.cli import view_tables
 
     with printing.exit_on_error(as_json=as_json):
         from modelexport_optimum.hierarchy.report import report as run
 
-        written = run(path, html, profile=times, comparison=comparison, overwrite=overwrite)
+        written = run(
+            path, html, against=against, profile=times, comparison=comparison, overwrite=overwrite
+        )
     size = written.stat().st_size
     if as_json:
         printing.print_json({"ok": True, "file": str(written), "bytes": size})

@@ -1,8 +1,9 @@
-"""`report()`: one HTML file to share, with the modules of a tagged export as charts and tables.
+"""`report()`: one HTML file to share, with the modules of a tagged export, or of two.
 
-The numbers are those of `inspect` and, if given, of `profile` and `compare`; the charts are
-plotly's. The page needs no network, and holds no weights. Its looks and its script are in
-`report.html`.
+The numbers are those of `inspect` and, if given, of `profile` and `compare`. The page needs no
+network and no server, and holds no weights. Its looks and its script are in `report_page/`:
+plain HTML, as the boxes of no chart library that we know can be reached by keyboard and screen
+reader, and plotly alone makes a page of 4.8 MB.
 """
 
 from __future__ import annotations
@@ -10,73 +11,50 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.filesize import decimal
-
-from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.hierarchy.inspect import amounts
+from modelexport_optimum.hierarchy.report_data import file_data
 from modelexport_optimum.hierarchy.report_figures import read_errors, read_times
-from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged_files
+from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.output_files import check_output_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from modelexport_optimum.hierarchy.comparison import Comparison
-    from modelexport_optimum.hierarchy.inspect import Amount
     from modelexport_optimum.hierarchy.profile import ProfileReport
     from modelexport_optimum.hierarchy.report_figures import Errors, Times
-    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
 
-# Levels of modules that a chart shows at once, or fewer if these are more modules than can
-# be drawn in a moment and told apart. A click on a module shows those inside it.
-_LEVELS = 6
-_DRAWN = 1000
+_Path: TypeAlias = "str | os.PathLike[str]"
+
+_PAGE = Path(__file__).with_name("report_page")
+_SCRIPTS = ("chart.js", "page.js", "table.js", "nodes.js")
 
 # Keys of the model's own metadata that say of what it was made.
 _RECORD = "modelexport_optimum."
 _RECORDED = ("source", "version", "torch", "transformers", "optimum")
 
-_SECTION = """
-<section>
-<h2>{name}</h2>
-{summary}
-{charts}
-<h3>Modules</h3>
-<p><input class="known" type="search" placeholder="Search modules by path or class"
- aria-label="Search modules"><span class="found dim"></span>
- <span class="dim">— click one to zoom into it and list its nodes; again to leave</span></p>
-<div class="scroll"><table><thead><tr><th>module<th>class<th class="number">operators
-<th class="number">parameters<th class="number">bytes<th class="number">share</tr></thead>
-<tbody class="modules"></tbody></table></div>
-<h3>How every node was placed</h3>
-<p><input class="node" type="search" placeholder="Search nodes, operators, modules, evidence"
- aria-label="Search nodes"><span class="listed dim"></span></p>
-<div class="scroll"><table><thead><tr><th>node<th>operator<th>module<th>class<th>placed by
-<th>nested graph</tr></thead><tbody class="nodes"></tbody></table>
-<button class="more">show more</button></div>
-</section>
-"""
-
 
 def report(
-    path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    path: _Path,
+    output: _Path,
     *,
-    profile: ProfileReport | str | os.PathLike[str] | None = None,
-    comparison: Comparison | str | os.PathLike[str] | None = None,
+    against: _Path | None = None,
+    profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None = None,
+    comparison: Comparison | _Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write an HTML page about a tagged export.
+    """Write an HTML page about a tagged export, or about two side by side.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
         output: The `.html` file to write.
-        profile: Times to show: what `profile` returned, or the file that its `--json` wrote.
+        against: Another export, to be shown beside it.
+        profile: Times to show: what `profile` returned, or the file that its `--json` wrote;
+            or several of these.
         comparison: Errors to show: what `compare` returned, or the file that its `--json` wrote.
         overwrite: Replace a file that is there.
 
@@ -84,56 +62,111 @@ def report(
         The file that was written.
 
     Raises:
-        UsageError: There is no such file, the output is there already, or the profile or the
+        UsageError: There is no such file, the output is there already, or a profile or the
             comparison is not one of these files.
-        ModelExportError: A file is not tagged, the page cannot be written, or plotly is missing.
+        ModelExportError: A file is not tagged, or the page cannot be written.
     """
     target = Path(output)
     check_output_file(target, (".html", ".htm"), overwrite=overwrite)
-    plotly = _plotly()
-    files = read_tagged_files(path)
-    nothing = [None] * len(files)
-    times = read_times(profile, files) if profile is not None else nothing
-    errors = read_errors(comparison, files) if comparison is not None else nothing
-    sections = []
-    data = []
-    for number, (file, time, found) in enumerate(zip(files, times, errors, strict=True)):
-        counted = amounts(file)
-        charts = [_parameters_chart(file, counted, f"parameters-{number}")]
-        if time is not None:
-            charts.append(_time_chart(file, time, f"time-{number}"))
-        name = file.path.relative_to(path) if Path(path).is_dir() else file.path.name
-        sections.append(
-            _SECTION.format(
-                name=html.escape(str(name)),
-                summary=_summary(file, time, found),
-                charts="\n".join(charts),
-            )
-        )
-        data.append(_data(file, counted, time, found))
-    page = _filled(
-        Path(__file__).with_name("report.html").read_text("utf-8"),
-        title=html.escape(f"{Path(path).resolve().name}: {files[0].root.module_class}"),
-        record=html.escape(_record(files[0])),
-        plotly=plotly,
-        sections="\n".join(sections),
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-    )
+    exports = [Path(path)] if against is None else [Path(path), Path(against)]
+    page = page_of(exports, profile=profile, comparison=comparison)
     with replacing(target) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as page_file:
         page_file.write(page.encode())
     return target
 
 
-def _plotly() -> str:
-    """The whole of plotly.js, which goes into the page."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ModelExportError(
-            "report needs plotly: pip install 'modelexport-optimum[report]'"
-        ) from error
-    script: str = get_plotlyjs()
-    return script
+def page_of(
+    exports: Sequence[Path],
+    *,
+    profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None = None,
+    comparison: Comparison | _Path | None = None,
+) -> str:
+    """The page about one export, or two.
+
+    Raises:
+        UsageError: A profile or the comparison is of none of these files.
+        ModelExportError: A file is not tagged.
+    """
+    files = [_named_files(export) for export in exports]
+    every = [file for named in files for file in named.values()]
+    times = _times(profile, every)
+    errors = _errors(comparison, files)
+    classes: dict[str, int] = {}
+    names = list(dict.fromkeys(name for named in files for name in named))
+    if len(exports) > 1 and all(len(named) == 1 for named in files):
+        names, files = [names[0]], [{names[0]: next(iter(named.values()))} for named in files]
+    parts = [
+        _script(
+            f"part-{number}-{side}",
+            file_data(
+                named[name], times.get(id(named[name])), errors.get(id(named[name])), classes
+            ),
+        )
+        for number, name in enumerate(names)
+        for side, named in enumerate(files)
+        if name in named
+    ]
+    sides = _labels(exports)
+    head = {"sides": sides, "classes": list(classes), "files": names}
+    heading = " and ".join(sides) if len(sides) > 1 else exports[0].resolve().name
+    records = list(dict.fromkeys(_record(next(iter(named.values()))) for named in files))
+    return _filled(
+        (_PAGE / "page.html").read_text("utf-8"),
+        title=html.escape(f"{heading}: {every[0].root.module_class}"),
+        heading=html.escape(heading),
+        record=html.escape("; ".join([every[0].root.module_class, *records])),
+        style=(_PAGE / "page.css").read_text("utf-8"),
+        data="\n".join([_script("head", head), *parts]),
+        script="\n".join((_PAGE / name).read_text("utf-8") for name in _SCRIPTS),
+    )
+
+
+def _named_files(export: Path) -> dict[str, TaggedFile]:
+    """The files of an export by their paths in it."""
+    return {
+        str(file.path.relative_to(export)) if export.is_dir() else file.path.name: file
+        for file in read_tagged_files(export)
+    }
+
+
+def _labels(exports: Sequence[Path]) -> list[str]:
+    """What tells the exports from one another: their names, or their paths."""
+    names = [export.resolve().name for export in exports]
+    return names if len({*names}) == len(names) else [str(export) for export in exports]
+
+
+def _times(
+    profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None,
+    files: Sequence[TaggedFile],
+) -> dict[int, Times]:
+    """The times of each file that was profiled."""
+    if profile is None:
+        return {}
+    several = isinstance(profile, list | tuple)
+    given: Iterable[Any] = profile if several else [profile]
+    found: dict[int, Times] = {}
+    for one in given:
+        for file, times in zip(files, read_times(one, files), strict=True):
+            if times is not None:
+                found[id(file)] = times
+    return found
+
+
+def _errors(
+    comparison: Comparison | _Path | None, exports: Sequence[dict[str, TaggedFile]]
+) -> dict[int, Errors]:
+    """The errors of each file that was compared, on the last export: it is the other side."""
+    if comparison is None:
+        return {}
+    files = list(exports[-1].values())
+    found = zip(files, read_errors(comparison, files), strict=True)
+    return {id(file): errors for file, errors in found if errors is not None}
+
+
+def _script(name: str, document: object) -> str:
+    """Data for the page's script; no text in it can end the element."""
+    text = json.dumps(document, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>'
 
 
 def _filled(page: str, **values: str) -> str:
@@ -153,168 +186,3 @@ def _record(file: TaggedFile) -> str:
     record["modelexport-optimum"] = record.pop("version")
     versions = ", ".join(f"{name} {value}" for name, value in record.items() if value)
     return f"{source} ({versions})" if source else versions
-
-
-def _summary(file: TaggedFile, time: Times | None, found: Errors | None) -> str:
-    placed = Counter(node.evidence or "not placed" for node in file.nodes)
-    lines = [
-        f"{len(file.nodes):,} nodes in {len(file.modules):,} modules; "
-        f"{sum(map(elements, file.initializers)):,} parameters, "
-        f"{decimal(sum(map(nbytes, file.initializers)))}; opset {file.model.opsets.get('', 0)}",
-        "Nodes placed by " + ", ".join(f"{name} {n:,}" for name, n in placed.most_common()),
-    ]
-    if time is not None:
-        inputs = ", ".join(f"{value['name']} {value['type']}" for value in time["inputs"])
-        lines.append(
-            f"{time['run_ms']:.3f} ms a run, of which {time['kernels_ms']:.3f} ms in kernels on "
-            f"{', '.join(row['provider'] for row in time['providers'])}; mean of "
-            f"{time['iterations']} run{'s' * (time['iterations'] > 1)} of {inputs}"
-        )
-    if found is not None:
-        accused = ", ".join(path or "(root)" for path in found.culprits) or "none"
-        lines.append(
-            f"{found.other} against {found.reference}: differ by themselves, by more than "
-            f"{found.tolerance:g}: {accused}"
-        )
-    return "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
-
-
-def _data(
-    file: TaggedFile,
-    counted: Mapping[str, tuple[Amount, Amount]],
-    time: Times | None,
-    found: Errors | None,
-) -> dict[str, Any]:
-    """What the page's script lists: columns of numbers, which are a fifth of the size of rows."""
-    size = sum(map(nbytes, file.initializers))
-    milliseconds = {row["module"]: row["ms"] for row in time["modules"]} if time else {}
-    place = {path: index for index, path in enumerate(file.modules)}
-    columns = {
-        "op_type": [node.op_type for node in file.nodes],
-        "evidence": [node.evidence for node in file.nodes],
-        "graph": [node.graph for node in file.nodes],
-    }
-    lists = {name: list(dict.fromkeys(column)) for name, column in columns.items()}
-    numbers = {name: {text: n for n, text in enumerate(texts)} for name, texts in lists.items()}
-    return {
-        "timed": time is not None,
-        "tolerance": found.tolerance if found is not None else None,
-        "modules": [
-            [
-                module.path,
-                module.name,
-                module.module_class,
-                module.depth,
-                counted[module.path][1].node_count,
-                counted[module.path][1].parameters,
-                decimal(counted[module.path][1].bytes),
-                counted[module.path][1].bytes / size if size else 0,
-                milliseconds.get(module.path, 0),
-                found.error.get(module.path) if found is not None else None,
-                found.own.get(module.path) if found is not None else None,
-            ]
-            for module in file.modules.values()
-        ],
-        "nodes": {
-            "name": [node.name for node in file.nodes],
-            "module": [place[n.module.path] if n.module is not None else -1 for n in file.nodes],
-            **{name: [numbers[name][text] for text in column] for name, column in columns.items()},
-        },
-        "lists": lists,
-    }
-
-
-class _Slice(NamedTuple):
-    """One module in a chart, with its own part of what is drawn."""
-
-    key: str
-    around: str
-    label: str
-    kind: str
-    value: float
-    text: str
-
-
-def _slice(module: TaggedModule, value: float, text: str) -> _Slice:
-    # A path after a slash: plotly takes an empty parent for none.
-    key = f"/{module.path}"
-    around = f"/{module.parent.path}" if module.parent is not None else ""
-    # plotly reads tags and links in a text.
-    path, name = html.escape(module.path or "(root)"), html.escape(module.module_class)
-    text = f"<b>{path}</b><br>{name}<br>{text}"
-    return _Slice(key, around, html.escape(module.name), module.module_class, value, text)
-
-
-def _parameters_chart(
-    file: TaggedFile, counted: Mapping[str, tuple[Amount, Amount]], name: str
-) -> str:
-    """Parameters by module; a weight that several modules read stands in the first of them."""
-    drawn: set[int] = set()
-    slices = []
-    for module in file.modules.values():
-        weights = {id(t): t for node in module.nodes for t in node.weights if id(t) not in drawn}
-        drawn |= weights.keys()
-        total = counted[module.path][1]
-        text = f"{total.parameters:,} parameters<br>{decimal(total.bytes)}"
-        slices.append(_slice(module, sum(map(elements, weights.values())), text))
-    rest = sum(elements(tensor) for tensor in file.initializers if id(tensor) not in drawn)
-    if rest:
-        slices.append(_Slice("unread", "/", "(no module)", "", rest, f"{rest:,} parameters"))
-    return _chart("Parameters by module", slices, file, name)
-
-
-def _time_chart(file: TaggedFile, time: Times, name: str) -> str:
-    """The kernels' time by module, and that of the kernels without one."""
-    slices = [
-        _slice(
-            file.modules[row["module"]],
-            row["own_ms"],
-            f"{row['ms']:.3f} ms, {row['own_ms']:.3f} ms in its own kernels",
-        )
-        for row in time["modules"]
-    ]
-    for row in time["unplaced"]:
-        label = html.escape(f"(not placed) {row['op_type']}")
-        text = f"{row['ms']:.3f} ms in {row['kernel_count']} kernels that ONNX Runtime has added"
-        slices.append(_Slice(label, "/", label, "", row["ms"], text))
-    return _chart("Time by module", slices, file, name)
-
-
-def _chart(title: str, slices: Sequence[_Slice], file: TaggedFile, name: str) -> str:
-    import plotly.colors
-    import plotly.graph_objects as go
-    import plotly.io
-
-    palette = plotly.colors.qualitative.Set3
-    classes = dict.fromkeys(module.module_class for module in file.modules.values())
-    colours = {kind: palette[index % len(palette)] for index, kind in enumerate(classes)}
-    depths = sorted(module.depth for module in file.modules.values())
-    levels = depths[_DRAWN] if len(depths) > _DRAWN else _LEVELS
-    figure = go.Figure(
-        go.Icicle(
-            ids=[item.key for item in slices],
-            parents=[item.around for item in slices],
-            labels=[item.label for item in slices],
-            values=[item.value for item in slices],
-            text=[item.text for item in slices],
-            marker={"colors": [colours.get(item.kind, "lightgrey") for item in slices]},
-            texttemplate=["%{label}", *["%{label}  %{percentRoot:.1%}"] * (len(slices) - 1)],
-            hovertemplate="%{text}<br>%{percentRoot:.1%}<extra></extra>",
-            branchvalues="remainder",
-            maxdepth=max(2, min(levels, _LEVELS)),
-            tiling={"pad": 1},
-        )
-    )
-    figure.update_layout(
-        template="none",
-        margin={"t": 24, "l": 0, "r": 0, "b": 0},
-        uniformtext={"minsize": 11, "mode": "hide"},
-    )
-    chart = plotly.io.to_html(
-        figure,
-        include_plotlyjs=False,
-        full_html=False,
-        div_id=name,
-        config={"displayModeBar": False, "responsive": True},
-    )
-    return f'<h3>{title}</h3>\n<div class="chart">{chart}</div>'

@@ -38,7 +38,7 @@ PACKAGE = f"{os.sep}modelexport_optimum{os.sep}"
 # What no verb may take, on files of some hundred kilobytes. CPU seconds, since others may run.
 SECONDS = 3.0
 # Beyond what was there: many times the file, and what libraries hold that a verb is the first to
-# use (plotly's script, ONNX Runtime's arena).
+# use (ONNX Runtime's arena).
 MEMORY_FACTOR, MEMORY_BYTES = 50, 96 * 2**20
 
 # A worker that has not begun another case for so long hangs where no signal is heeded.
