@@ -44,7 +44,7 @@ def page(
 
 @pytest.fixture(scope="module")
 def broken(tagged: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("broken")
+    directory = tmp_path_factory.mktemp("broken") / "bert-broken"
     bias = "bert.encoder.layer.0.attention.self.key.bias"
     planted(tagged("bert"), directory, "model.onnx", bias)
     return directory
