@@ -142,8 +142,7 @@ def _times(
     """The times of each file that was profiled."""
     if profile is None:
         return {}
-    several = isinstance(profile, list | tuple)
-    given: Iterable[Any] = profile if several else [profile]
+    given: Iterable[Any] = profile if isinstance(profile, list | tuple) else [profile]
     found: dict[int, Times] = {}
     for one in given:
         for file, times in zip(files, read_times(one, files), strict=True):
