@@ -47,10 +47,20 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files as slow."""
+    """Mark the tests of slow files as slow, and say which tests stay in one process.
+
+    With pytest-xdist a file stays in one process, as its tests share what they export, and of the
+    zoo each architecture. The zoo comes last: its many small groups fill both processes to the end.
+    """
     for item in items:
-        if item.path.name in SLOW:
+        name = item.path.name
+        if name in SLOW:
             item.add_marker(pytest.mark.slow)
+        if name == "test_zoo.py" and isinstance(item, pytest.Function) and "[" in item.name:
+            name = f"zoo {item.callspec.id}"
+        item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: item.path.name == "test_zoo.py")
+    items.sort(key=lambda item: not item.path.name.startswith("test_batch"))
 
 
 @pytest.fixture(scope="module", autouse=True)
