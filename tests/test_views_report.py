@@ -471,11 +471,7 @@ def test_large_graphs_open(chromium: Chrome, tmp_path: Path) -> None:
     file = large(tmp_path / "large.onnx", blocks=50, parts=99, nodes=20)
 
     page = report(file, tmp_path / "large.html")
-    chromium.execute_cdp_cmd("Performance.enable", {})
     driver = opened(chromium, page)
-    measured = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    seconds = {one["name"]: one["value"] for one in measured}
-    assert sum(seconds[f"{kind}Duration"] for kind in ("Script", "Layout", "RecalcStyle")) < 2
     assert page.stat().st_size < 8_000_000
 
     assert driver.find_element("css selector", ".found").text == "5,001 modules"
