@@ -41,6 +41,12 @@ def test_replaced_name_is_put_back() -> None:
     assert name.get() == before
 
 
+KNOWN_IMPORTS = {
+    "from torch.utils._python_dispatch import TorchDispatchMode": "a base class, which a class "
+    "names where it is defined",
+}
+
+
 def test_no_other_file_imports_what_begins_with_an_underscore() -> None:
     pattern = re.compile(
         r"^\s*(from (?!modelexport)[\w.]+ import .*\b_[a-z]|from (?!__)[\w.]*\._[a-z])"
@@ -49,7 +55,7 @@ def test_no_other_file_imports_what_begins_with_an_underscore() -> None:
         f"{file.relative_to(PACKAGE)}: {line.strip()}"
         for file in PACKAGE.rglob("*.py")
         for line in file.read_text(encoding="utf-8").splitlines()
-        if pattern.match(line)
+        if pattern.match(line) and line not in KNOWN_IMPORTS
     ]
     assert found == []
 
@@ -60,6 +66,7 @@ KNOWN_ATTRIBUTES = {
     "_parameters": "the dictionary that a module's own zero is put into, which no function does",
     "_buffers": "the same of a buffer",
     "_version": "in private_names, asked of every tensor that leaves a call",
+    "_schema": "of an operator of PyTorch, whose class does not have it, so no name can be asked",
     "_model_path": "of a session, which no function gives",
 }
 

@@ -17,6 +17,7 @@ import pytest
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import Tensor
+from modelexport_optimum.providers.choice import Provider
 from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.verifying import described_model
 from modelexport_optimum.verifying.export_reader import read_exported
@@ -669,7 +670,7 @@ def test_a_silent_fallback(exported: Exported, name: str, monkeypatch: pytest.Mo
     plan = make_plan(read, find_loader(read))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, *here])
     with pytest.warns(UserWarning, match="not in available provider names"):
-        found = run(plan, CUDA)
+        found = run(plan, Provider(CUDA))
     assert found.fell_back == {CPU}
     assert not found.complete
     assert not found.outputs

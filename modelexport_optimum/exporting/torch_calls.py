@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from modelexport_optimum.system.private_names import STORAGE_OF_TENSOR
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -266,7 +268,7 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(STORAGE_OF_TENSOR.of(tensor.untyped_storage()))
 
 
 def _name_of(tensor: torch.Tensor, names: WeakTensorKeyDictionary) -> str | None:

@@ -237,6 +237,12 @@ VERSION_OF_TENSOR = PrivateName(
     "Tensor._version",
     "Counts what was written to a tensor in place: one that was written to is another value.",
 )
+STORAGE_OF_TENSOR = PrivateName(
+    "torch",
+    "torch",
+    "UntypedStorage._cdata",
+    "Tells a storage from every other, that of an empty tensor too: `data_ptr` is 0 for those.",
+)
 CHECK_OF_REPOSITORY_NAME = PrivateName(
     "huggingface_hub",
     "huggingface_hub.utils",
