@@ -65,12 +65,15 @@ class Wishes:
             as the model takes, up to `default_length`.
         sizes: Sizes of dimensions by name, before everything else.
         default_length: Number of tokens where none is asked for.
+        one_step: Whether a decoder that has cached tokens is given one new token, as in
+            generation, or as many as it has cached.
     """
 
     batch_size: int = 1
     sequence_length: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     default_length: int = DEFAULT_LENGTH
+    one_step: bool = True
 
 
 class Dimensions:
@@ -106,7 +109,9 @@ class Dimensions:
         self._has_past = any("past" in name for name in names)
         self._has_tokens = any(value.elem_type not in FLOATS for value in self._inputs)
         # A decoder that stands beside its encoder takes one token more at each step.
-        self._steps = self._has_past and any("decoder" in name for name in names)
+        self._steps = (
+            wishes.one_step and self._has_past and any("decoder" in name for name in names)
+        )
         self.sizes: dict[str, Size] = {
             name: Size(size, f"--size {name}") for name, size in wishes.sizes.items()
         }
@@ -257,9 +262,9 @@ class Dimensions:
         longest = self._longest()
         # What is cached and what is new have their positions together.
         most = longest.size
-        if is_step or "decoder" in name:  # which makes room for a step
+        if self._wishes.one_step and (is_step or "decoder" in name):  # which makes room for a step
             most -= 1
-        elif self._has_past and self._uses_past:
+        elif self._has_past and (self._uses_past or not self._wishes.one_step):
             most //= 2
         if most < self._wishes.default_length:
             return Size(max(1, most), longest.source)

@@ -237,10 +237,15 @@ def _feeds(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) 
     if samples.arrays:
         feeds = _with_arrays(pair.file, samples)
     if feeds is None:
+        # Both branches of a merged decoder get as many new tokens. OpenVINO 1.24 keeps the branch
+        # of the first run, as in generation, but only while the inputs have the same shapes.
+        wishes = Wishes(
+            samples.batch_size, samples.sequence_length, samples.sizes, LENGTH, one_step=False
+        )
         feeds = generate(
             pair.file.path,
             pair.file.model.graph,
-            Wishes(samples.batch_size, samples.sequence_length, samples.sizes, LENGTH),
+            wishes,
             branch=graph.branch,
             seed=seed,
         ).arrays
