@@ -113,6 +113,24 @@ def onnxruntime_line(text: object) -> str:
     return _shortened(said)
 
 
+@contextlib.contextmanager
+def onnxruntime_errors(doing: str) -> Iterator[None]:
+    """Say what ONNX Runtime raises in the block in one line.
+
+    Args:
+        doing: What it cannot do then, such as "load model.onnx".
+
+    Raises:
+        ModelExportError: ONNX Runtime raised something.
+    """
+    try:
+        yield
+    except ModelExportError:
+        raise
+    except Exception as error:  # it raises anything about a model
+        raise ModelExportError(f"ONNX Runtime cannot {doing}: {onnxruntime_line(error)}") from error
+
+
 def _shortened(line: str) -> str:
     """Leave out the middle of a long message: often its end says what went wrong."""
     if len(line) <= _MAX_LINE:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelexport_optimum.errors import ModelExportError, onnxruntime_line
+from modelexport_optimum.errors import onnxruntime_errors
 from modelexport_optimum.hierarchy.comparison import OutputComparison, difference
 from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.session import assigned_nodes, open_session, record_assignment
@@ -47,14 +47,8 @@ def deployed_session(path: Path, provider: Provider) -> onnxruntime.InferenceSes
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     record_assignment(options)
-    try:
+    with onnxruntime_errors(f"load {path}"):
         return open_session(str(path), provider, options)
-    except ModelExportError:
-        raise
-    except Exception as error:
-        raise ModelExportError(
-            f"ONNX Runtime cannot load {path}: {onnxruntime_line(error)}"
-        ) from error
 
 
 def deployed_outputs(
@@ -84,17 +78,13 @@ def deployed_outputs(
     """
     session = session or deployed_session(path, provider)
     given = {**feeds, **{name: np.array([value]) for name, value in graph.branch.items()}}
-    try:
+    with onnxruntime_errors(f"run {path}"):
         asked = {value.name for value in session.get_inputs()}
         missing = asked - given.keys()
         if missing:
             given |= unread_inputs(session, missing)
         names = [value.name for value in session.get_outputs() if value.name in recorded.outputs]
         values = session.run(names, {name: given[name] for name in asked}) if names else []
-    except Exception as error:
-        raise ModelExportError(
-            f"ONNX Runtime cannot run {path}: {onnxruntime_line(error)}"
-        ) from error
     assigned = assigned_nodes(session)
     taken = sum(node.provider == provider.name for node in assigned)
     rows = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelexport_optimum.errors import ModelExportError, onnxruntime_line
+from modelexport_optimum.errors import onnxruntime_errors, onnxruntime_line
 from modelexport_optimum.hierarchy.deployed_outputs import unread_inputs
 from modelexport_optimum.hierarchy.flat_graph import branches, flatten
 from modelexport_optimum.hierarchy.recorded_run import ValueStore
@@ -237,19 +237,13 @@ def _measure_whole(
     branch: Mapping[str, bool],
     iterations: int,
 ) -> float:
-    try:
+    with onnxruntime_errors(f"run {file.path}"):
         session = open_session(str(file.path), provider, _options())
         given = {**feeds, **{name: np.array([value]) for name, value in branch.items()}}
         asked = {value.name for value in session.get_inputs()}
         given |= unread_inputs(session, asked - given.keys())
         names = [value.name for value in session.get_outputs()]
         return _milliseconds(session, names, {n: given[n] for n in asked}, iterations)
-    except ModelExportError:
-        raise
-    except Exception as error:
-        raise ModelExportError(
-            f"ONNX Runtime cannot run {file.path}: {onnxruntime_line(error)}"
-        ) from error
 
 
 def _options() -> onnxruntime.SessionOptions:

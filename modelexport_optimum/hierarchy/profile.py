@@ -14,7 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError, UsageError, onnxruntime_line
+from modelexport_optimum.errors import (
+    ModelExportError,
+    UsageError,
+    onnxruntime_errors,
+    onnxruntime_line,
+)
 from modelexport_optimum.example_inputs.archive import load
 from modelexport_optimum.example_inputs.dimensions import Size, Wishes
 from modelexport_optimum.example_inputs.generate import ExampleInputs, generate
@@ -28,6 +33,7 @@ from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.providers.choice import CPU, Provider, Settings, choose_provider
 from modelexport_optimum.providers.messages import Log, kept_log, log_reason
 from modelexport_optimum.providers.session import (
+    KERNEL,
     Assignment,
     assigned_nodes,
     nodes_that_ran,
@@ -317,7 +323,7 @@ def _session(
         record_assignment(options)
         return open_session(str(path), provider, options)
 
-    try:
+    with onnxruntime_errors(f"load {path}"):
         # A plugin prints what it does, and a library's function else redirects nothing.
         with kept_log() if provider.library is not None else nullcontext(Log()) as log:
             try:
@@ -327,12 +333,6 @@ def _session(
                     raise
                 session, graph = start(save=False), None
         return session, graph, log_reason(log.text)
-    except ModelExportError:
-        raise
-    except Exception as error:
-        raise ModelExportError(
-            f"ONNX Runtime cannot load {path}: {onnxruntime_line(error)}"
-        ) from error
 
 
 def _failed(path: Path, arrays: Mapping[str, np.ndarray], error: Exception) -> ModelExportError:
@@ -356,7 +356,7 @@ def _own_times(
     events = [
         event
         for event in log
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time")
+        if event["cat"] == "Node" and event["name"].endswith(KERNEL)
         if any(start <= event["ts"] <= end for start, end in spans)
     ]
     events.sort(key=lambda event: (event["tid"], event["ts"], -event["dur"]))
@@ -370,7 +370,7 @@ def _own_times(
         around.append(index)
     for event, time in zip(events, own, strict=True):
         arguments = event["args"]
-        name = event["name"].removesuffix("_kernel_time")
+        name = event["name"].removesuffix(KERNEL)
         if name == f"{arguments['op_name']}_{arguments['node_index']}":
             name = ""  # so ONNX Runtime's log calls a node that has no name
         yield name, arguments["op_name"], arguments["provider"], time

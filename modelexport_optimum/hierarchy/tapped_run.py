@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx
 
-from modelexport_optimum.errors import ModelExportError, onnxruntime_line
+from modelexport_optimum.errors import ModelExportError, onnxruntime_errors
 from modelexport_optimum.hierarchy.extract import model_fields
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.session import open_session
@@ -194,13 +194,9 @@ class TappedRun:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Each session runs once: weights need not be laid out for the next run.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
+        with onnxruntime_errors(f"run {self._graph.file.path}"):
             session = part.open(self._provider, options)
             return known | dict(zip(outputs, session.run(outputs, part.feeds), strict=True))
-        except Exception as error:
-            raise ModelExportError(
-                f"ONNX Runtime cannot run {self._graph.file.path}: {onnxruntime_line(error)}"
-            ) from error
 
     def part(
         self,

@@ -19,7 +19,7 @@ _RECORD = "session.record_ep_graph_assignment_info"
 """ONNX Runtime 1.24 and newer: it keeps which provider took which nodes (an older one ignores
 it)."""
 
-_KERNEL = "_kernel_time"
+KERNEL = "_kernel_time"
 """The end of a kernel's name in ONNX Runtime's profile."""
 
 
@@ -116,9 +116,9 @@ def nodes_that_ran(events: Iterable[Mapping[str, Any]]) -> tuple[AssignedNode, .
     for event in events:
         arguments = event.get("args", {})
         name = event["name"]
-        if event.get("cat") == "Node" and name.endswith(_KERNEL) and arguments.get("provider"):
+        if event.get("cat") == "Node" and name.endswith(KERNEL) and arguments.get("provider"):
             node = AssignedNode(
-                arguments["provider"], name.removesuffix(_KERNEL), arguments["op_name"]
+                arguments["provider"], name.removesuffix(KERNEL), arguments["op_name"]
             )
             ran[name, arguments.get("node_index"), node.provider] = node
     return tuple(ran.values())
