@@ -51,8 +51,3 @@ class GivenOutputs:
             # A branch that reads no cache of the encoder gives an empty one.
             if isinstance(value, np.ndarray) and value.size:
                 self.arrays.setdefault(input_name(name), value)
-
-
-def branch_in_words(branch: Mapping[str, bool]) -> str:
-    """A choice of a branch, as `use_cache_branch=true`."""
-    return ", ".join(f"{name}={value}".lower() for name, value in branch.items())

@@ -34,7 +34,7 @@ from modelexport_optimum.hierarchy.deployed_outputs import (
     deployed_session,
     took_nothing,
 )
-from modelexport_optimum.hierarchy.flat_graph import branches, flatten
+from modelexport_optimum.hierarchy.flat_graph import branch_in_words, branches, flatten
 from modelexport_optimum.hierarchy.recorded_run import record_graph
 from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
@@ -158,8 +158,7 @@ def compare_files(
         # One session runs all branches, as a model that generates does.
         session = deployed_session(pair.file.path, on) if len(choices) > 1 else None
         for branch in choices:
-            chosen = ", ".join(f"{key}={value}".lower() for key, value in branch.items())
-            label = f"{pair.name} ({chosen})" if branch else pair.name
+            label = f"{pair.name} ({branch_in_words(branch)})" if branch else pair.name
             graph = flatten(pair.file, branch)
             found = [
                 _compare_sample(pair, graph, label, samples, seed, on, session, tolerance)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import onnx
 
 from modelexport_optimum.hierarchy.weights import Weights
+from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Graph, Tensor, Value
@@ -28,16 +29,6 @@ _CALL_COUNT = re.compile(r"_\d+$")
 
 # A weight, or the same weight under another name.
 _NO_COMPUTATION = {"Constant", "Identity"}
-
-# They make other values each time.
-_RANDOM = {
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-}
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +129,11 @@ def branches(file: TaggedFile) -> list[dict[str, bool]]:
     return choices
 
 
+def branch_in_words(branch: Mapping[str, bool]) -> str:
+    """Return a choice of a branch, as `use_cache_branch=true`."""
+    return ", ".join(f"{name}={value}".lower() for name, value in branch.items())
+
+
 def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
     """Lays a tagged file out as one list of nodes.
 
@@ -155,7 +151,7 @@ def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
     nodes = []
     for proto, node in found:
         reads = tuple(_read_by(proto))
-        computed = proto.op_type not in _RANDOM and all(name in known for name in reads)
+        computed = proto.op_type not in RANDOM_OPERATORS and all(name in known for name in reads)
         constant = computed and (bool(reads) or proto.op_type == "Constant")
         if constant:
             known.update(name for name in proto.output if name)

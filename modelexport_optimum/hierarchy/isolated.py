@@ -15,7 +15,7 @@ import numpy as np
 
 from modelexport_optimum.errors import onnxruntime_errors, onnxruntime_line
 from modelexport_optimum.hierarchy.deployed_outputs import unread_inputs
-from modelexport_optimum.hierarchy.flat_graph import branches, flatten
+from modelexport_optimum.hierarchy.flat_graph import branch_in_words, branches, flatten
 from modelexport_optimum.hierarchy.recorded_run import ValueStore
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
 from modelexport_optimum.providers.session import (
@@ -157,8 +157,9 @@ def isolate(
         ]
     inside = {id(node) for own in nodes.values() for node in own}
     outside = [node for node in graph.nodes if not node.constant and id(node) not in inside]
-    label = ", ".join(f"{key}={value}".lower() for key, value in branch.items())
-    return IsolatedRun(label, provider.name, chosen, whole_ms, tuple(modules), len(outside))
+    return IsolatedRun(
+        branch_in_words(branch), provider.name, chosen, whole_ms, tuple(modules), len(outside)
+    )
 
 
 def _default_depth(graph: FlatGraph) -> int:

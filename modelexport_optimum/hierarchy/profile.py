@@ -23,8 +23,8 @@ from modelexport_optimum.errors import (
 from modelexport_optimum.example_inputs.archive import load
 from modelexport_optimum.example_inputs.dimensions import Size, Wishes
 from modelexport_optimum.example_inputs.generate import ExampleInputs, generate
-from modelexport_optimum.hierarchy.chained_files import GivenOutputs, branch_in_words, in_order
-from modelexport_optimum.hierarchy.flat_graph import branches
+from modelexport_optimum.hierarchy.chained_files import GivenOutputs, in_order
+from modelexport_optimum.hierarchy.flat_graph import branch_in_words, branches
 from modelexport_optimum.hierarchy.isolated import IsolatedRun, isolate
 from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.hierarchy.placement import place_nodes

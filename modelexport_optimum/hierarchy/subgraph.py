@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.tagged_model import TaggedNode, graph_of
-from modelexport_optimum.onnx_file.skeleton import Tensor, Value, walk_graphs
+from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS, Tensor, Value, walk_graphs
 from modelexport_optimum.system.text import listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from modelexport_optimum.hierarchy.tagged_model import Read, TaggedFile, TaggedModule
-
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
-"""They make other values each time: what a copy of one makes is another tensor."""
 
 _CALL_COUNT = re.compile(r"_\d+$")
 """The tracer's count of calls, at the end of a scope."""
@@ -139,7 +136,10 @@ def _constants(file: TaggedFile) -> set[int]:
         known = all(
             read is None or isinstance(read, Tensor) or id(read) in constant for read in node.reads
         )
-        computed = bool(node.reads) and node.op_type not in _RANDOM and not node.node.subgraphs
+        # A copy of an operator that draws makes another tensor.
+        computed = (
+            bool(node.reads) and node.op_type not in RANDOM_OPERATORS and not node.node.subgraphs
+        )
         if known and (computed or node.op_type == "Constant"):
             constant.add(id(node))
     return constant

@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+RANDOM_OPERATORS = frozenset(
+    {
+        *("Bernoulli", "Multinomial"),
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    }
+)
+"""The operators of ONNX that draw random numbers; Dropout does so in training only."""
+
 
 @dataclass(slots=True)
 class Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_line
-from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS, walk_nodes
 from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.messages import LOG_ENTRY, log_reason
 from modelexport_optimum.providers.needs import INSTALL, needs
@@ -61,15 +61,6 @@ _LACKING = re.compile(
     r"|not compiled with CUDA|NVIDIA driver|has no device on this machine"
 )
 """What ONNX Runtime and PyTorch say of a machine or an installation that lacks something."""
-
-_RANDOM_OPERATORS = frozenset(
-    {
-        *("Bernoulli", "Multinomial"),
-        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-    }
-)
-"""The operators of ONNX that draw random numbers; Dropout does so in training only."""
-
 
 _QUANTIZING_OPERATORS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 """The operators that round what is multiplied to integers, where a rounding may turn over."""
@@ -186,7 +177,7 @@ def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) ->
         use_cache=exported.uses_cache,
         trust_remote_code=exported.trust_remote_code,
         inputs=inputs,
-        draws=any(node.op_type in _RANDOM_OPERATORS for node in nodes),
+        draws=any(node.op_type in RANDOM_OPERATORS for node in nodes),
         by_module=by_module,
     )
 
