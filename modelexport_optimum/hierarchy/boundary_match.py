@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.hierarchy.comparison import difference
 from modelexport_optimum.hierarchy.recorded_run import output_value
+from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -237,7 +238,7 @@ def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
     blurred: dict[str, str] = {}
     for entry in matched:
         outer = entry.recorded.path.rpartition(".")[0]
-        while outer and not _is_inside(entry.recorded.caller, outer):
+        while outer and not is_inside(entry.recorded.caller, outer):
             if outer in called:
                 blurred[outer] = entry.recorded.path
             outer = outer.rpartition(".")[0]
@@ -262,7 +263,7 @@ def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
     for name, calls in readers.items():
         # The module whose parameter it is, and those around it that have no reader either.
         outer = name.rpartition(".")[0]
-        while outer and not any(_is_inside(call.module.path, outer) for call in calls):
+        while outer and not any(is_inside(call.module.path, outer) for call in calls):
             fused.setdefault(outer, (name[len(outer) + 1 :], calls[0].module.path))
             outer = outer.rpartition(".")[0]
     for entry in matched:
@@ -321,7 +322,7 @@ def _match_without_nodes(
         elif (
             source in makers
             and ours[source] in makers[source].pairs
-            and all(_is_inside(call.path, reader) for reader in readers[source])
+            and all(is_inside(call.path, reader) for reader in readers[source])
             and recorded.values.shape(result) == recorded.values.shape(source)
         ):
             _fold(entry, makers[source], matched, ours[source])
@@ -339,11 +340,6 @@ def _fold(
         if other is not entry and other.pairs.get(name) == source:
             other.pairs[name] = result
             other.reason = f"compared together with {entry.recorded.path}, folded into it"
-
-
-def _is_inside(path: str, outer: str) -> bool:
-    """Whether a module is another one or inside it."""
-    return not outer or f"{path}.".startswith(f"{outer}.")
 
 
 def _same(recorded: RecordedRun, one: str, other: str) -> bool:

@@ -40,6 +40,7 @@ from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
 from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.providers.choice import CPU, Provider
+from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -395,12 +396,8 @@ def _culprits(rows: Sequence[ModuleComparison], tolerance: float) -> dict[str, f
     return {
         path: value
         for path, value in own.items()
-        if not any(other != path and _is_inside(other, path) for other in own)
+        if not any(other != path and is_inside(other, path) for other in own)
     }
-
-
-def _is_inside(path: str, outer: str) -> bool:
-    return not outer or path.startswith(f"{outer}.")
 
 
 def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import onnx
 
 from modelexport_optimum.hierarchy.inspect import matching_paths
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -185,11 +186,7 @@ class Comparison(Displayed):
         """
         paths = dict.fromkeys(module.path for module in self.modules)
         roots = matching_paths(paths, patterns, self.other)
-        return {
-            path
-            for path in paths
-            if any(not root or f"{path}.".startswith(f"{root}.") for root in roots)
-        }
+        return {path for path in paths if any(is_inside(path, root) for root in roots)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON can carry it."""

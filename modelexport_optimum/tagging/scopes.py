@@ -21,7 +21,7 @@ import re
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging.tag_grammar import MAX_MODULES
+from modelexport_optimum.tagging.tag_grammar import MAX_MODULES, is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -95,11 +95,6 @@ def called_scopes(model: Model) -> list[str]:
 def inside(chain: Paths, path: str) -> Paths:
     """Return the chain with one more module, without those that it is not inside of."""
     return (*(outer for outer in chain if is_inside(path, outer) and path != outer), path)
-
-
-def is_inside(path: str, outer: str) -> bool:
-    """Tell whether a module is another one or inside it."""
-    return not outer or path == outer or path.startswith(f"{outer}.")
 
 
 def common(chains: Iterable[Paths]) -> Paths:

@@ -192,6 +192,11 @@ def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
     return found
 
 
+def is_inside(path: str, outer: str) -> bool:
+    """Tell whether a module is another one or inside it."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
 def is_tag_of(modules: Modules, tag: str) -> bool:
     """Tell whether a tag is that of a chain of modules, each inside the one before it."""
     if not modules or modules[0][0]:

@@ -20,7 +20,8 @@ from modelexport_optimum.system.private_names import (
     NAMES_OF_SCOPES,
     NAMING_OF_NODES,
 )
-from modelexport_optimum.tagging.scopes import Paths, inside, is_inside
+from modelexport_optimum.tagging.scopes import Paths, inside
+from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
