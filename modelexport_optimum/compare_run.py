@@ -6,7 +6,6 @@ It finds the two sides and brings them together; what a comparison is stands in
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from dataclasses import dataclass
@@ -184,13 +183,14 @@ class TorchReference:
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
         """Run the part."""
-        from modelexport_optimum.hierarchy.recorded_run import RecordedCall, RecordedRun
+        from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+        from modelexport_optimum.tagging.recorded_call import RecordedCall
 
         recorded = RecordedRun()
         calls, outputs = self._part(branch).run(feeds, recorded.values.add)
         for name, value in outputs.items():
             recorded.add_output(name, value)
-        recorded.calls = [RecordedCall(**dataclasses.asdict(call)) for call in calls]
+        recorded.calls = calls
         # An encoder that is exported alone is the whole of its graph, whose tags begin at the
         # root: nothing else of the root runs.
         if calls and calls[0].path:

@@ -8,7 +8,7 @@ them as constants), and what `topk` has chosen.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelexport_optimum.system.private_names import STORAGE_OF_TENSOR
+from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -24,39 +25,6 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     Keep: TypeAlias = Callable[[str, np.ndarray], None]
-
-
-@dataclass(frozen=True, slots=True)
-class TorchCall:
-    """One call of one module.
-
-    Attributes:
-        path: Module path in the whole model.
-        module_class: Class name.
-        number: Which of the module's calls this is, from 0.
-        caller: Path of the module that called it; "" for the root, too.
-        outputs: Names of the tensors that left it.
-        reads: Names of the tensors that it was given and that had left another call.
-        given: Names of the other tensors that it was given.
-        choices: Names of the indices that `topk` gave in it, outside calls in it.
-        hands_on: What left it is the first tensor that it was given.
-        has_weights: It, or a module inside it, has a parameter or buffer.
-        needed: An output of the whole depends on what left it.
-        varies: What left it depends on an input of the whole.
-    """
-
-    path: str
-    module_class: str
-    number: int
-    caller: str = ""
-    outputs: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    hands_on: bool = False
-    has_weights: bool = False
-    needed: bool = True
-    varies: bool = True
 
 
 class TorchCalls:
@@ -70,7 +38,7 @@ class TorchCalls:
             traced: The part of it that is run.
             keep: Called with the name and value of each tensor.
         """
-        self.calls: list[TorchCall] = []
+        self.calls: list[RecordedCall] = []
         self._keep = keep
         self._paths: dict[int, list[str]] = {}
         for path, module in whole.named_modules(remove_duplicate=False):
@@ -142,7 +110,7 @@ class TorchCalls:
         has_weights = any(True for _ in (*module.parameters(), *module.buffers()))
         self._stack.append(len(self.calls))
         self.calls.append(
-            TorchCall(
+            RecordedCall(
                 path, type(module).__name__, number, around,
                 reads=tuple(reads), given=tuple(given), has_weights=has_weights,
             )

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from modelexport_optimum.exporting.torch_calls import Keep, TorchCall
+    from modelexport_optimum.exporting.torch_calls import Keep
+    from modelexport_optimum.tagging.recorded_call import RecordedCall
 
     Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -106,7 +107,7 @@ class TorchPart:
     def _config(self) -> Any:  # noqa: ANN401 (transformers', or a dictionary)
         return getattr(self.whole, "config", None)
 
-    def run(self, feeds: Arrays, keep: Keep) -> tuple[list[TorchCall], Arrays]:
+    def run(self, feeds: Arrays, keep: Keep) -> tuple[list[RecordedCall], Arrays]:
         """Runs the part.
 
         Args:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph, ModuleCall
-    from modelexport_optimum.hierarchy.recorded_run import RecordedCall, RecordedRun, ValueStore
+    from modelexport_optimum.hierarchy.recorded_run import RecordedRun, ValueStore
+    from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 
 # Distances that are computed to tell values of one shape apart: eight values on each side.

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelexport_optimum.tagging.recorded_call import RecordedCall
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
@@ -73,39 +75,6 @@ class ValueStore:
     def close(self) -> None:
         """Removes the values."""
         self._directory.cleanup()
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedCall:
-    """One call of one module.
-
-    Attributes:
-        path: Module path.
-        module_class: Class name.
-        number: Which of the module's calls this is, from 0.
-        caller: Path of the module that called it; "" for the root, too.
-        outputs: Names of the values that left it.
-        reads: Names of the values that it read and that had left another call.
-        given: Names of the other values that it read, which calls around it had made.
-        choices: Names of the indices that a TopK gave in it, outside calls in it.
-        hands_on: What left it is what it was given, as in a Dropout that is not training.
-        has_weights: It, or a module inside it, has weights.
-        needed: An output of the whole depends on what left it.
-        varies: What left it depends on an input of the whole.
-    """
-
-    path: str
-    module_class: str
-    number: int
-    caller: str = ""
-    outputs: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    hands_on: bool = False
-    has_weights: bool = False
-    needed: bool = True
-    varies: bool = True
 
 
 def output_value(name: str) -> str:
