@@ -144,20 +144,20 @@ def compare_files(
         ModelExportError: ONNX Runtime cannot run a side, or the provider took nothing.
     """
     on = provider or Provider(CPU)
-    skipped = [pair for pair in pairs if took_nothing(pair.file.path, on)]
-    if len(skipped) == len(pairs):
-        raise ModelExportError(
-            f"{on.name} takes no node of {', '.join(pair.name for pair in pairs)}: there is "
-            "nothing to compare: "
-            f"verify --by-module --provider {on.name} says why"
-        )
     rows: list[ModuleComparison] = []
     outputs: list[OutputComparison] = []
     culprits: dict[str, float] = {}
-    for pair in (pair for pair in pairs if pair not in skipped):
+    skipped: list[str] = []
+    for pair in pairs:
         choices = branches(pair.file)
-        # One session runs all branches, as a model that generates does.
-        session = deployed_session(pair.file.path, on) if len(choices) > 1 else None
+        # One session runs all branches, as a model that generates does. A single graph's on the
+        # CPU is made when its outputs are compared, so that its weights are not held before.
+        session = None
+        if len(choices) > 1 or on.name != CPU:
+            session = deployed_session(pair.file.path, on)
+            if took_nothing(session, on):
+                skipped.append(pair.name)
+                continue
         for branch in choices:
             label = f"{pair.name} ({branch_in_words(branch)})" if branch else pair.name
             graph = flatten(pair.file, branch)
@@ -170,6 +170,11 @@ def compare_files(
             outputs += [_merged_outputs(o) for o in zip(*(f[1] for f in found), strict=True)]
             for path, own in _culprits(merged, tolerance).items():
                 culprits[path] = max(own, culprits.get(path, 0.0))
+    if len(skipped) == len(pairs):
+        raise ModelExportError(
+            f"{on.name} takes no node of {', '.join(skipped)}: there is nothing to compare: "
+            f"verify --by-module --provider {on.name} says why"
+        )
     return Comparison(
         reference=reference,
         other=other,
@@ -177,7 +182,7 @@ def compare_files(
         culprits=tuple(sorted(culprits, key=lambda path: -culprits[path])),
         modules=tuple(rows),
         outputs=tuple(outputs),
-        skipped=tuple(pair.name for pair in skipped),
+        skipped=tuple(skipped),
     )
 
 

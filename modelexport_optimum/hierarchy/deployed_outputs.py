@@ -9,7 +9,6 @@ import numpy as np
 
 from modelexport_optimum.errors import onnxruntime_errors
 from modelexport_optimum.hierarchy.comparison import OutputComparison, difference
-from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.session import assigned_nodes, open_session, record_assignment
 
 if TYPE_CHECKING:
@@ -24,15 +23,9 @@ if TYPE_CHECKING:
     from modelexport_optimum.providers.choice import Provider
 
 
-def took_nothing(path: Path, provider: Provider) -> bool:
-    """Whether a provider takes no node of a file, so that it would run on the CPU.
-
-    Raises:
-        ModelExportError: ONNX Runtime cannot load it.
-    """
-    if provider.name == CPU:
-        return False
-    assigned = assigned_nodes(deployed_session(path, provider))
+def took_nothing(session: onnxruntime.InferenceSession, provider: Provider) -> bool:
+    """Tell whether a provider took no node of a session's graph, which then runs on the CPU."""
+    assigned = assigned_nodes(session)
     return bool(assigned) and all(node.provider != provider.name for node in assigned)
 
 
