@@ -155,12 +155,12 @@ def _recorded_source(path: Path) -> str:
     """Return the model that an export says it was made from."""
     from modelexport_optimum.hierarchy.tagged_model import read_tagged
     from modelexport_optimum.onnx_file.find import onnx_files
-    from modelexport_optimum.tagging.model_record import SOURCE
+    from modelexport_optimum.tagging.model_record import record_of
 
     for file in onnx_files(path):
-        for key, value, *_ in read_tagged(file).model.metadata:
-            if key == SOURCE:
-                return value
+        source = record_of(read_tagged(file).model).get("source")
+        if source is not None:
+            return source
     raise UsageError(f"{path} does not say which model it was made from: give --model NAME|DIR")
 
 

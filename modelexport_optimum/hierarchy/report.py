@@ -19,6 +19,7 @@ from modelexport_optimum.hierarchy.report_figures import read_errors, read_times
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.output_files import check_output_file
+from modelexport_optimum.tagging.model_record import RECORDED_PACKAGES, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,10 +33,6 @@ _Path: TypeAlias = "str | os.PathLike[str]"
 
 _PAGE = Path(__file__).with_name("report_page")
 _SCRIPTS = ("chart.js", "page.js", "table.js", "nodes.js")
-
-# Keys of the model's own metadata that say of what it was made.
-_RECORD = "modelexport_optimum."
-_RECORDED = ("source", "version", "torch", "transformers", "optimum")
 
 
 def report(
@@ -179,9 +176,8 @@ def _filled(page: str, **values: str) -> str:
 
 
 def _record(file: TaggedFile) -> str:
-    metadata = {key: value for key, value, *_ in file.model.metadata}
-    record = {name: metadata.get(_RECORD + name) for name in _RECORDED}
-    source = record.pop("source")
-    record["modelexport-optimum"] = record.pop("version")
-    versions = ", ".join(f"{name} {value}" for name, value in record.items() if value)
-    return f"{source} ({versions})" if source else versions
+    record = record_of(file.model)
+    shown = {name: record.get(name) for name in RECORDED_PACKAGES}
+    shown["modelexport-optimum"] = record.get("version")
+    versions = ", ".join(f"{name} {value}" for name, value in shown.items() if value)
+    return f"{record['source']} ({versions})" if record.get("source") else versions

@@ -106,15 +106,19 @@ class TappedRun:
         nodes = self._needed(wanted, renamed)
         chosen = {_stand_in(name): value for name, value in self.chosen.items()}
         live: dict[str, Any] = {**feeds, **chosen}
+        last_read = {name: index for index, node in enumerate(nodes) for name in node.reads}
         for start, end in _pieces(nodes, wanted):
-            later = {name for node in nodes[end:] for name in node.reads}
             made = [name for node in nodes[start:end] for name in node.makes]
-            outputs = [name for name in made if name in wanted or name in later]
+            outputs = [name for name in made if name in wanted or last_read.get(name, -1) >= end]
             found = self._run(nodes[start:end], renamed, outputs, live) | {
                 name: self.chosen[name] for name in outputs if name in self.chosen
             }
             yield from ((name, found[name]) for name in outputs if name in wanted)
-            live = {name: value for name, value in {**live, **found}.items() if name in later}
+            live = {
+                name: value
+                for name, value in {**live, **found}.items()
+                if last_read.get(name, -1) >= end
+            }
             live |= chosen
 
     def replaced(

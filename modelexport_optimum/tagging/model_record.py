@@ -28,14 +28,14 @@ SILENT = f"{PREFIX}silent"
 """The modules of the exported model that have parameters and no node in the file: a pooler that
 nobody asks for, a BatchNorm that was folded into its convolution, the other half of a model that
 is exported in two. Of those inside each other, the outermost."""
-_RECORDED_PACKAGES = ("torch", "transformers", "optimum")
+RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
     """Return the versions of the packages that are recorded, of those that are installed."""
     found = {}
-    for package in _RECORDED_PACKAGES:
+    for package in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
@@ -44,6 +44,15 @@ def _versions() -> dict[str, str]:
 def is_marked(model: Model) -> bool:
     """Tell whether the model says that its nodes were tagged."""
     return any(key == _VERSION for key, *_ in model.metadata)
+
+
+def record_of(model: Model) -> dict[str, str]:
+    """Return what the model's metadata says of how it was made and tagged, by its short keys."""
+    return {
+        key.removeprefix(PREFIX): value
+        for key, value, *_ in model.metadata
+        if key.startswith(PREFIX)
+    }
 
 
 def read_classes(text: str) -> dict[str, str]:
