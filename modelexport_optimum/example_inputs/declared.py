@@ -39,7 +39,7 @@ class Declared:
     """The settings of the export that a graph belongs to."""
 
     def __init__(self, directory: Path) -> None:
-        """Reads the files that are there.
+        """Read the files that are there.
 
         Args:
             directory: Where the `.onnx` file is.

@@ -89,7 +89,7 @@ class Dimensions:
         *,
         uses_past: bool = True,
     ) -> None:
-        """Prepares the search.
+        """Prepare the search.
 
         Args:
             path: The `.onnx` file, for errors.
@@ -122,7 +122,7 @@ class Dimensions:
                 self.sizes.setdefault("encoder_sequence_length", Size(length[0], value.name))
 
     def bind(self, value: Value, array: np.ndarray) -> bool:
-        """Takes the sizes of an array that is given for an input, if it fits the input."""
+        """Take the sizes of an array that is given for an input, if it fits the input."""
         shape = value.shape
         if shape is None or len(shape) != array.ndim:
             return False

@@ -56,7 +56,7 @@ def generate(
     branch: Mapping[str, bool] | None = None,
     seed: int = 0,
 ) -> ExampleInputs:
-    """Makes an array for each input of a graph, the same ones every time.
+    """Make an array for each input of a graph, the same ones every time.
 
     Numbers that select rows of a table are below its number of rows, positions go on where what
     is cached ends, boxes lie on their page, masks are one, conditions are true, and the rest is

@@ -31,7 +31,7 @@ class TorchCalls:
     """The calls of a run, written down while it goes on."""
 
     def __init__(self, whole: torch.nn.Module, traced: torch.nn.Module, keep: Keep) -> None:
-        """Prepares for one run.
+        """Prepare for one run.
 
         Args:
             whole: The model, or the component of a pipeline, whose paths the calls have.
@@ -60,7 +60,7 @@ class TorchCalls:
 
     @contextlib.contextmanager
     def recorded(self, inputs: Iterable[torch.Tensor]) -> Iterator[None]:
-        """Records what runs in the block.
+        """Record what runs in the block.
 
         Args:
             inputs: The inputs of the whole.
@@ -80,7 +80,7 @@ class TorchCalls:
                 hook.remove()
 
     def end(self, outputs: Iterable[torch.Tensor]) -> None:
-        """Notes what the outputs of the whole depend on."""
+        """Note what the outputs of the whole depend on."""
         needed = self._operations.before(outputs)
         for index, (call, made_by) in enumerate(zip(self.calls, self._made_by, strict=True)):
             self.calls[index] = replace(
@@ -162,7 +162,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._writers: dict[int, set[int]] = {}
 
     def begin(self, inputs: Iterable[torch.Tensor]) -> None:
-        """Notes the inputs, as what one operation has made."""
+        """Note the inputs, as what one operation has made."""
         self._note((), inputs, writes=False)
         self._vary[0] = True
 
@@ -215,7 +215,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
-    """Yields the tensors in what a module is given or gives, in order."""
+    """Yield the tensors in what a module is given or gives, in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):

@@ -52,7 +52,7 @@ class TorchPart:
     model_kwargs: Mapping[str, Any]
 
     def inputs(self, seed: int = 0) -> Arrays:
-        """Makes example inputs, the same ones every time.
+        """Make example inputs, the same ones every time.
 
         Args:
             seed: What the numbers are made from.
@@ -108,7 +108,7 @@ class TorchPart:
         return getattr(self.whole, "config", None)
 
     def run(self, feeds: Arrays, keep: Keep) -> tuple[list[RecordedCall], Arrays]:
-        """Runs the part.
+        """Run the part.
 
         Args:
             feeds: Its inputs, by the name of the graph's input.
@@ -261,7 +261,7 @@ def torch_parts(
 
 
 def _ignore_stage(name: str) -> None:
-    """Shows no progress."""
+    """Show no progress."""
 
 
 def _whole_of(part: torch.nn.Module, model: Any) -> torch.nn.Module:  # noqa: ANN401

@@ -57,7 +57,7 @@ class MatchedCall:
 
 
 def match(recorded: RecordedRun, graph: FlatGraph, values: ValueStore) -> list[MatchedCall]:
-    """Finds what stands in a graph for what left each call of the reference.
+    """Find what stands in a graph for what left each call of the reference.
 
     Args:
         recorded: The reference.
@@ -91,7 +91,7 @@ def _match_root(
     recorded: RecordedRun,
     values: ValueStore,
 ) -> None:
-    """Matches the outputs of the graph."""
+    """Match the outputs of the graph."""
     for entry in entries:
         entry.call = calls[0] if calls else None
         entry.pairs = {
@@ -106,7 +106,7 @@ def _match_root(
 def _match_module(
     entries: list[MatchedCall], calls: list[ModuleCall], reference: ValueStore, values: ValueStore
 ) -> None:
-    """Matches the calls of one module."""
+    """Match the calls of one module."""
     if len(entries) == len(calls):
         for entry, call in zip(entries, calls, strict=True):
             entry.call = call
@@ -137,7 +137,7 @@ def _match_module(
 def _paired(
     theirs: Sequence[str], ours: Sequence[str], reference: ValueStore, values: ValueStore
 ) -> dict[str, str]:
-    """Pairs values of one shape, each with one of the other side.
+    """Pair values of one shape, each with one of the other side.
 
     Where several have one shape, their order tells; where it cannot, because one side shows
     more of them or in another order, the closest two are a pair.
@@ -161,7 +161,7 @@ def _pair_transposed(
     pairs: dict[str, str],
     shapes: Mapping[tuple[int, ...], tuple[list[str], list[str]]],
 ) -> None:
-    """Pairs what is left over, if one side has it with its axes in another order.
+    """Pair what is left over, if one side has it with its axes in another order.
 
     An exporter drops a Transpose at the end of a module and the one that follows it outside.
     """
@@ -204,7 +204,7 @@ def _closest(
 def _given(
     recorded: RecordedCall, call: ModuleCall, reference: ValueStore, values: ValueStore
 ) -> dict[str, str]:
-    """Pairs what a call reads of the call around it.
+    """Pair what a call reads of the call around it.
 
     One side may show what the other does not, so that only values that are alike are pairs.
     """
@@ -231,7 +231,7 @@ def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
 
 
 def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
-    """Takes back matches of modules in which another module calls something.
+    """Take back matches of modules in which another module calls something.
 
     By its tag such a call is in the module, so that what leaves the module is not to be told.
     """
@@ -250,7 +250,7 @@ def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
 
 
 def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
-    """Says which modules' parameters are read by nodes of another module alone.
+    """Say which modules' parameters are read by nodes of another module alone.
 
     A part of such a module was fused into the other one, and what leaves it, if anything, is
     less than what it makes in the reference: such a match is taken back.
@@ -278,7 +278,7 @@ def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
 def _match_without_nodes(
     matched: Sequence[MatchedCall], recorded: RecordedRun, graph: FlatGraph
 ) -> None:
-    """Matches what was called in the reference and has no node in the graph.
+    """Match what was called in the reference and has no node in the graph.
 
     It hands on what it reads, as a Dropout does; or it was folded into the module whose
     result it alone reads, as a BatchNorm into a Conv: then that module's value stands for
@@ -333,7 +333,7 @@ def _match_without_nodes(
 def _fold(
     entry: MatchedCall, maker: MatchedCall, matched: Iterable[MatchedCall], name: str
 ) -> None:
-    """Lets a value of the graph stand for the result of what was folded into its maker."""
+    """Let a value of the graph stand for the result of what was folded into its maker."""
     (source,), (result,) = entry.recorded.reads, entry.recorded.outputs
     entry.call, entry.pairs = maker.call, {name: result}
     entry.reason = f"compared together with {maker.recorded.path}, into which it was folded"

@@ -54,7 +54,7 @@ def take_choices(
     feeds: Arrays,
     tolerance: float,
 ) -> RecordedRun:
-    """Runs a graph with the choices of the reference, if its own are not the same.
+    """Run a graph with the choices of the reference, if its own are not the same.
 
     Args:
         graph: The graph.

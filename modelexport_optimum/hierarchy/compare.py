@@ -87,7 +87,7 @@ class Reference(Protocol):
         """Inputs that fit a graph, by name; None if the reference has none to give."""
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Runs what the graph computes."""
+        """Run what the graph computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ class ExportReference:
     file: TaggedFile
 
     def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
-        """Has none to give."""
+        """Give none: an export says nothing of inputs."""
         return None
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Runs the file."""
+        """Run the file."""
         graph = flatten(self.file, dict(branch))
         return record_graph(graph, TappedRun(graph), feeds)
 
@@ -130,7 +130,7 @@ def compare_files(
     provider: Provider | None = None,
     tolerance: float,
 ) -> Comparison:
-    """Compares files with what they are to be compared to.
+    """Compare files with what they are to be compared to.
 
     Args:
         pairs: The files.
@@ -196,7 +196,7 @@ def _compare_sample(
     session: onnxruntime.InferenceSession | None,
     tolerance: float,
 ) -> tuple[list[ModuleComparison], list[OutputComparison]]:
-    """Compares one graph on one sample of inputs."""
+    """Compare one graph on one sample of inputs."""
     feeds = _feeds(pair, graph, samples, seed)
     run = TappedRun(graph, provider)
     recorded = pair.reference.record(graph.branch, feeds)
@@ -437,7 +437,7 @@ def default_tolerance(pairs: Sequence[FilePair]) -> float:
 
 
 def export_pairs(reference: Path, other: Path) -> list[FilePair]:
-    """Pairs the files of two exports by their paths in the two directories.
+    """Pair the files of two exports by their paths in the two directories.
 
     Raises:
         UsageError: A path does not exist, or the two have no file in common.

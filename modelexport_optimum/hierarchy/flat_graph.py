@@ -135,7 +135,7 @@ def branch_in_words(branch: Mapping[str, bool]) -> str:
 
 
 def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
-    """Lays a tagged file out as one list of nodes.
+    """Lay a tagged file out as one list of nodes.
 
     Args:
         file: The file.
@@ -184,7 +184,7 @@ def _opened(
     tagged: dict[int, TaggedNode],
     initializers: dict[str, Tensor],
 ) -> Iterator[tuple[onnx.NodeProto, TaggedNode]]:
-    """Yields the nodes of a graph, the chosen branch in the place of each If that is opened."""
+    """Yield the nodes of a graph, the chosen branch in the place of each If that is opened."""
     initializers.update((tensor.name, tensor) for tensor in graph.initializers)
     for node in graph.nodes:
         if node.op_type == "If" and node.inputs[0] in branch:
@@ -323,7 +323,7 @@ def _own_scope(node: TaggedNode) -> str:
 
 
 def _find_outputs(graph: FlatGraph) -> None:
-    """Notes what leaves each call, and what enters it from the call around it."""
+    """Note what leaves each call, and what enters it from the call around it."""
     readers: dict[str, list[ModuleCall | None]] = {name: [None] for name in graph.outputs}
     for node in graph.nodes:
         for name in node.reads:

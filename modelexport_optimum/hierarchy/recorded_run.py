@@ -27,7 +27,7 @@ class ValueStore:
     """Arrays by name, each in a file of its own until the store is closed."""
 
     def __init__(self) -> None:
-        """Makes the directory."""
+        """Make the directory."""
         self._directory = tempfile.TemporaryDirectory(prefix="modelexport-optimum-")
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -38,7 +38,7 @@ class ValueStore:
         return name in self._files
 
     def add(self, name: str, value: np.ndarray) -> None:
-        """Keeps a value; one that is there already stays."""
+        """Keep a value; one that is there already stays."""
         if name not in self._files:
             path = Path(self._directory.name) / f"{len(self._files)}.npy"
             np.save(path, value, allow_pickle=False)
@@ -47,7 +47,7 @@ class ValueStore:
             self._dtypes[name] = value.dtype
 
     def get(self, name: str) -> np.ndarray:
-        """Reads a value."""
+        """Read a value."""
         value: np.ndarray = np.load(self._files[name], allow_pickle=False)
         return value
 
@@ -60,7 +60,7 @@ class ValueStore:
         return self._dtypes[name]
 
     def __enter__(self) -> ValueStore:
-        """Does nothing."""
+        """Give the store itself."""
         return self
 
     def __exit__(
@@ -69,11 +69,11 @@ class ValueStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Removes the values."""
+        """Remove the values."""
         self.close()
 
     def close(self) -> None:
-        """Removes the values."""
+        """Remove the values."""
         self._directory.cleanup()
 
 
@@ -97,13 +97,13 @@ class RecordedRun:
     outputs: Arrays = field(default_factory=dict)
 
     def add_output(self, name: str, value: np.ndarray) -> None:
-        """Keeps an output of the whole graph."""
+        """Keep an output of the whole graph."""
         self.outputs[name] = value
         self.values.add(output_value(name), value)
 
 
 def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun:
-    """Runs a graph once, and keeps what leaves the calls of its modules.
+    """Run a graph once, and keep what leaves the calls of its modules.
 
     Args:
         graph: The graph.

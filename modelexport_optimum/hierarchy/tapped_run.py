@@ -61,7 +61,7 @@ class Part:
     def open(
         self, provider: Provider, options: onnxruntime.SessionOptions
     ) -> onnxruntime.InferenceSession:
-        """Makes a session of it. It holds the weights as long as this part does.
+        """Make a session of it. It holds the weights as long as this part does.
 
         Raises:
             ModelExportError: The provider's library cannot be loaded.
@@ -80,7 +80,7 @@ class TappedRun:
     """Runs of one flat graph, or of parts of it."""
 
     def __init__(self, graph: FlatGraph, provider: Provider | None = None) -> None:
-        """Prepares runs.
+        """Prepare runs.
 
         Args:
             graph: The graph.
@@ -93,7 +93,7 @@ class TappedRun:
         """Values by name that stand for what the graph makes, wherever a node reads them."""
 
     def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-        """Runs the graph and yields the values that are wanted, in the order of the graph.
+        """Run the graph and yield the values that are wanted, in the order of the graph.
 
         Args:
             wanted: Names of values that nodes make.
@@ -128,7 +128,7 @@ class TappedRun:
         is_replaced: Callable[[FlatNode, str], bool],
         replacement: Callable[[str], np.ndarray],
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Runs the graph with some of the values that its nodes read replaced by others.
+        """Run the graph with some of the values that its nodes read replaced by others.
 
         Args:
             wanted: Names of values that nodes make.
@@ -183,7 +183,7 @@ class TappedRun:
         outputs: Sequence[str],
         live: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Runs some nodes, on values that are known."""
+        """Run some nodes, on values that are known."""
         import onnxruntime as ort
 
         # OpenVINO cannot read a graph that gives an input or a constant as an output.
@@ -322,7 +322,7 @@ def _element_type(value: np.ndarray, shape: Sequence[int] | None) -> onnx.TypePr
 
 
 def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tuple[int, int]]:
-    """Yields where the pieces of a list of nodes begin and end."""
+    """Yield where the pieces of a list of nodes begin and end."""
     start = count = 0
     for index, node in enumerate(nodes, start=1):
         count += sum(name in wanted for name in node.makes)

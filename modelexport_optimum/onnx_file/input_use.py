@@ -43,7 +43,7 @@ class InputUse:
     """How a graph, with the graphs nested in it, uses its inputs."""
 
     def __init__(self, graph: Graph) -> None:
-        """Indexes the graph.
+        """Index the graph.
 
         Args:
             graph: The graph.

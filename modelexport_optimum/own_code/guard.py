@@ -152,7 +152,7 @@ def _check_file(path: str) -> None:
 
 
 def _install() -> None:
-    """Has Python's loaders of files ask first. All imports of files, and libraries' own, use them.
+    """Have Python's loaders of files ask first. All imports of files, and libraries' own, use them.
 
     They stay so, and ask nobody when no block is guarded: what is taken back while another thread
     has put its own in place would be lost or stay for ever.

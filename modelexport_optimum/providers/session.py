@@ -56,7 +56,7 @@ class Assignment:
 
 
 def record_assignment(options: onnxruntime.SessionOptions) -> None:
-    """Has a session keep which provider took which nodes."""
+    """Have a session keep which provider took which nodes."""
     options.add_session_config_entry(_RECORD, "1")
 
 
