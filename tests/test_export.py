@@ -523,6 +523,27 @@ def test_lock_that_its_owner_removes(tmp_path: Path) -> None:
     assert locks.lock(path) is not None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signal_that_was_lost_publishes_nothing(tmp_path: Path) -> None:
+    class Lost:
+        def __del__(self) -> None:  # Python prints what is raised in a destructor, and goes on
+            signal.raise_signal(signal.SIGTERM)
+
+    with (
+        pytest.raises(SystemExit) as left,
+        staging.staging_directory(tmp_path / "out") as directory,
+    ):
+        (directory / "model.onnx").touch()
+        Lost()
+        staging.publish(directory, tmp_path / "out", overwrite=False)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert names(tmp_path) == set()
+
+    with staging.staging_directory(tmp_path / "out") as directory:
+        staging.publish(directory, tmp_path / "out", overwrite=False)
+    assert names(tmp_path) == {"out"}
+
+
 def test_killed_run_leaves_nothing_that_looks_finished(
     tmp_path: Path, model_directory: ModelDirectory
 ) -> None:

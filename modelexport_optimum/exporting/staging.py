@@ -37,6 +37,9 @@ _AT_FDCWD = -100
 _AGAIN_SECONDS = 1.0
 """Between two attempts to leave a run that was asked to end."""
 
+_asked: list[int] = []
+"""The signals that asked this run to end: it may still be running, but it publishes nothing."""
+
 
 def check_output(output: str | os.PathLike[str], source: Path | None, *, overwrite: bool) -> Path:
     """Return the absolute path of the output, if it may be written; nothing is created.
@@ -140,7 +143,13 @@ def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
 
     With `overwrite` the old output takes the staging directory's name, which is then
     removed with everything in it.
+
+    Raises:
+        SystemExit: The run was asked to end, which something lost that runs before this.
+        ModelExportError: The output was written in the meantime, or cannot be.
     """
+    if _asked:
+        raise SystemExit(128 + _asked[0])
     try:
         if overwrite and output.is_dir() and any(output.iterdir()):
             if not _exchange(staging, output):
@@ -229,13 +238,13 @@ def _terminating_as_exit() -> Iterator[None]:
 
     Only where nobody has a handler of their own, and only in the main thread, where
     Python allows it. It is raised wherever the program is just then, where it may be lost, in
-    a destructor, or become another error, in an import: then it is raised again.
+    a destructor, or become another error, in an import: then it is raised again, and nothing
+    is published in between.
     """
-    asked: list[int] = []
     timers: list[threading.Timer] = []
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        asked.append(number)
+        _asked.append(number)
         timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
         timers[-1].daemon = True
         timers[-1].start()
@@ -257,8 +266,10 @@ def _terminating_as_exit() -> Iterator[None]:
             timer.join()
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
-        if asked:
-            raise SystemExit(128 + asked[0])
+        if ours and _asked:
+            number = _asked[0]
+            _asked.clear()
+            raise SystemExit(128 + number)
 
 
 def _exchange(one: Path, other: Path) -> bool:
