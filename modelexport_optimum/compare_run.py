@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from modelexport_optimum.exporting.torch_reference import TorchPart
-    from modelexport_optimum.hierarchy.compare import FilePair
     from modelexport_optimum.hierarchy.comparison import Comparison
+    from modelexport_optimum.hierarchy.file_pairs import FilePair
     from modelexport_optimum.hierarchy.recorded_run import RecordedRun
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.hierarchy.tapped_run import Arrays
@@ -83,7 +83,9 @@ def compare(
         UsageError: There is no such export or provider, or the sides do not fit together.
         ModelExportError: A file is not tagged, or one side cannot be run.
     """
-    from modelexport_optimum.hierarchy import compare as comparing
+    from modelexport_optimum.hierarchy import comparison, file_pairs
+    from modelexport_optimum.hierarchy.compare import compare_files
+    from modelexport_optimum.hierarchy.samples import LENGTH, SampleOptions
     from modelexport_optimum.providers.choice import CPU, choose_provider
 
     if samples < 1:
@@ -94,22 +96,22 @@ def compare(
     chosen = choose_provider(provider, options=provider_options, libraries=provider_libraries)
     if other is not None:
         names = str(first), str(other)
-        pairs = comparing.export_pairs(first, Path(other))
+        pairs = file_pairs.export_pairs(first, Path(other))
     elif chosen.name != CPU:
         names = f"{first} on the CPU", f"{first} on {chosen.name}"
-        pairs = comparing.export_pairs(first, first)
+        pairs = file_pairs.export_pairs(first, first)
     else:
         source = _recorded_source(first) if model is None else model
         said = source if isinstance(source, str | Path) else type(source).__name__
         names = f"PyTorch ({said})", str(first)
-        length = sequence_length or comparing.LENGTH
+        length = sequence_length or LENGTH
         shapes = {"batch_size": batch_size, "sequence_length": length, **(sizes or {})}
         pairs = _torch_pairs(first, source, task, shapes, model_kwargs, trust_remote_code)
     if node_data is not None:
         _check_node_data(Path(node_data), pairs, overwrite=overwrite)
-    found = comparing.compare_files(
+    found = compare_files(
         pairs,
-        comparing.SampleOptions(
+        SampleOptions(
             batch_size=batch_size,
             sequence_length=sequence_length,
             sizes=sizes or {},
@@ -120,10 +122,10 @@ def compare(
         reference=names[0],
         other=names[1],
         provider=chosen,
-        tolerance=comparing.default_tolerance(pairs) if tolerance is None else tolerance,
+        tolerance=file_pairs.default_tolerance(pairs) if tolerance is None else tolerance,
     )
     if node_data is not None:
-        document = json.dumps(comparing.node_data(found, pairs[0].file), indent=1)
+        document = json.dumps(comparison.node_data(found, pairs[0].file), indent=1)
         with replacing(Path(node_data)) as descriptor:
             write_all(descriptor, document.encode())
     return found
@@ -257,7 +259,7 @@ def _pairs_by_name(
 
     It exports a merged decoder as two, and merges them.
     """
-    from modelexport_optimum.hierarchy.compare import FilePair
+    from modelexport_optimum.hierarchy.file_pairs import FilePair
 
     by_file = {part.file: part for part in parts}
     decoders = [part for part in parts if "decoder" in part.file]

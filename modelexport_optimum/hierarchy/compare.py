@@ -11,22 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.example_inputs.archive import load
-from modelexport_optimum.example_inputs.dimensions import Wishes
-from modelexport_optimum.example_inputs.generate import generate
+from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.boundary_match import in_shape, match
 from modelexport_optimum.hierarchy.choices import outputs_after, take_choices
 from modelexport_optimum.hierarchy.comparison import (
-    LARGEST_SHOWN,
     Comparison,
     ModuleComparison,
     OutputComparison,
     difference,
-    tolerance_of,
     worst,
 )
 from modelexport_optimum.hierarchy.deployed_outputs import (
@@ -36,89 +30,23 @@ from modelexport_optimum.hierarchy.deployed_outputs import (
 )
 from modelexport_optimum.hierarchy.flat_graph import branch_in_words, branches, flatten
 from modelexport_optimum.hierarchy.recorded_run import record_graph
-from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
+from modelexport_optimum.hierarchy.samples import sample_inputs
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
-from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import numpy as np
     import onnxruntime
 
     from modelexport_optimum.hierarchy.boundary_match import MatchedCall
+    from modelexport_optimum.hierarchy.file_pairs import FilePair
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
     from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+    from modelexport_optimum.hierarchy.samples import SampleOptions
     from modelexport_optimum.hierarchy.tapped_run import Arrays
-
-
-LENGTH = 16
-"""Tokens of the inputs that are made up: few, since the values of every module are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampleOptions:
-    """What both sides are run on.
-
-    Attributes:
-        batch_size: Size of dimensions that are a batch's.
-        sequence_length: Number of tokens; None for 16, or as many as the model takes.
-        sizes: Sizes of dimensions by name.
-        file: A `.npz` file with inputs, instead.
-        arrays: Inputs by name, before those that are made up.
-        samples: Number of samples.
-    """
-
-    batch_size: int = 2
-    sequence_length: int | None = None
-    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    file: Path | None = None
-    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    samples: int = 1
-
-
-class Reference(Protocol):
-    """The side that is right: PyTorch, or an export."""
-
-    def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
-        """Inputs that fit a graph, by name; None if the reference has none to give."""
-
-    def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Run what the graph computes."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportReference:
-    """A tagged file as the reference, on the CPU."""
-
-    file: TaggedFile
-
-    def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
-        """Give none: an export says nothing of inputs."""
-        return None
-
-    def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Run the file."""
-        graph = flatten(self.file, dict(branch))
-        return record_graph(graph, TappedRun(graph), feeds)
-
-
-@dataclass(frozen=True, slots=True)
-class FilePair:
-    """One file of the other side with what it is compared to.
-
-    Attributes:
-        name: The file's path in its directory.
-        file: The file.
-        reference: What it is compared to.
-    """
-
-    name: str
-    file: TaggedFile
-    reference: Reference
 
 
 def compare_files(
@@ -197,7 +125,7 @@ def _compare_sample(
     tolerance: float,
 ) -> tuple[list[ModuleComparison], list[OutputComparison]]:
     """Compare one graph on one sample of inputs."""
-    feeds = _feeds(pair, graph, samples, seed)
+    feeds = sample_inputs(pair, graph, samples, seed)
     run = TappedRun(graph, provider)
     recorded = pair.reference.record(graph.branch, feeds)
     ours = record_graph(graph, run, feeds)
@@ -232,48 +160,6 @@ def _compare_sample(
         if call.module.path not in called
     ]
     return rows, deployed
-
-
-def _feeds(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
-    """The inputs of a graph: from a file, from the reference, or from what the graph says."""
-    if samples.file is not None:
-        return load(samples.file, pair.file.path, pair.file.model.graph)
-    feeds = None if samples.arrays else pair.reference.inputs(graph.branch, seed)
-    if samples.arrays:
-        feeds = _with_arrays(pair.file, samples)
-    if feeds is None:
-        # Both branches of a merged decoder get as many new tokens. OpenVINO 1.24 keeps the branch
-        # of the first run, as in generation, but only while the inputs have the same shapes.
-        wishes = Wishes(
-            samples.batch_size, samples.sequence_length, samples.sizes, LENGTH, one_step=False
-        )
-        feeds = generate(
-            pair.file.path,
-            pair.file.model.graph,
-            wishes,
-            branch=graph.branch,
-            seed=seed,
-        ).arrays
-    wanted = {value.name for value in graph.inputs}
-    read = {name for node in graph.nodes for name in node.reads}
-    missing = (wanted & read) - feeds.keys()
-    if missing:
-        raise ModelExportError(
-            f"{pair.file.path} reads {', '.join(sorted(missing))}, which Optimum does not give "
-            "to the model that PyTorch runs: was it exported from another one, or for another task?"
-        )
-    return {name: array for name, array in feeds.items() if name in wanted}
-
-
-def _with_arrays(file: TaggedFile, samples: SampleOptions) -> Arrays:
-    """The arrays that are given, and the other inputs of their length."""
-    first = next(iter(samples.arrays.values()))
-    wishes = Wishes(first.shape[0], first.shape[1], samples.sizes)
-    made = generate(file.path, file.model.graph, wishes).arrays
-    for name, array in samples.arrays.items():
-        if name in made and made[name].shape == array.shape:
-            made[name] = array.astype(made[name].dtype)
-    return made
 
 
 def _own_differences(
@@ -403,65 +289,3 @@ def _culprits(rows: Sequence[ModuleComparison], tolerance: float) -> dict[str, f
         for path, value in own.items()
         if not any(other != path and is_inside(other, path) for other in own)
     }
-
-
-def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:
-    """The own error of each node's module, as Model Explorer reads it.
-
-    Args:
-        found: A comparison of one file.
-        file: That file.
-
-    Returns:
-        `ModelNodeData` of model_explorer/node_data_builder.py, for the graph of the file.
-    """
-    own: dict[str, float] = {}
-    for row in found.modules:
-        if row.own_relative is not None:
-            own[row.path] = max(row.own_relative, own.get(row.path, 0.0))
-    results = {
-        node.name: {"value": min(own[node.module.path], LARGEST_SHOWN)}
-        for node in file.nodes
-        if node.name and node.module is not None and node.module.path in own
-    }
-    gradient = [{"stop": 0, "bgColor": "white"}, {"stop": 1, "bgColor": "red"}]
-    graph = {"name": "own error", "results": results, "gradient": gradient}
-    return {file.model.graph.name: graph}
-
-
-def default_tolerance(pairs: Sequence[FilePair]) -> float:
-    """The tolerance of the narrowest type that either side holds weights of."""
-    files = [pair.file for pair in pairs]
-    files += [p.reference.file for p in pairs if isinstance(p.reference, ExportReference)]
-    return tolerance_of(files)
-
-
-def export_pairs(reference: Path, other: Path) -> list[FilePair]:
-    """Pair the files of two exports by their paths in the two directories.
-
-    Raises:
-        UsageError: A path does not exist, or the two have no file in common.
-        ModelExportError: A file is not tagged.
-    """
-    theirs = _by_name(reference)
-    ours = _by_name(other)
-    if len(theirs) == len(ours) == 1:
-        common = [(next(iter(theirs)), next(iter(ours)))]
-    else:
-        common = [(name, name) for name in ours if name in theirs]
-    if not common:
-        raise UsageError(
-            f"{reference} and {other} have no file of the same name: give one file of each"
-        )
-    return [
-        FilePair(
-            ours_name, read_tagged(ours[ours_name]), ExportReference(read_tagged(theirs[name]))
-        )
-        for name, ours_name in common
-    ]
-
-
-def _by_name(path: Path) -> dict[str, Path]:
-    files = onnx_files(path)
-    top = path if path.is_dir() else path.parent
-    return {file.relative_to(top).as_posix(): file for file in files}

@@ -249,3 +249,27 @@ def tolerance_of(files: Iterable[TaggedFile]) -> float:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:
+    """The own error of each node's module, as Model Explorer reads it.
+
+    Args:
+        found: A comparison of one file.
+        file: That file.
+
+    Returns:
+        `ModelNodeData` of model_explorer/node_data_builder.py, for the graph of the file.
+    """
+    own: dict[str, float] = {}
+    for row in found.modules:
+        if row.own_relative is not None:
+            own[row.path] = max(row.own_relative, own.get(row.path, 0.0))
+    results = {
+        node.name: {"value": min(own[node.module.path], LARGEST_SHOWN)}
+        for node in file.nodes
+        if node.name and node.module is not None and node.module.path in own
+    }
+    gradient = [{"stop": 0, "bgColor": "white"}, {"stop": 1, "bgColor": "red"}]
+    graph = {"name": "own error", "results": results, "gradient": gradient}
+    return {file.model.graph.name: graph}

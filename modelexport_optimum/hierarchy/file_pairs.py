@@ -1,0 +1,100 @@
+"""The two sides of a comparison: files of an export, each with what it is compared to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from modelexport_optimum.errors import UsageError
+from modelexport_optimum.hierarchy.comparison import tolerance_of
+from modelexport_optimum.hierarchy.flat_graph import flatten
+from modelexport_optimum.hierarchy.recorded_run import record_graph
+from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
+from modelexport_optimum.hierarchy.tapped_run import TappedRun
+from modelexport_optimum.onnx_file.find import onnx_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+    from modelexport_optimum.hierarchy.tapped_run import Arrays
+
+
+class Reference(Protocol):
+    """The side that is right: PyTorch, or an export."""
+
+    def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
+        """Inputs that fit a graph, by name; None if the reference has none to give."""
+
+    def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
+        """Run what the graph computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReference:
+    """A tagged file as the reference, on the CPU."""
+
+    file: TaggedFile
+
+    def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
+        """Give none: an export says nothing of inputs."""
+        return None
+
+    def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
+        """Run the file."""
+        graph = flatten(self.file, dict(branch))
+        return record_graph(graph, TappedRun(graph), feeds)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePair:
+    """One file of the other side with what it is compared to.
+
+    Attributes:
+        name: The file's path in its directory.
+        file: The file.
+        reference: What it is compared to.
+    """
+
+    name: str
+    file: TaggedFile
+    reference: Reference
+
+
+def default_tolerance(pairs: Sequence[FilePair]) -> float:
+    """The tolerance of the narrowest type that either side holds weights of."""
+    files = [pair.file for pair in pairs]
+    files += [p.reference.file for p in pairs if isinstance(p.reference, ExportReference)]
+    return tolerance_of(files)
+
+
+def export_pairs(reference: Path, other: Path) -> list[FilePair]:
+    """Pair the files of two exports by their paths in the two directories.
+
+    Raises:
+        UsageError: A path does not exist, or the two have no file in common.
+        ModelExportError: A file is not tagged.
+    """
+    theirs = _by_name(reference)
+    ours = _by_name(other)
+    if len(theirs) == len(ours) == 1:
+        common = [(next(iter(theirs)), next(iter(ours)))]
+    else:
+        common = [(name, name) for name in ours if name in theirs]
+    if not common:
+        raise UsageError(
+            f"{reference} and {other} have no file of the same name: give one file of each"
+        )
+    return [
+        FilePair(
+            ours_name, read_tagged(ours[ours_name]), ExportReference(read_tagged(theirs[name]))
+        )
+        for name, ours_name in common
+    ]
+
+
+def _by_name(path: Path) -> dict[str, Path]:
+    files = onnx_files(path)
+    top = path if path.is_dir() else path.parent
+    return {file.relative_to(top).as_posix(): file for file in files}

@@ -1,0 +1,89 @@
+"""The inputs that both sides of a comparison are run on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.example_inputs.archive import load
+from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.generate import generate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    from modelexport_optimum.hierarchy.file_pairs import FilePair
+    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.hierarchy.tapped_run import Arrays
+
+LENGTH = 16
+"""Tokens of the inputs that are made up: few, since the values of every module are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """What both sides are run on.
+
+    Attributes:
+        batch_size: Size of dimensions that are a batch's.
+        sequence_length: Number of tokens; None for 16, or as many as the model takes.
+        sizes: Sizes of dimensions by name.
+        file: A `.npz` file with inputs, instead.
+        arrays: Inputs by name, before those that are made up.
+        samples: Number of samples.
+    """
+
+    batch_size: int = 2
+    sequence_length: int | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    file: Path | None = None
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    samples: int = 1
+
+
+def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
+    """The inputs of a graph: from a file, from the reference, or from what the graph says."""
+    if samples.file is not None:
+        return load(samples.file, pair.file.path, pair.file.model.graph)
+    feeds = None if samples.arrays else pair.reference.inputs(graph.branch, seed)
+    if samples.arrays:
+        feeds = _with_arrays(pair.file, samples)
+    if feeds is None:
+        # Both branches of a merged decoder get as many new tokens. OpenVINO 1.24 keeps the branch
+        # of the first run, as in generation, but only while the inputs have the same shapes.
+        wishes = Wishes(
+            samples.batch_size, samples.sequence_length, samples.sizes, LENGTH, one_step=False
+        )
+        feeds = generate(
+            pair.file.path,
+            pair.file.model.graph,
+            wishes,
+            branch=graph.branch,
+            seed=seed,
+        ).arrays
+    wanted = {value.name for value in graph.inputs}
+    read = {name for node in graph.nodes for name in node.reads}
+    missing = (wanted & read) - feeds.keys()
+    if missing:
+        raise ModelExportError(
+            f"{pair.file.path} reads {', '.join(sorted(missing))}, which Optimum does not give "
+            "to the model that PyTorch runs: was it exported from another one, or for another task?"
+        )
+    return {name: array for name, array in feeds.items() if name in wanted}
+
+
+def _with_arrays(file: TaggedFile, samples: SampleOptions) -> Arrays:
+    """The arrays that are given, and the other inputs of their length."""
+    first = next(iter(samples.arrays.values()))
+    wishes = Wishes(first.shape[0], first.shape[1], samples.sizes)
+    made = generate(file.path, file.model.graph, wishes).arrays
+    for name, array in samples.arrays.items():
+        if name in made and made[name].shape == array.shape:
+            made[name] = array.astype(made[name].dtype)
+    return made
