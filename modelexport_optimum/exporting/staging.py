@@ -267,9 +267,9 @@ def _terminating_as_exit() -> Iterator[None]:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
         if ours and _asked:
-            number = _asked[0]
+            asked = _asked[0]
             _asked.clear()
-            raise SystemExit(128 + number)
+            raise SystemExit(128 + asked)
 
 
 def _exchange(one: Path, other: Path) -> bool:
