@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.tagging.carriers import CLASS_HIERARCHY, NAME_SCOPES, own_metadata
 from modelexport_optimum.tagging.data_flow import DataFlow, place_by_flow
+from modelexport_optimum.tagging.node_names import is_scoped, name_from_output, node_scope
 from modelexport_optimum.tagging.parameters import Parameters
 from modelexport_optimum.tagging.placements import (
     DATA_FLOW,
@@ -52,9 +53,6 @@ from modelexport_optimum.tagging.scopes import (
     Scopes,
     common,
     inside,
-    is_scoped,
-    name_from_output,
-    node_scope,
 )
 from modelexport_optimum.tagging.tag_grammar import parse_scopes
 

@@ -17,7 +17,7 @@ from modelexport_optimum.tagging.config_bounds import bounded_modules, check_cou
 from modelexport_optimum.tagging.model_classes import candidates, source_trees
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
 from modelexport_optimum.tagging.module_tree import UNKNOWN_CLASS, Module, ModuleTree, model_trees
-from modelexport_optimum.tagging.scopes import called_scopes
+from modelexport_optimum.tagging.node_names import called_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

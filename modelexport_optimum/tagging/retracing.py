@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.system.private_names import DUMMY_SHAPES, PARTS_OF_MODEL
-from modelexport_optimum.tagging.scopes import node_scope
+from modelexport_optimum.tagging.node_names import node_scope
 from modelexport_optimum.tagging.traced_graphs import traced_graphs
 
 if TYPE_CHECKING:

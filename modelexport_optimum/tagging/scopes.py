@@ -1,95 +1,24 @@
 """Which modules a scope in a node's name may stand for. Names and a tree in, candidates out.
 
-How PyTorch's TorchScript exporter names things:
-
-- When a module is called, the tracer opens a scope. Its label is the module's first path
-  from the traced module, from the last part that is not a number on: `layer.0` for
-  `bert.encoder.layer.0` (`_unqualified_variable_name` in torch/onnx's `utils.py`).
-- A node is named by the labels of the open scopes, each after a slash, then its operator.
-- The second scope with the same labels is named `…_1`, the third `…_2`: at its own end only,
-  never further up. Nodes of equal names are numbered likewise
-  (torch/csrc/jit/passes/onnx/naming.cpp).
-
-So a name says which labels were called inside one another. A module that is never called
-leaves no label, and one label may belong to many modules.
+A name says which labels were called inside one another (`node_names`). A module that is never
+called leaves no label, and one label may belong to many modules.
 """
 
 from __future__ import annotations
 
 import bisect
-import re
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging.tag_grammar import MAX_MODULES, is_inside
+from modelexport_optimum.tagging.node_names import spellings
+from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from modelexport_optimum.onnx_file.skeleton import Model, Node
     from modelexport_optimum.tagging.module_tree import ModuleTree
 
 Paths = tuple[str, ...]
 """Paths of modules from the root down, each inside the one before."""
-
-_CALL_COUNT = re.compile(r"_\d+$")
-_OUTPUT_NAME = re.compile(r"_output_\d+$")
-
-
-def node_scope(node: Node) -> str | None:
-    """Return the scope in a node's name, "" for the root's, or None if the name has none."""
-    head, _, own = node.name.rpartition("/")
-    if not is_scoped(node.name):
-        return None
-    return head if own == node.op_type or _uncounted(own) == node.op_type else None
-
-
-def name_from_output(node: Node) -> str | None:
-    """Return the name that the exporter gave the node, if a value that the node makes tells it.
-
-    What fuses or replaces nodes keeps the names of the values that others read.
-    """
-    for name in node.outputs:
-        match = _OUTPUT_NAME.search(name)
-        if match and is_scoped(name):
-            return name[: match.start()]
-    return None
-
-
-def is_scoped(name: str) -> bool:
-    """Whether a name begins as those with a scope do, and may be one: any text may be a name."""
-    return name.startswith("/") and name.count("/") <= MAX_MODULES and "\n" not in name
-
-
-def _uncounted(scope: str) -> str | None:
-    """Return a scope without the count at its end, None if it has none."""
-    match = _CALL_COUNT.search(scope)
-    return scope[: match.start()] if match else None
-
-
-def spellings(scope: str) -> list[str]:
-    """Return the labels that a scope in a name may stand for: as it is, and without a count."""
-    uncounted = _uncounted(scope)
-    return [scope] if uncounted is None else [scope, uncounted]
-
-
-def scopes_of(model: Model) -> dict[str, None]:
-    """Return all scopes in the names of a file's nodes, in file order."""
-    scopes: dict[str, None] = {}
-    for node in walk_nodes(model.graph):
-        scope = node_scope(node)
-        made = name_from_output(node)
-        if scope is None and made is not None:
-            scope = made.rpartition("/")[0]
-        if scope is not None:
-            scopes[scope] = None
-    return scopes
-
-
-def called_scopes(model: Model) -> list[str]:
-    """Return the scopes without the counts of calls, as far as the names themselves tell."""
-    scopes = scopes_of(model)
-    return [next(s for s in reversed(spellings(scope)) if s in scopes) for scope in scopes]
 
 
 def inside(chain: Paths, path: str) -> Paths:
