@@ -15,6 +15,7 @@ from modelexport_optimum.cli.tables import (
     print_line,
     print_table,
 )
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -173,16 +174,10 @@ def _outer_first(
     listed = list(calls)
     paths = {call.path for call in listed}
 
-    def around(path: str) -> str | None:
-        while path:
-            path = path.rpartition(".")[0]
-            if path in paths:
-                return path
-        return None
-
     children: dict[str | None, list[ModuleComparison]] = {}
     for call in listed:
-        outer = around(call.path) if call.path else None
+        around = (*outer_paths(call.path), "") if call.path else ()
+        outer = next((path for path in around if path in paths), None)
         children.setdefault(outer, []).append(call)
     done: set[str] = set()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.hierarchy.comparison import difference
 from modelexport_optimum.hierarchy.recorded_run import output_value
-from modelexport_optimum.tagging.tag_grammar import is_inside
+from modelexport_optimum.tagging.tag_grammar import is_inside, outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -238,11 +238,11 @@ def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
     called = {entry.recorded.path for entry in matched}
     blurred: dict[str, str] = {}
     for entry in matched:
-        outer = entry.recorded.path.rpartition(".")[0]
-        while outer and not is_inside(entry.recorded.caller, outer):
+        for outer in outer_paths(entry.recorded.path):
+            if is_inside(entry.recorded.caller, outer):
+                break
             if outer in called:
                 blurred[outer] = entry.recorded.path
-            outer = outer.rpartition(".")[0]
     for entry in matched:
         if inner := blurred.get(entry.recorded.path):
             entry.pairs = {}
@@ -263,10 +263,10 @@ def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
     fused: dict[str, tuple[str, str]] = {}
     for name, calls in readers.items():
         # The module whose parameter it is, and those around it that have no reader either.
-        outer = name.rpartition(".")[0]
-        while outer and not any(is_inside(call.module.path, outer) for call in calls):
+        for outer in outer_paths(name):
+            if any(is_inside(call.module.path, outer) for call in calls):
+                break
             fused.setdefault(outer, (name[len(outer) + 1 :], calls[0].module.path))
-            outer = outer.rpartition(".")[0]
     for entry in matched:
         if entry.recorded.path in fused:
             parameter, place = fused[entry.recorded.path]

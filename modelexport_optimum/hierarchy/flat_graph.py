@@ -8,7 +8,6 @@ no weight is read.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,16 +15,13 @@ import onnx
 
 from modelexport_optimum.hierarchy.weights import Weights
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS
+from modelexport_optimum.tagging.node_names import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Graph, Tensor, Value
-
-# The tracer's count of the calls of one scope, at the scope's end: `attention_1`
-# (torch/csrc/jit/passes/onnx/naming.cpp).
-_CALL_COUNT = re.compile(r"_\d+$")
 
 # A weight, or the same weight under another name.
 _NO_COMPUTATION = {"Constant", "Identity"}
@@ -316,9 +312,8 @@ def _own_scope(node: TaggedNode) -> str:
         return ""
     scope = names[0].rpartition("/")[0]
     label = scope.rpartition("/")[2]
-    labels = (label, _CALL_COUNT.sub("", label))
     path = node.module.path
-    is_own = any(own and (path == own or path.endswith(f".{own}")) for own in labels)
+    is_own = any(own and f".{path}".endswith(f".{own}") for own in spellings(label))
     return scope if is_own else ""
 
 

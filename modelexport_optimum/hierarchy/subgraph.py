@@ -5,7 +5,6 @@ Pure: a tagged file in, the part out, or the reason why it is none. Writing it i
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,12 @@ from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.tagged_model import TaggedNode, graph_of
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS, Tensor, Value, walk_graphs
 from modelexport_optimum.system.text import listed
+from modelexport_optimum.tagging.node_names import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from modelexport_optimum.hierarchy.tagged_model import Read, TaggedFile, TaggedModule
-
-_CALL_COUNT = re.compile(r"_\d+$")
-"""The tracer's count of calls, at the end of a scope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +222,7 @@ def _runs(module: TaggedModule) -> int | None:
     label = ".".join(parts[first:])
     scopes = {node.name.rpartition("/")[0] for node in module.nodes}
     last = {scope: scope.rpartition("/")[2] for scope in scopes}
-    runs = sum(label in (own, _CALL_COUNT.sub("", own)) for own in last.values())
+    runs = sum(label in spellings(own) for own in last.values())
     if runs:
         return runs
     bounds = [_runs(child) for child in module.children]

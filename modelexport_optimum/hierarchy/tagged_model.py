@@ -22,6 +22,7 @@ from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging import carriers
 from modelexport_optimum.tagging.model_record import is_marked
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -300,10 +301,8 @@ class _Tree:
             The modules by path, outer before inner, in the order in which they ran.
         """
         for path, module in self._modules.items():
-            outer = path
-            while outer and module.parent is None:
-                outer = outer.rpartition(".")[0]
-                module.parent = self._modules.get(outer)
+            outer = (each for each in (*outer_paths(path), "") if each in self._modules)
+            module.parent = self._modules[next(outer)] if path else None
         # Constants, and Identities that name weights, stand at the head of the file.
         ran: dict[str, int] = {}
         for index, node in enumerate(nodes):

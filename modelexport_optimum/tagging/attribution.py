@@ -54,7 +54,7 @@ from modelexport_optimum.tagging.scopes import (
     common,
     inside,
 )
-from modelexport_optimum.tagging.tag_grammar import parse_scopes
+from modelexport_optimum.tagging.tag_grammar import outer_paths, parse_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -288,10 +288,8 @@ class _Attributor:
 
     def _chain_to(self, path: str, known: Mapping[str, Paths]) -> Paths:
         """Return the chain to a module that was perhaps never called: through those that were."""
-        outer = path
-        while outer and outer not in known:
-            outer = outer.rpartition(".")[0]
-        chain = known.get(outer, self.scopes.root)
+        called = (outer for outer in (path, *outer_paths(path)) if outer in known)
+        chain = known.get(next(called, ""), self.scopes.root)
         return chain if path in chain else inside(chain, path)
 
     def _named_parameter(self, node: Node, known: Mapping[str, Paths]) -> NodePlacement | None:

@@ -18,6 +18,7 @@ from modelexport_optimum.tagging.model_classes import candidates, source_trees
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
 from modelexport_optimum.tagging.module_tree import UNKNOWN_CLASS, Module, ModuleTree, model_trees
 from modelexport_optimum.tagging.node_names import called_scopes
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,9 +171,8 @@ def _closed(tree: ModuleTree) -> ModuleTree | None:
     if "" not in tree.modules:
         return None
     for path in list(tree.modules):
-        outer = path.rpartition(".")[0]
-        while outer and outer not in tree.modules:
-            tree.modules[outer] = Module(outer, UNKNOWN_CLASS, outer, has_forward=False)
-            outer = outer.rpartition(".")[0]
+        for outer in outer_paths(path):
+            container = Module(outer, UNKNOWN_CLASS, outer, has_forward=False)
+            tree.modules.setdefault(outer, container)
     tree.classes_known = tree.modules[""].module_class != UNKNOWN_CLASS.rpartition(".")[2]
     return tree

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.onnx_file.rewriter import Edit
 from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging import tag_grammar
@@ -143,10 +144,3 @@ def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:
     return [
         path for path in tree.modules if path in silent and path.rpartition(".")[0] not in silent
     ]
-
-
-def outer_paths(path: str) -> Iterator[str]:
-    """Yield the paths of all modules around a module or a parameter, the innermost first."""
-    while "." in path:
-        path = path.rpartition(".")[0]
-        yield path

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.tagging.node_names import paths_of_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -111,16 +112,7 @@ class ModuleTree:
         """
         paths: dict[str, None] = {"": None}
         for scope in scopes:
-            path = label = ""
-            for following in scope.split("/")[1:]:
-                # A Sequential's children carry its own label: `layer1/layer1.0`.
-                if label and following.startswith(f"{label}."):
-                    following = following[len(label) + 1 :]
-                    label = f"{label}.{following}"
-                else:
-                    label = following
-                path = f"{path}.{following}" if path else following
-                paths[path] = None
+            paths.update(dict.fromkeys(paths_of_scope(scope)))
         # A name without a path is as likely one that the exporter made: `onnx::MatMul_12`.
         named = {name: shape for name, shape in tensors.items() if "." in name}
         for name in named:

@@ -20,9 +20,13 @@ from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.tagging.tag_grammar import MAX_MODULES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modelexport_optimum.onnx_file.skeleton import Model, Node
 
 _CALL_COUNT = re.compile(r"_\d+$")
+"""The count of the calls of one scope, at the scope's end: `attention_1`."""
+
 _OUTPUT_NAME = re.compile(r"_output_\d+$")
 
 
@@ -61,6 +65,21 @@ def spellings(scope: str) -> list[str]:
     """Return the labels that a scope in a name may stand for: as it is, and without a count."""
     uncounted = _uncounted(scope)
     return [scope] if uncounted is None else [scope, uncounted]
+
+
+def paths_of_scope(scope: str) -> Iterator[str]:
+    """Yield the module paths that a scope spells label by label, outer first.
+
+    Args:
+        scope: `/bert/encoder/layer.0`, without a count.
+    """
+    path = label = ""
+    for part in scope.split("/")[1:]:
+        # A Sequential's children carry its own label: `layer1/layer1.0`.
+        own = part.removeprefix(f"{label}.") if label else part
+        path = f"{path}.{own}" if path else own
+        label = part
+        yield path
 
 
 def scopes_of(model: Model) -> dict[str, None]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 MAX_MODULES = 128
@@ -195,6 +195,13 @@ def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
 def is_inside(path: str, outer: str) -> bool:
     """Tell whether a module is another one or inside it."""
     return not outer or path == outer or path.startswith(f"{outer}.")
+
+
+def outer_paths(path: str) -> Iterator[str]:
+    """Yield the paths of all modules around a module or a parameter, the innermost first."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def is_tag_of(modules: Modules, tag: str) -> bool:

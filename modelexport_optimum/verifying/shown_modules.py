@@ -20,11 +20,12 @@ from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.tagging import carriers
 from modelexport_optimum.tagging.model_record import (
     is_marked,
-    outer_paths,
     read_silent,
     silent_modules,
 )
 from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
+from modelexport_optimum.tagging.node_names import paths_of_scope
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -134,14 +135,7 @@ def _scopes(exported: Exported, file: str) -> Iterator[str]:
     """Yield the scopes in the names of the nodes, `/bert/encoder/layer.0/MatMul`, as paths."""
     scopes = {node.name.rpartition("/")[0] for node in walk_nodes(exported.graphs[file])}
     for scope in sorted(scopes):
-        path = label = ""
-        for part in scope.split("/")[1:]:
-            # A Sequential's children carry its own label: `layer1/layer1.0`.
-            inner = part.removeprefix(f"{label}.") if label else part
-            path = f"{path}.{inner}" if path else inner
-            label = part
-        if path:
-            yield path
+        yield from list(paths_of_scope(scope))[-1:]
 
 
 def _parameter_modules(exported: Exported, file: str) -> list[str]:
