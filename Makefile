@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo compare-zoo compare-faults properties lint format fuzz bench docs faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -75,7 +75,10 @@ zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes we
 compare-zoo: $(STAMP) ## compare PyTorch with the export of every architecture of the tests: none may differ
 	@$(BIN)/python scripts/compare_zoo.py $(ARGS)
 
-compare-faults: $(STAMP) ## plant 40 faults, and see that compare accuses the modules that have them
+compare-site: $(STAMP) ## build the site of docs/ into site/; a broken link or reference fails
+	@$(BIN)/zensical build --clean --strict
+
+faults: $(STAMP) ## plant 40 faults, and see that compare accuses the modules that have them
 	@$(BIN)/python scripts/compare_faults.py $(ARGS)
 
 properties: $(STAMP) ## tag 10,000 random modules, and count the tags that are wrong or coarser
@@ -101,6 +104,9 @@ docs: $(STAMP) ## write anew what is written from the code: the reference and th
 	@$(BIN)/python scripts/reference.py
 	@$(BIN)/python scripts/rooms.py
 
+site: $(STAMP) ## build the site of docs/ into site/; a broken link or reference fails
+	@$(BIN)/zensical build --clean --strict
+
 faults: $(STAMP) ## let every system call of tag, strip and publishing fail in turn (some minutes)
 	@$(BIN)/python scripts/faults.py $(ARGS)
 
@@ -108,5 +114,5 @@ picture: $(STAMP) ## take the README's picture of `make demo` anew
 	@$(BIN)/python scripts/picture.py
 
 clean: ## remove the virtual environment, the demo and all caches
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
@@ -62,8 +62,21 @@ def described(option: Any) -> str:  # noqa: ANN401
     """One option as an item of a list."""
     names = ", ".join(f"`{name}`" for name in option.opts)
     default = option.default
-    shown = "" if default in (None, False, "") else f" Default: `{default}`."
+    values = ", ".join(f"`{value}`" for value in choices(option))
+    shown = f" One of {values}." if values else ""
+    shown += "" if default in (None, False, "") else f" Default: `{default}`."
     return f"- {names}: {paragraph(option.help)}{shown}"
+
+
+def choices(option: Any) -> list[str]:  # noqa: ANN401
+    """The only values that an option takes, as its annotation says; none if others do as well."""
+    annotation = option.type_descriptor.annotation
+    return [value for part in (annotation, *get_args(annotation)) for value in literals(part)]
+
+
+def literals(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401
+    """The values of a `Literal`, and nothing for what is none."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def paragraph(text: str | None) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = REPOSITORY / "scripts" / "batch"
 WORKFLOW = SCRIPTS / "github-actions.yml"
+WORKFLOWS = [WORKFLOW, *sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))]
 BIN = Path(sys.executable).parent
 OPTIONS = ["--task", "feature-extraction", "--provider", "cpu"]
 
@@ -63,14 +64,13 @@ def results(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
 
 
-def workflow() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text())
+def workflow(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(file.read_text())
     return content
 
 
-def workflow_steps() -> list[dict[str, Any]]:
-    (job,) = workflow()["jobs"].values()
-    return list(job["steps"])
+def workflow_steps(file: Path = WORKFLOW) -> list[dict[str, Any]]:
+    return [step for job in workflow(file)["jobs"].values() for step in job["steps"]]
 
 
 def program(directory: Path, name: str, text: str) -> None:
@@ -92,22 +92,24 @@ def test_shell_script_has_no_findings(script: Path) -> None:
     end(start("shellcheck", script, cwd=REPOSITORY), 0)
 
 
-def test_workflow_is_one_to_github() -> None:
+def test_workflows_are_such_to_github() -> None:
     schema = ["--builtin-schema", "vendor.github-workflows"]
-    end(start(BIN / "check-jsonschema", *schema, WORKFLOW, cwd=REPOSITORY), 0)
+    end(start(BIN / "check-jsonschema", *schema, *WORKFLOWS, cwd=REPOSITORY), 0)
 
 
-def test_workflow_has_no_findings_in_its_shell(tmp_path: Path) -> None:
-    for step in workflow_steps():
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_workflow_has_no_findings_in_its_shell(file: Path, tmp_path: Path) -> None:
+    for step in workflow_steps(file):
         # What GitHub fills in would be code to the shell.
         assert "${{" not in step.get("run", "")
         (tmp_path / "step").write_text(step.get("run", ""))
         end(start("shellcheck", "--shell=bash", tmp_path / "step", cwd=REPOSITORY), 0)
 
 
-def test_workflow_may_read_only_and_names_versions() -> None:
-    assert workflow()["permissions"] == {"contents": "read"}
-    used = [step["uses"] for step in workflow_steps() if "uses" in step]
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_workflow_may_read_only_and_names_versions(file: Path) -> None:
+    assert workflow(file)["permissions"] == {"contents": "read"}
+    used = [step["uses"] for step in workflow_steps(file) if "uses" in step]
     assert used
     assert all(name.rpartition("@")[2].startswith("v") for name in used)
 
