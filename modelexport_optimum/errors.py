@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-# `[ONNXRuntimeError] : 1 : FAIL : `, the status code.
 _STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+"""The status code that ONNX Runtime's errors begin with: `[ONNXRuntimeError] : 1 : FAIL : `."""
 
 _PLACE = re.compile(
     r"(?:\bException from |\bat )?[\w./+-]*\.(?:cc|cpp|cxx|cu|cuh|h|hpp|inl):\d+(?P<end>:?)"

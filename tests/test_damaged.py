@@ -270,8 +270,8 @@ def test_type_that_came_after_this_onnx_is_shown(tmp_path: Path) -> None:
     ("data", "why"),
     [
         (b"[" * 100_000, "nested too deep"),
-        (b'{"a": 1, "a": 2}', "'a' twice"),
-        (b'{"a": {"b": 1, "b": 1}}', "'b' twice"),
+        (b'{"a": 1, "a": 2}', "a is given twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "b is given twice"),
         (b"\xff\xfe{\x00}\x00", "not UTF-8"),
         (b'"\\ud800"', "surrogate"),
         (b"1" * 5000, "digits"),

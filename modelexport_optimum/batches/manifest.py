@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import io
-import json
 import os
 import shlex
 import sys
@@ -33,6 +32,7 @@ from modelexport_optimum.exporting.options import (
     options_of,
 )
 from modelexport_optimum.exporting.tasks import check_task
+from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -212,8 +212,8 @@ def _from_json(text: str) -> dict[str, Any] | None:
     if not text.strip():
         return None
     try:
-        document = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text, constants=False)
+    except ValueError as error:
         raise _LineError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise _LineError('not a JSON object, as {"model": ...} is')
@@ -258,18 +258,6 @@ def _names(*classes: type) -> dict[str, Option]:
         for option in options_of(*classes).values()
         for name in (option.name, *option.flags)
     }
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} is given twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:  # noqa: ANN401
-    raise ValueError(f"{name} is no number")
 
 
 # --- Both -----------------------------------------------------------------------------------------

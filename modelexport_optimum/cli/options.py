@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
-
 _COMPLETIONS = {"task": complete_task, "providers": complete_provider}
 """What offers values for a declared option, by its name."""
 

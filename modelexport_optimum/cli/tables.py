@@ -47,7 +47,6 @@ _STATUS_STYLES = {
     "unavailable": DIM,
 }
 
-
 EVIDENCE_LEGEND = {
     "  tracer": "the tracer recorded the module's call while it made the node",
     "  scope": "the node's name spells the module's path",

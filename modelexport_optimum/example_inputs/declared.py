@@ -14,25 +14,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# In this order: the model itself, then what prepares its inputs.
 _FILES = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer_config.json", "sentence_bert_config.json", "generation_config.json"),
 )
+"""The model's own settings come first, then those of what prepares its inputs."""
 
-# Larger is no size: the longest context that models have is ten million tokens.
 _MAX_SIZE = 2**24
+"""A larger number is no size: the longest context that models have is ten million tokens."""
 
-# Nested settings of the parts of a model: text_config, vision_config, encoder, backbone_config.
 _MAX_DEPTH = 3
+"""Levels of settings: the parts of a model have text_config, vision_config, backbone_config."""
 
-# The names of the largest number of tokens: max_position_embeddings, n_positions, n_ctx,
-# max_target_positions, max_seq_len, model_max_length (the tokenizer's).
 _LIMIT = re.compile(
     r"(max|n)_(\w+_)?(positions?|position_embeddings|ctx|seq(uence)?_len(gth)?)|model_max_length"
 )
-# Those of something else: of sound before its convolutions, and of relative or 2D positions.
+"""The names of the largest number of tokens: max_position_embeddings, n_positions, n_ctx,
+max_target_positions, max_seq_len, model_max_length (the tokenizer's)."""
+
 _OTHER_LIMIT = re.compile(r"source|relative|rel_|2d|image|frame|vision|audio")
+"""Those of something else: of sound before its convolutions, and of relative or 2D positions."""
 
 
 class Declared:

@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 DEFAULT_LENGTH = 128
 """Tokens, where the model takes as many."""
 
-# The sides of a picture, the samples of a second of sound, and how many there are of what is
-# counted (choices of an answer, points on a picture).
 _SIDE = 64
-_SAMPLES = 16000
-_COUNT = 2
+"""Pixels of a picture's side, where nothing declares it."""
 
-# More are no example: 2 GiB of numbers of 64 bits.
+_SAMPLES = 16000
+"""Samples of a second of sound, where nothing declares the rate."""
+
+_COUNT = 2
+"""How many there are of what is counted: choices of an answer, points on a picture."""
+
 _MAX_ELEMENTS = 2**28
+"""More are no example: 2 GiB of numbers of 64 bits."""
 
 FLOATS = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     Arrays: TypeAlias = dict[str, np.ndarray]
 
-# Tokens with a meaning of their own: no text has them in its middle.
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
+"""Tokens with a meaning of their own: no text has them in its middle."""
 
-# Boxes on a page are normalized to this (LayoutLM and those after it).
 _PAGE = 1000
+"""What boxes on a page are normalized to (LayoutLM and those after it)."""
 
 
 @dataclass(frozen=True, slots=True)

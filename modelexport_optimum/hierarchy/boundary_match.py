@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 
-# Distances that are computed to tell values of one shape apart: eight values on each side.
 _MOST_DISTANCES = 64
+"""Distances that are computed to tell values of one shape apart: eight values on each side."""
 
-# Two tensors that have nothing to do with each other differ by more: by the root of 2 if their
-# norms are equal.
 _ALIKE = 1.0
+"""Two tensors that have nothing to do with each other differ by more: by the root of 2 if their
+norms are equal."""
 
 
 @dataclass(slots=True)

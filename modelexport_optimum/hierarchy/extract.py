@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     Bytes: TypeAlias = bytes | memoryview
 
-# Field numbers in onnx.proto.
 _MODEL_GRAPH, _MODEL_TRAINING = 7, 20
+"""Numbers of fields in onnx.proto."""
 _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 2, 5, 11, 12, 13
 
 _VALUES_OF = {_GRAPH_INPUT: "input", _GRAPH_OUTPUT: "output", _GRAPH_VALUE_INFO: "value_info"}

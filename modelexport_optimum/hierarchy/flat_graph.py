@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Graph, Tensor, Value
 
-# A weight, or the same weight under another name.
 _NO_COMPUTATION = {"Constant", "Identity"}
+"""The operators of a weight, or of the same weight under another name."""
 
 
 @dataclass(slots=True, eq=False)

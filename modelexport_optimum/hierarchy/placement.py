@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     _Made: TypeAlias = tuple[Node, str]
     """The node that makes a value, and the provider that took it."""
 
-# Files that ONNX Runtime writes into the scratch directory.
 _BUILT, _WEIGHTS, _SEEN = "built.onnx", "weights", "seen.onnx"
+"""Files that ONNX Runtime writes into the scratch directory."""
 
 
 def place_nodes(

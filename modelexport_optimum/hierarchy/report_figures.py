@@ -58,7 +58,6 @@ _COMPARISON = {
 }
 """What it shows of what `compare` wrote."""
 
-
 _BRANCH = re.compile(r"\.onnx \(.*\)$")
 """The branch that ran, behind the file that has several."""
 

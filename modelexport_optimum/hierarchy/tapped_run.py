@@ -27,14 +27,13 @@ if TYPE_CHECKING:
 
     Arrays: TypeAlias = dict[str, np.ndarray]
 
-# Values seen in one piece of a run: some hundred modules, a few times what they compute.
 VALUES_PER_PIECE = 256
+"""Values seen in one piece of a run: some hundred modules, a few times what they compute."""
 
-# Initializers up to this size stand in the model itself: shapes and scalars, which operators
-# want to know when a session is built.
 _EMBEDDED_BYTES = 1024
+"""Initializers up to this size stand in the model itself: shapes and scalars, which operators
+want to know when a session is built."""
 
-# Types of elements that NumPy has.
 _NUMPY_TYPES = {
     getattr(onnx.TensorProto, name)
     for name in (
@@ -42,6 +41,7 @@ _NUMPY_TYPES = {
         "UINT32", "UINT64", "BOOL",
     )
 }  # fmt: skip
+"""Types of elements that NumPy has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Node, Tensor
 
-# What hands numbers on as they are, from a graph's input to the table that they select from; a
-# Gather and a Slice do, where the numbers are what they take from.
 _HANDS_ON = frozenset(
     {
         *("Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"),
         *("Squeeze", "Transpose", "Unsqueeze"),
     }
 )
+"""What hands numbers on as they are, from a graph's input to the table that they select from; a
+Gather and a Slice do, where the numbers are what they take from."""
 
-# What positions are made with. A difference of two, or its logarithm, is relative: it selects
-# from a table whose rows say nothing of a length (T5's buckets).
 _MAKES_POSITIONS = frozenset(
     {
         *("Add", "Cast", "ConstantOfShape", "CumSum", "Expand", "Flatten", "Gather", "Identity"),
         *("Mul", "Range", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
     }
 )
+"""What positions are made with. A difference of two, or its logarithm, is relative: it selects
+from a table whose rows say nothing of a length (T5's buckets)."""
 
 
 class InputUse:

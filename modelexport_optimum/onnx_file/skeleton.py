@@ -90,14 +90,23 @@ class Value:
 
 @dataclass(slots=True)
 class Graph:
-    """A graph: its nodes in file order, its initializers' headers, its inputs and outputs."""
+    """A graph.
+
+    Attributes:
+        name: Its name.
+        nodes: Its nodes in file order.
+        initializers: The headers of its initializers.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        enclosing: The messages around its nodes, outermost first: offsets of the key, of the
+            payload, and of its end.
+    """
 
     name: str = ""
     nodes: list[Node] = field(default_factory=list)
     initializers: list[Tensor] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
-    # The messages around its nodes, outermost first: key's, payload's start, payload's end.
     enclosing: list[tuple[int, int, int]] = field(default_factory=list)
 
 

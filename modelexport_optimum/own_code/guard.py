@@ -74,7 +74,6 @@ _active: list[_Guard] = []
 
 _lock = threading.Lock()
 
-
 _installed = False
 
 

@@ -23,12 +23,13 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 (what it says)
         return None
 
 
-def parse_json(data: str | bytes, *, doubles: bool = False) -> Any:  # noqa: ANN401 (what it says)
+def parse_json(data: str | bytes, *, doubles: bool = False, constants: bool = True) -> Any:  # noqa: ANN401 (what it says)
     """Read a JSON text.
 
     Args:
         data: The text; bytes are UTF-8, with or without a byte order mark.
         doubles: Whether a key may stand twice in an object, of which the last one counts.
+        constants: Whether it may have NaN and Infinity, which Python writes and JSON has not.
 
     Raises:
         ValueError: It is none, is nested too deep, has a key twice in one object, or a
@@ -36,7 +37,11 @@ def parse_json(data: str | bytes, *, doubles: bool = False) -> Any:  # noqa: ANN
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        found = json.loads(text, object_pairs_hook=None if doubles else _without_doubles)
+        found = json.loads(
+            text,
+            object_pairs_hook=None if doubles else _without_doubles,
+            parse_constant=None if constants else _no_constant,
+        )
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
@@ -44,7 +49,7 @@ def parse_json(data: str | bytes, *, doubles: bool = False) -> Any:  # noqa: ANN
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
     except UnicodeEncodeError as error:
-        raise ValueError("it has half of a surrogate pair") from error
+        raise ValueError("half of a character is missing (a lone surrogate)") from error
     return found
 
 
@@ -53,8 +58,12 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"it has the key {twice[:100]!r} twice")
+        raise ValueError(f"{twice[:100]} is given twice")
     return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def parse_json_object(data: bytes, path: Path, *, doubles: bool = False) -> dict[str, Any]:

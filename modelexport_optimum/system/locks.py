@@ -28,7 +28,6 @@ _POLL_SECONDS = 0.05
 
 _logger = logging.getLogger(__name__)
 
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 

@@ -24,7 +24,6 @@ COPIED_BY_FUSION = frozenset(
 node as `activation_<name>`, which its schema then refuses
 (onnxruntime/core/optimizer/gemm_activation_fusion.cc)."""
 
-
 PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
 """ONNX Runtime drops these operators or moves them elsewhere (identity_elimination.cc,
 dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads their

@@ -43,12 +43,12 @@ not raised for them)."""
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 CLASS_HIERARCHY = "pkg.torch.onnx.class_hierarchy"
 NAMESPACE = "namespace"
-# Ours alone. It stands before the entries that we add, so that these are told from equal
-# ones that PyTorch wrote.
 EVIDENCE = "modelexport_optimum.evidence"
-# The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props.
-CARRIER = "carrier"
+"""Ours alone. It stands before the entries that we add, so that these are told from equal ones that
+PyTorch wrote."""
 
+CARRIER = "carrier"
+"""The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props."""
 
 _EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 MAX_COUNT = 1_000_000
 """Hundreds of times the layers, heads, experts and labels of the largest models there are."""
 
-# Modules that are built for a graph: so many in any case, and so many for each of its nodes. A
-# module that is called leaves a node or holds one that does, but for dropout and the like.
 MIN_MODULES, MODULES_PER_NODE = 5_000, 100
+"""Modules that are built for a graph: so many in any case, and so many for each of its nodes. A
+module that is called leaves a node or holds one that does, but for dropout and the like."""
 
 
 def check_counts(path: Path) -> None:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from modelexport_optimum.tagging import tag_grammar
     from modelexport_optimum.tagging.module_tree import ModuleTree
 
-# Keys of the model's own metadata_props that are ours.
 PREFIX = "modelexport_optimum."
+"""What our keys of the model's own metadata_props begin with."""
+
 _VERSION = f"{PREFIX}version"
 SOURCE = f"{PREFIX}source"
 CLASSES = f"{PREFIX}classes"
@@ -29,6 +30,7 @@ SILENT = f"{PREFIX}silent"
 """The modules of the exported model that have parameters and no node in the file: a pooler that
 nobody asks for, a BatchNorm that was folded into its convolution, the other half of a model that
 is exported in two. Of those inside each other, the outermost."""
+
 RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 
 

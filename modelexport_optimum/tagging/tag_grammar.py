@@ -22,15 +22,11 @@ MAX_MODULES = 128
 call (torch/nn/modules/module.py). The bound keeps what a hostile tag costs near its length, since
 each of its modules has a path of its own."""
 
-
 MAX_TAG_CHARACTERS = 16 * 1024
-
 
 MAX_SCOPES_CHARACTERS = 128 * 1024
 
-
 _CLASS = re.compile(r"[^\s./:]+")
-
 
 QUALIFIED_CLASS = re.compile(r"(?:[^\s/:]*\.)?[^\s./:]+")
 
@@ -51,7 +47,6 @@ class Segment:
 
 
 Chain = tuple[Segment, ...]
-
 
 Modules = tuple[tuple[str, str], ...]
 """(module path, class name) of each module, root first."""
@@ -147,12 +142,9 @@ def parse_texts(text: str) -> list[str] | None:
 
 _UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
 
-
 _STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
 
-
 _ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
-
 
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
