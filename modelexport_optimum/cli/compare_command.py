@@ -16,6 +16,7 @@ from modelexport_optimum.cli.options import (
     Inputs,
     Json,
     Markdown,
+    ModelKwargs,
     Modules,
     Overwrite,
     Provider,
@@ -97,6 +98,7 @@ def compare(
     modules: Modules = None,
     node_data: _NodeData = None,
     overwrite: Overwrite = False,
+    model_kwargs: ModelKwargs = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -127,6 +129,7 @@ def compare(
                 sizes=dict(sizes or ()),
                 node_data=node_data,
                 overwrite=overwrite,
+                model_kwargs=model_kwargs,
                 trust_remote_code=trust_remote_code,
             )
         shown = found.paths_matching(modules) if modules else None

@@ -74,6 +74,7 @@ def _read_size(text: str) -> tuple[str, int]:
 _OPTIONS = options_of(ExportOptions)
 
 Trust = Annotated[bool, typer_option(_OPTIONS["trust_remote_code"])]
+ModelKwargs = Annotated[Any, typer_option(_OPTIONS["model_kwargs"])]
 Providers = Annotated[list[str] | None, typer_option(_OPTIONS["providers"])]
 ProviderOptions = Annotated[list[str] | None, typer_option(_OPTIONS["provider_options"])]
 ProviderLibraries = Annotated[list[str] | None, typer_option(_OPTIONS["provider_libraries"])]

@@ -2,7 +2,7 @@
 
 Hooks on the modules see the calls. A dispatch mode sees the operations between them: which
 results no output needs (an exporter leaves them out), which depend on no input (it may hold
-them as constants), and what `topk` has chosen.
+them as constants), what `topk` has chosen, and what was drawn at random.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ class TorchCalls:
         # those that a call was given.
         self._left = WeakTensorKeyDictionary()
         self._given = WeakTensorKeyDictionary()
-        self._operations = _Operations(self._choose)
+        self._operations = _Operations(self._choose, self._draw)
         self._made_by: list[set[int]] = []
+        # The operation that drew a value, by the value's name.
+        self._drawn_by: dict[str, int] = {}
         self._inputs: dict[int, torch.Tensor] = {}
 
     @contextlib.contextmanager
@@ -87,6 +89,9 @@ class TorchCalls:
                 call,
                 needed=not made_by or not made_by.isdisjoint(needed),
                 varies=self._operations.vary(made_by),
+                drawn=self._operations.are_drawn(made_by),
+                # An exporter leaves out a draw that no output needs.
+                draws=tuple(name for name in call.draws if self._drawn_by[name] in needed),
             )
 
     def _enter(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
@@ -146,6 +151,14 @@ class TorchCalls:
             self._keep(name, as_array(indices))
             self.calls[self._stack[-1]] = replace(call, choices=(*call.choices, name))
 
+    def _draw(self, value: torch.Tensor, number: int) -> None:
+        if self._stack:
+            call = self.calls[self._stack[-1]]
+            name = f"{call.path or 'root'}#{call.number}~{len(call.draws)}"
+            self._drawn_by[name] = number
+            self._keep(name, as_array(value))
+            self.calls[self._stack[-1]] = replace(call, draws=(*call.draws, name))
+
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Which operation's result depends on which others', by the memory that they write to.
@@ -154,11 +167,17 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     known of the other.
     """
 
-    def __init__(self, choose: Callable[[torch.Tensor], None]) -> None:
+    def __init__(
+        self,
+        choose: Callable[[torch.Tensor], None],
+        draw: Callable[[torch.Tensor, int], None],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._choose = choose
+        self._draw = draw
         self._before: list[set[int]] = []
         self._vary: list[bool] = []
+        self._drawn: list[bool] = []
         self._writers: dict[int, set[int]] = {}
 
     def begin(self, inputs: Iterable[torch.Tensor]) -> None:
@@ -173,8 +192,15 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
+        # The tag is on what may draw: an attention has it, which draws for its dropout alone.
+        may_draw = torch.Tag.nondeterministic_seeded in func.tags
+        state = torch.get_rng_state() if may_draw else None
         result = func(*args, **(kwargs or {}))
-        self._note(tensors((args, kwargs)), tensors(result), writes=func._schema.is_mutable)
+        draws = state is not None and not torch.equal(state, torch.get_rng_state())
+        writes = func._schema.is_mutable
+        self._note(tensors((args, kwargs)), tensors(result), writes=writes, draws=draws)
+        if draws:
+            self._draw(next(tensors(result)), len(self._before) - 1)
         if func is torch.ops.aten.topk.default:
             self._choose(result[1])
         return result
@@ -198,14 +224,24 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether one of the operations depends on an input."""
         return any(self._vary[number] for number in numbers)
 
+    def are_drawn(self, numbers: Iterable[int]) -> bool:
+        """Whether one of the operations depends on what was drawn at random."""
+        return any(self._drawn[number] for number in numbers)
+
     def _note(
-        self, read: Iterable[torch.Tensor], made: Iterable[torch.Tensor], *, writes: bool
+        self,
+        read: Iterable[torch.Tensor],
+        made: Iterable[torch.Tensor],
+        *,
+        writes: bool,
+        draws: bool = False,
     ) -> None:
         number = len(self._before)
         memories = {_memory(tensor) for tensor in read}
         before = {other for memory in memories for other in self._writers.get(memory, ())}
         self._before.append(before)
         self._vary.append(self.vary(before))
+        self._drawn.append(draws or self.are_drawn(before))
         for tensor in made:
             memory = _memory(tensor)
             if memory not in memories:

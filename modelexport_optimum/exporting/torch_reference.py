@@ -130,7 +130,8 @@ class TorchPart:
             }
             inputs = _with_tensors(example, replaced)
             record = TorchCalls(self.whole, self.model, keep)
-            with torch.no_grad(), record.recorded(tensors(inputs)):
+            with torch.no_grad(), torch.random.fork_rng(), record.recorded(tensors(inputs)):
+                torch.manual_seed(0)  # what the model draws is the same every time
                 outputs = self.model(**inputs)
             record.end(tensors(outputs))
         found = dict(self._flat_outputs(outputs))
@@ -282,8 +283,8 @@ def _whole_of(part: torch.nn.Module, model: Any) -> torch.nn.Module:  # noqa: AN
 def _signature(model: torch.nn.Module) -> list[str]:
     import inspect
 
-    # Patched, `forward` takes anything; the class says what the model takes.
-    return list(inspect.signature(type(model).forward).parameters)
+    # Of the instance, as in Optimum's `ordered_inputs`: its patch may have another than its class.
+    return list(inspect.signature(model.forward).parameters)
 
 
 def _with_tensors(value: Any, replaced: Mapping[int, torch.Tensor]) -> Any:  # noqa: ANN401

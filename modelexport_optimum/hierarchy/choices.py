@@ -58,7 +58,7 @@ def take_choices(
 
     Args:
         graph: The graph.
-        run: What runs it, and goes on doing so with the choices that are taken.
+        run: What runs it, and goes on doing so with the choices that are taken, too.
         recorded: The reference.
         ours: The graph's run with its own choices.
         record: Runs it once more.
@@ -68,21 +68,24 @@ def take_choices(
     Returns:
         The graph's run with the choices that are taken; `ours` if there are none.
     """
-    run.chosen = differing_choices(recorded, ours)
-    while run.chosen:
-        scored = {graph.makers[name].proto.input[0]: name for name in run.chosen}
+    given = run.chosen
+    choices = differing_choices(recorded, ours)
+    while choices:
+        run.chosen = given | choices
+        scored = {graph.makers[name].proto.input[0]: name for name in choices}
         made = {score for score in scored if score in graph.makers}
         scores = {**feeds, **dict(run.values(made, feeds))}
         refused = {
             name
             for score, name in scored.items()
             if score not in scores
-            or not _are_top(scores[score], run.chosen[name], graph, name, tolerance)
+            or not _are_top(scores[score], choices[name], graph, name, tolerance)
         }
         if not refused:
             ours.values.close()
             return record()
-        run.chosen = {n: value for n, value in run.chosen.items() if n not in refused}
+        choices = {n: value for n, value in choices.items() if n not in refused}
+    run.chosen = given
     return ours
 
 
@@ -108,12 +111,3 @@ def _are_top(
     with np.errstate(invalid="ignore"):
         gaps = np.where(best == chosen, 0.0, np.abs(best - chosen))
     return bool((gaps <= tolerance * finite.max(initial=0.0)).all())
-
-
-def outputs_after(graph: FlatGraph, names: set[str]) -> set[str]:
-    """The outputs of a graph that depend on some of its values."""
-    after = set(names)
-    for node in graph.nodes:
-        if not after.isdisjoint(node.reads):
-            after.update(node.makes)
-    return after & set(graph.outputs)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.boundary_match import in_shape, match
-from modelexport_optimum.hierarchy.choices import outputs_after, take_choices
+from modelexport_optimum.hierarchy.choices import take_choices
 from modelexport_optimum.hierarchy.comparison import (
     Comparison,
     ModuleComparison,
@@ -28,7 +28,13 @@ from modelexport_optimum.hierarchy.deployed_outputs import (
     deployed_session,
     took_nothing,
 )
-from modelexport_optimum.hierarchy.flat_graph import branch_in_words, branches, flatten
+from modelexport_optimum.hierarchy.draws import leave_out_drawn, take_draws
+from modelexport_optimum.hierarchy.flat_graph import (
+    branch_in_words,
+    branches,
+    flatten,
+    values_after,
+)
 from modelexport_optimum.hierarchy.recorded_run import record_graph
 from modelexport_optimum.hierarchy.samples import sample_inputs
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
@@ -128,24 +134,28 @@ def _compare_sample(
     feeds = sample_inputs(pair, graph, samples, seed)
     run = TappedRun(graph, provider)
     recorded = pair.reference.record(graph.branch, feeds)
-    ours = record_graph(graph, run, feeds)
-    ours = take_choices(
-        graph, run, recorded, ours, lambda: record_graph(graph, run, feeds), feeds, tolerance
-    )
+
+    def record() -> RecordedRun:
+        return record_graph(graph, run, feeds)
+
+    ours = take_draws(run, recorded, record(), record)
+    ours = take_choices(graph, run, recorded, ours, record, feeds, tolerance)
     with recorded.values, ours.values:
         matched = match(recorded, graph, ours.values)
+        drawn = leave_out_drawn(matched, graph, run, recorded)
         own = _own_differences(matched, recorded, ours, graph, run, feeds)
         rows = [_row(entry, recorded, ours, own, label) for entry in matched]
         deployed = deployed_outputs(
             pair.file.path, graph, recorded, ours, feeds, provider, label, session
         )
-        # The deployed graph makes its own choices, so that what follows from them is no measure.
-        chosen = outputs_after(graph, set(run.chosen))
+        # The deployed graph draws and chooses itself, so that what follows is no measure.
+        chosen = values_after(graph, run.chosen)
         deployed = [
             dataclasses.replace(row, relative=row.unfused)
             if row.name in chosen and row.unfused is not None
             else row
             for row in deployed
+            if row.name not in drawn
         ]
     called = {call.path for call in recorded.calls}
     rows += [

@@ -41,6 +41,7 @@ class ModuleCall:
         inputs: Values that it reads and that a call around it makes, outside other calls, in
             file order.
         choices: Indices that a TopK in it gives, outside calls in it, in file order.
+        draws: Values that it draws at random, outside calls in it, in file order.
         has_weights: A node in it reads an initializer.
         varies: What a node in it makes depends on an input of the graph.
     """
@@ -52,6 +53,7 @@ class ModuleCall:
     outputs: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
+    draws: list[str] = field(default_factory=list)
     has_weights: bool = False
     varies: bool = False
 
@@ -331,6 +333,8 @@ def _find_outputs(graph: FlatGraph) -> None:
     for node in graph.nodes:
         if node.proto.op_type == "TopK":
             node.call.choices += node.proto.output[1:]
+        if node.proto.op_type in RANDOM_OPERATORS:
+            node.call.draws += node.makes
         for name in node.makes:
             _find_readers(node, name, readers.get(name, ()))
 
@@ -349,3 +353,12 @@ def _find_readers(node: FlatNode, name: str, readers: Collection[ModuleCall | No
                 if reader.around(node.call.depth) is node.call and name not in reader.inputs:
                     reader.inputs.append(name)
                 reader = reader.parent
+
+
+def values_after(graph: FlatGraph, names: Collection[str]) -> set[str]:
+    """Some values of a graph, and those that depend on them."""
+    after = set(names)
+    for node in graph.nodes:
+        if not after.isdisjoint(node.reads):
+            after.update(node.makes)
+    return after

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelexport_optimum.hierarchy.draws import drawn_values
 from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun
     """
     recorded = RecordedRun()
     left = {name for call in graph.calls for name in call.outputs}
-    wanted = left.union(*((*call.inputs, *call.choices) for call in graph.calls))
+    wanted = left.union(*((*call.inputs, *call.choices, *call.draws) for call in graph.calls))
     given = {name for name in graph.outputs if name in graph.makers}
     for name, value in run.values(wanted | given, feeds):
         if name in graph.outputs and isinstance(value, np.ndarray):
@@ -136,6 +137,7 @@ def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun
     def seen(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(name for name in dict.fromkeys(names) if name in recorded.values)
 
+    drawn = drawn_values(graph)
     for call in graph.calls:
         recorded.calls.append(
             RecordedCall(
@@ -147,8 +149,10 @@ def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun
                 reads=tuple(reads[id(call)]),
                 given=seen(call.inputs),
                 choices=seen(call.choices),
+                draws=seen(call.draws),
                 has_weights=call.has_weights,
                 varies=call.varies,
+                drawn=not drawn.isdisjoint(call.outputs),
             )
         )
     return recorded

@@ -18,10 +18,12 @@ class RecordedCall:
         reads: Names of the values that it read and that had left another call.
         given: Names of the other values that it read, which calls around it had made.
         choices: Names of the indices that a TopK gave in it, outside calls in it.
+        draws: Names of the values that it drew at random, outside calls in it.
         hands_on: What left it is what it was given, as in a Dropout that is not training.
         has_weights: It, or a module inside it, has weights.
         needed: An output of the whole depends on what left it.
         varies: What left it depends on an input of the whole.
+        drawn: What left it depends on values that were drawn at random.
     """
 
     path: str
@@ -32,7 +34,9 @@ class RecordedCall:
     reads: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    draws: tuple[str, ...] = ()
     hands_on: bool = False
     has_weights: bool = False
     needed: bool = True
     varies: bool = True
+    drawn: bool = False
