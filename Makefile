@@ -75,10 +75,7 @@ zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes we
 compare-zoo: $(STAMP) ## compare PyTorch with the export of every architecture of the tests: none may differ
 	@$(BIN)/python scripts/compare_zoo.py $(ARGS)
 
-compare-site: $(STAMP) ## build the site of docs/ into site/; a broken link or reference fails
-	@$(BIN)/zensical build --clean --strict
-
-faults: $(STAMP) ## plant 40 faults, and see that compare accuses the modules that have them
+compare-faults: $(STAMP) ## plant 40 faults, and see that compare accuses the modules that have them
 	@$(BIN)/python scripts/compare_faults.py $(ARGS)
 
 properties: $(STAMP) ## tag 10,000 random modules, and count the tags that are wrong or coarser

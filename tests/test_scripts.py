@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -326,3 +327,18 @@ def test_make_batch_runs_the_command(variables: list[str], printed: str) -> None
 def test_make_batch_says_what_it_needs() -> None:
     made = start("make", "-s", "-o", ".venv/.installed", "batch", cwd=REPOSITORY)
     assert "usage: make batch MANIFEST=" in end(made, 2)
+
+
+def test_make_help_shows_each_target_once() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony is not None
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stderr == ""  # make says so where one target has two recipes
+    assert sorted(line.split()[1] for line in shown.stdout.splitlines()) == sorted(phony[1].split())
