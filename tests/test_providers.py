@@ -107,17 +107,44 @@ def test_two_runs_give_the_same_bits(exported: Exported) -> None:
         assert value.tobytes() == second.outputs[name].tobytes()
 
 
-def test_inputs_that_cannot_be_made_are_a_failure(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("division by zero")
-
-    monkeypatch.setattr(providers, "make_inputs", fail)
-    report = verify.verify(exported("bert"), providers=["cpu"])
-    (cpu,) = report.providers
+def test_inputs_that_cannot_be_made_are_a_failure(tmp_path: Path) -> None:
+    """As those of a type that NumPy lacks."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT)],
+        "graph",
+        [value("x", onnx.TensorProto.BFLOAT16, ["batch_size", 2])],
+        [value("y", onnx.TensorProto.FLOAT, ["batch_size", 2])],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=8, opset_imports=opset), tmp_path / "model.onnx"
+    )
+    (tmp_path / "config.json").write_text("{}")
+    (cpu,) = verify.verify(tmp_path, providers=["cpu"]).providers
     assert cpu.status == "failed"
-    assert cpu.message == "not run: no inputs can be made for model.onnx: division by zero"
+    assert cpu.message.startswith("not run: no inputs can be made: the input x of ")
+    assert "is bfloat16, which NumPy lacks" in cpu.message
+
+
+def test_generation_stays_within_the_positions_of_a_model(tmp_path: Path) -> None:
+    from optimum.exporters.onnx import main_export
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_positions=16, n_embd=8, n_layer=1, n_head=1, vocab_size=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    output = tmp_path / "export"
+    main_export(
+        str(tmp_path / "model"),
+        output,
+        task="text-generation",
+        library_name="transformers",
+        do_validation=False,
+    )
+    plan = plan_of(output)
+    (inputs,) = plan.inputs.values()
+    assert inputs["input_ids"].shape == (1, 16)
+    assert run(plan, Provider(CPU)).outputs["tokens"].shape == (1, 3)
 
 
 def test_outputs_that_are_random_are_not_compared(tmp_path: Path) -> None:

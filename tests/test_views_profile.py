@@ -243,7 +243,9 @@ def test_sizes_are_of_the_names_that_they_are_given_for(tmp_path: Path) -> None:
     assert [module.kernel_count for module in found.modules] == [1]
 
 
-@pytest.mark.parametrize(("config", "side"), [(None, 64), ('{"image_size": 48}', 48), ("{}", 64)])
+@pytest.mark.parametrize(
+    ("config", "side"), [(None, 64), ('{"image_size": 48}', 48), ("{}", 64), ("{", 64)]
+)
 def test_pictures_are_of_the_size_that_the_config_tells(
     config: str | None, side: int, tmp_path: Path
 ) -> None:

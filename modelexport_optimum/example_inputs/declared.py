@@ -5,9 +5,11 @@ The files are somebody's text. A number in them is taken only if it is one that 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.system.json_files import parse_json_object
 
 if TYPE_CHECKING:
@@ -42,17 +44,16 @@ class Declared:
     def __init__(self, directory: Path) -> None:
         """Read the files that are there.
 
+        A damaged one declares nothing: `verify` says that it is damaged.
+
         Args:
             directory: Where the `.onnx` file is.
-
-        Raises:
-            ModelExportError: A file is damaged.
         """
-        self._documents = {
-            name: parse_json_object((directory / name).read_bytes(), directory / name, doubles=True)
-            for name in _FILES
-            if (directory / name).is_file()
-        }
+        self._documents: dict[str, dict[str, Any]] = {}
+        for name in _FILES:
+            path = directory / name
+            with contextlib.suppress(OSError, ModelExportError):
+                self._documents[name] = parse_json_object(path.read_bytes(), path, doubles=True)
 
     def number(self, *names: str) -> tuple[int, str] | None:
         """The first number that is declared under one of the names, with that name."""

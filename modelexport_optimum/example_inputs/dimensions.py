@@ -68,6 +68,7 @@ class Wishes:
             as the model takes, up to `default_length`.
         sizes: Sizes of dimensions by name, before everything else.
         default_length: Number of tokens where none is asked for.
+        default_size: Size of the dimensions that nothing tells; None to ask the user for it.
         one_step: Whether a decoder that has cached tokens is given one new token, as in
             generation, or as many as it has cached.
     """
@@ -76,6 +77,7 @@ class Wishes:
     sequence_length: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     default_length: int = DEFAULT_LENGTH
+    default_size: int | None = None
     one_step: bool = True
 
 
@@ -177,6 +179,8 @@ class Dimensions:
         name = dim or f"{value.name}.{axis}"
         if name not in self.sizes:
             found = self._found(value, axis, dim or "")
+            if found is None and self._wishes.default_size is not None:
+                found = Size(self._wishes.default_size, "default")
             if found is None:
                 raise UsageError(
                     f"{self._path} does not tell the size of {dim or 'a dimension'} of its input "

@@ -72,8 +72,7 @@ def generate(
 
     Raises:
         UsageError: Nothing tells the size of a dimension.
-        InvalidModelError: An input is no tensor.
-        ModelExportError: A JSON file is damaged.
+        InvalidModelError: An input is no tensor, or none that NumPy has.
     """
     inputs = wanted_inputs(graph)
     use = InputUse(graph)
@@ -120,6 +119,11 @@ def _dtype(path: Path, value: Value) -> np.dtype[np.generic]:
     if value.elem_type not in onnx.TensorProto.DataType.values():
         raise InvalidModelError(
             f"the input {value.name} of {path} is of no known type: {value.elem_type}"
+        )
+    if value.elem_type == onnx.TensorProto.BFLOAT16:
+        raise InvalidModelError(
+            f"the input {value.name} of {path} is bfloat16, which NumPy lacks: "
+            "ONNX Runtime takes none from Python"
         )
     return onnx.helper.tensor_dtype_to_np_dtype(value.elem_type)
 

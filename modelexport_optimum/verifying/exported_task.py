@@ -12,7 +12,7 @@ from modelexport_optimum.verifying.described_model import compared_shapes, descr
 from modelexport_optimum.verifying.exported_files import CACHE_PREFIXES, Exported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from transformers import PretrainedConfig
 
@@ -115,37 +115,23 @@ def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
 
 
 def _wrapped_outputs(config: PretrainedConfig) -> Mapping[str, Mapping[str, Mapping[int, str]]]:
-    task = "feature-extraction"  # the one that Optimum exports models of this library for
-    onnx_config = export_config(config, task, "sentence_transformers")
-    return {} if onnx_config is None else {task: onnx_config.outputs}
+    """Return the outputs of a model of sentence-transformers, by the task that it is exported for.
 
-
-def export_config(
-    config: PretrainedConfig,
-    task: str,
-    library: str,
-    preprocessors: Iterable[Any] = (),
-) -> Any:  # noqa: ANN401 (an OnnxConfig)
-    """Optimum's export configuration, None if it exports no such model for the task.
-
-    Args:
-        config: The model's configuration.
-        task: Optimum's name of the task.
-        library: Optimum's name of the model's library.
-        preprocessors: The model's tokenizer and processors, which give some input shapes.
+    There are none if Optimum exports no such model.
     """
     from optimum.exporters.tasks import TasksManager
 
-    model_type = config.model_type
-    if library == "sentence_transformers":
-        model_type = getattr(config, "export_model_type", "transformer")
+    task = "feature-extraction"  # the only one that Optimum exports models of this library for
     try:
-        constructor = TasksManager.get_exporter_config_constructor(
-            exporter="onnx", task=task, model_type=model_type, library_name=library
+        export_config = TasksManager.get_exporter_config_constructor(
+            exporter="onnx",
+            task=task,
+            model_type=getattr(config, "export_model_type", "transformer"),
+            library_name="sentence_transformers",
         )
     except (KeyError, ValueError):  # not a model type, not a task of it
-        return None
-    return constructor(config, preprocessors=list(preprocessors))
+        return {}
+    return {task: export_config(config).outputs}
 
 
 def _decide(exported: Exported) -> str | None:

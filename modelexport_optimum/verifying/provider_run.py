@@ -32,7 +32,6 @@ from modelexport_optimum.providers.session import (
     record_assignment,
 )
 from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
-from modelexport_optimum.verifying.example_inputs import as_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -333,7 +332,7 @@ def _infer(plan: RunPlan, model: Any) -> tuple[str, Outputs]:  # noqa: ANN401
             return "generate", _generate(plan, model)
         inputs = plan.inputs[_file(plan, model.session)]
         answer = model(**_tensors(inputs, model.device))
-        return "forward", {name: as_array(value) for name, value in answer.items()}
+        return "forward", {name: _as_array(value) for name, value in answer.items()}
 
 
 def _run_sessions(plan: RunPlan, sessions: Mapping[str, Any]) -> Outputs:
@@ -349,8 +348,10 @@ def _run_sessions(plan: RunPlan, sessions: Mapping[str, Any]) -> Outputs:
 def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
     encoder = getattr(model, "encoder", None)
     if encoder is None:
-        made = plan.inputs[_file(plan, model.session)]
-        inputs = {n: made[n] for n in made if n in ("input_ids", "attention_mask")}
+        tokens = plan.inputs[_file(plan, model.session)]["input_ids"]
+        # A beginning has no end, and leaves room for the tokens that follow it.
+        prompt = tokens[:, : max(1, tokens.shape[1] - NEW_TOKENS)]
+        inputs = {"input_ids": prompt, "attention_mask": np.ones_like(prompt)}
     else:
         inputs = dict(plan.inputs[_file(plan, encoder.session)])
     answer = model.generate(
@@ -362,8 +363,8 @@ def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
         return_dict_in_generate=True,
         output_logits=True,
     )
-    logits = {f"logits.{step}": as_array(value) for step, value in enumerate(answer["logits"])}
-    return {"tokens": as_array(answer["sequences"][:, -NEW_TOKENS:]), **logits}
+    logits = {f"logits.{step}": _as_array(value) for step, value in enumerate(answer["logits"])}
+    return {"tokens": _as_array(answer["sequences"][:, -NEW_TOKENS:]), **logits}
 
 
 def _draw(pipeline: Any) -> Outputs:  # noqa: ANN401 (a class of diffusers)
@@ -396,3 +397,12 @@ def _tensors(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[s
     import torch
 
     return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+
+
+def _as_array(value: Any) -> NDArray[Any]:  # noqa: ANN401
+    """Return a tensor of PyTorch, or an array, as an array."""
+    if not hasattr(value, "cpu"):
+        return np.asarray(value)
+    value = value.cpu()
+    # numpy has no bfloat16.
+    return np.asarray(value.float() if value.is_floating_point() else value)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_line
+from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS, walk_nodes
 from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.messages import LOG_ENTRY, log_reason
@@ -19,7 +21,6 @@ from modelexport_optimum.providers.needs import INSTALL, needs
 from modelexport_optimum.providers.session import Assignment
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.text import listed
-from modelexport_optimum.verifying.example_inputs import make_inputs
 from modelexport_optimum.verifying.exported_files import precision
 from modelexport_optimum.verifying.ort_messages import (
     named_node,
@@ -61,6 +62,9 @@ _LACKING = re.compile(
     r"|not compiled with CUDA|NVIDIA driver|has no device on this machine"
 )
 """What ONNX Runtime and PyTorch say of a machine or an installation that lacks something."""
+
+_WISHES = Wishes(default_length=16, default_size=16)
+"""Sizes of the inputs: those that Optimum's exporter validates a graph with, and one of each."""
 
 _QUANTIZING_OPERATORS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 """The operators that round what is multiplied to integers, where a rounding may turn over."""
@@ -163,11 +167,12 @@ def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) ->
     inputs = {}
     # A pipeline is given a text or a picture, and makes the inputs of its graphs itself.
     for file in exported.graphs if exported.library != "diffusers" or not loader.name else ():
+        path = exported.directory / file
         try:
-            inputs[file] = make_inputs(exported, file, generates=loader.ort_class is not None)
-        except Exception as error:  # Optimum may raise anything about a configuration
-            what = f"no inputs can be made for {file}: {onnxruntime_line(str(error))}"
-            raise ModelExportError(what) from error
+            inputs[file] = generate(path, exported.graphs[file], _WISHES).arrays
+        except ModelExportError as error:
+            what = str(error).partition(": give ")[0]  # `verify` takes no inputs
+            raise ModelExportError(f"no inputs can be made: {what}") from error
     nodes = (node for graph in exported.graphs.values() for node in walk_nodes(graph))
     return RunPlan(
         directory=exported.directory.absolute(),
