@@ -107,7 +107,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def onnxruntime_line(text: object) -> str:
-    """What ONNX Runtime says, on one line, without the status and the places in its sources."""
+    """Return what ONNX Runtime says on one line, without its status and places in its sources."""
     said = _without_places(_STATUS.split(str(text))[-1])
     said = re.sub(r"(Exception[\w ]*: )\1+", r"\1", one_line(said))
     return _shortened(said)
@@ -196,7 +196,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> str:
-    """What follows the name of a thing that is not known: ": did you mean a or b?", or nothing.
+    """Return what follows an unknown name: ": did you mean a or b?", or nothing.
 
     Args:
         name: What was given.

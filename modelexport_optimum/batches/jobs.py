@@ -115,16 +115,16 @@ class Watcher:
     """Is called as a batch goes on. This one does nothing: derive from it what you need."""
 
     def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
-        """Jobs will be run, besides those done before, by so many workers if that is known."""
+        """Note that jobs will be run, besides those done before, by so many workers if known."""
 
     def stage_began(self, event: Stage) -> None:
-        """A stage of a job has begun."""
+        """Note that a stage of a job has begun."""
 
     def finished(self, job: Job, record: dict[str, Any]) -> None:
-        """A job has ended."""
+        """Note that a job has ended."""
 
     def stopping(self, reason: str) -> None:
-        """The jobs that run are being ended, for this reason."""
+        """Note that the jobs that run are being ended, for this reason."""
 
     def warned(self, message: str) -> None:
-        """Something went wrong that ends no job."""
+        """Note that something went wrong that ends no job."""

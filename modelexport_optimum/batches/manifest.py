@@ -128,7 +128,7 @@ def _decoded(raw: bytes) -> str:
 
 
 def _from_text(text: str) -> dict[str, Any] | None:
-    """The options of a line that is what one would type after the command; None if it is blank."""
+    """Return the options of a line as one would type it after the command; None if it is blank."""
     try:
         words = list(_split(text))
     except ValueError as error:  # shlex's two
@@ -221,7 +221,7 @@ def _from_json(text: str) -> dict[str, Any] | None:
 
 
 def _values(document: Mapping[str, Any], classes: Iterable[type]) -> dict[str, Any]:
-    """Options by their fields' names, of which `document` may have any name or spelling.
+    """Return options by their fields' names, of which `document` may have any name or spelling.
 
     Args:
         document: Values of JSON or Python; None for what is not given.
@@ -249,7 +249,7 @@ def _values(document: Mapping[str, Any], classes: Iterable[type]) -> dict[str, A
 
 @functools.cache
 def _names(*classes: type) -> dict[str, Option]:
-    """Options by every name that JSON may have for them: the fields' and the flags'.
+    """Return options by every name that JSON may have for them: the fields' and the flags'.
 
     `model` is both an argument and the flag `--model`, whose option stands for both here.
     """

@@ -186,7 +186,7 @@ def _not_run(job: Job) -> Record:
 def _runner(
     jobs: int, directory: Path, workers: int | None, ray: str | None
 ) -> tuple[Runner, int | None]:
-    """The runner for so many jobs, and how many it runs at a time, None where Ray decides."""
+    """Return the runner for so many jobs, and how many run at a time, None where Ray decides."""
     if ray is not None:
         from modelexport_optimum.batches.ray_cluster import RayCluster
 

@@ -50,7 +50,7 @@ def complete_op(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _modules(ctx: typer.Context) -> list[tuple[str, str]]:
-    """Path and class of each module, in the order in which they ran; the root has no path."""
+    """Return path and class of each module, in the order in which they ran; no root."""
     modules = (module for file in _files(ctx) for module in file.modules.values())
     return list(dict.fromkeys((one.path, one.module_class) for one in modules if one.path))
 

@@ -326,5 +326,5 @@ compare_command.register(app)
 
 
 def main() -> None:
-    """The program `modelexport-optimum`."""
+    """Run the program `modelexport-optimum`."""
     printing.run_program(app)

@@ -195,7 +195,7 @@ def _descriptor(stream: IO[str]) -> int | None:
 
 @contextlib.contextmanager
 def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
-    """A spinner with the running stage and a line for each that is done; in a pipe, lines."""
+    """Show a spinner with the running stage and a line for each that is done; in a pipe, lines."""
     if plain:
 
         def write(name: str, seconds: float | None) -> None:
@@ -233,7 +233,7 @@ def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
 
 
 def can_draw(stream: IO[str]) -> bool:
-    """Whether a stream's encoding has the characters that trees and spinners are drawn with."""
+    """Tell whether a stream's encoding has the characters of trees and spinners."""
     try:
         "├─ ⠋ → … ✓".encode(getattr(stream, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

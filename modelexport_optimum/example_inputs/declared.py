@@ -56,21 +56,21 @@ class Declared:
                 self._documents[name] = parse_json_object(path.read_bytes(), path, doubles=True)
 
     def number(self, *names: str) -> tuple[int, str] | None:
-        """The first number that is declared under one of the names, with that name."""
+        """Return the first number that is declared under one of the names, with that name."""
         for key, value in self._entries():
             if key in names and _is_size(value):
                 return value, key
         return None
 
     def token(self, name: str) -> int | None:
-        """The number of a token, as of `pad_token_id`."""
+        """Return the number of a token, as of `pad_token_id`."""
         for key, value in self._entries():
             if key == name and isinstance(value, int) and 0 <= value <= _MAX_SIZE:
                 return value
         return None
 
     def longest(self) -> tuple[int, str] | None:
-        """The largest number of tokens, with the name of the setting: the least of all parts."""
+        """Return the largest number of tokens, the least of all parts, with the setting's name."""
         found = [
             (value, key)
             for key, value in self._entries()
@@ -94,14 +94,14 @@ class Declared:
         return None
 
     def count(self, name: str) -> int | None:
-        """How many entries a list of settings has."""
+        """Tell how many entries a list of settings has."""
         for key, value in self._entries():
             if key == name and isinstance(value, list):
                 return len(value)
         return None
 
     def _entries(self) -> Iterator[tuple[str, Any]]:
-        """The settings of all files, those of a part after those of the whole."""
+        """Yield the settings of all files, those of a part after those of the whole."""
         level: list[dict[str, Any]] = list(self._documents.values())
         for _ in range(_MAX_DEPTH):
             for settings in level:

@@ -42,7 +42,7 @@ class ExampleInputs:
 
 
 def wanted_inputs(graph: Graph) -> list[Value]:
-    """The inputs that have no value of their own; before IR version 4, weights are inputs."""
+    """Return the inputs without a value of their own; before IR version 4, weights are inputs."""
     given = {tensor.name for tensor in graph.initializers}
     return [value for value in graph.inputs if value.name not in given]
 
@@ -129,7 +129,7 @@ def _dtype(path: Path, value: Value) -> np.dtype[np.generic]:
 
 
 def _past_length(inputs: list[Value], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many tokens are cached."""
+    """Tell how many tokens are cached."""
     for value in inputs:
         for dim, size in zip(value.shape or (), shapes[value.name], strict=True):
             if isinstance(dim, str) and dim.startswith("past") and "+" not in dim:

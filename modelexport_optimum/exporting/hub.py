@@ -95,7 +95,7 @@ class HubPlace:
 
 
 def explain_hub_error(error: BaseException, name: str, revision: str) -> str | None:
-    """One line for what the Hub answered, if that is what went wrong."""
+    """Tell in one line what the Hub answered, if that is what went wrong."""
     for cause in causes(error):
         message = _explain_one(cause, name, revision)
         if message is not None:

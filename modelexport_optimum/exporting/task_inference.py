@@ -118,7 +118,7 @@ def name_architecture(config: Path, model: Any) -> None:  # noqa: ANN401
 
 
 def library_of_model(model: Any) -> str:  # noqa: ANN401
-    """Optimum's name of the library of a model in memory, by the classes that it derives from.
+    """Return Optimum's name of the library of a model in memory, by the bases of its class.
 
     Raises:
         UsageError: It is of no library that Optimum exports.

@@ -174,14 +174,14 @@ def _pair_transposed(
 
 
 def order_of_axes(theirs: tuple[int, ...], ours: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The order in which a tensor's axes give another shape; None if that is not certain."""
+    """Return the order in which a tensor's axes give another shape; None if it is not certain."""
     if sorted(theirs) != sorted(ours) or len(set(ours)) < len(ours):
         return None
     return tuple(theirs.index(size) for size in ours)
 
 
 def in_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A value of the reference as the value of the graph has it that it is a pair with."""
+    """Return a value of the reference as the graph has the value that it is a pair with."""
     order = None if value.shape == shape else order_of_axes(value.shape, shape)
     return value if order is None else value.transpose(order)
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def input_name(output: str) -> str:
-    """The name of the input that takes an output."""
+    """Return the name of the input that takes an output."""
     if output == "last_hidden_state":
         return "encoder_hidden_states"
     return re.sub(r"^present(_key_values)?\.", "past_key_values.", output)
 
 
 def in_order(files: Sequence[TaggedFile]) -> list[TaggedFile]:
-    """The files, each after those whose outputs it takes: the more it takes, the later."""
+    """Return the files, each after those whose outputs it takes: the more it takes, the later."""
 
     def taken(file: TaggedFile) -> int:
         others = (other for other in files if other is not file)

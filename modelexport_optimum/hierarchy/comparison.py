@@ -237,7 +237,7 @@ def worst(found: Sequence[Difference]) -> Difference:
 
 
 def tolerance_of(files: Iterable[TaggedFile]) -> float:
-    """The tolerance of the narrowest type of floating point that the files hold weights of."""
+    """Return the tolerance of the narrowest type of floating point that the weights have."""
     names = {
         _NARROW[tensor.data_type]
         for file in files
@@ -252,7 +252,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:
-    """The own error of each node's module, as Model Explorer reads it.
+    """Return the own error of each node's module, as Model Explorer reads it.
 
     Args:
         found: A comparison of one file.

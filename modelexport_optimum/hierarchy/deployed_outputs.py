@@ -103,7 +103,7 @@ def deployed_outputs(
 
 
 def unread_inputs(session: onnxruntime.InferenceSession, names: Collection[str]) -> Arrays:
-    """Arrays without elements for inputs that the chosen branch does not read."""
+    """Return arrays without elements for inputs that the chosen branch does not read."""
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     return {
         value.name: np.zeros(

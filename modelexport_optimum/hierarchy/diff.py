@@ -206,7 +206,7 @@ def _diff_files(name: str, a: _Side, b: _Side) -> FileDiff:
 
 
 def _interface(file: TaggedFile) -> dict[str, str]:
-    """Opsets of the operators that are used, inputs and outputs."""
+    """Return the opsets of the operators that are used, the inputs and the outputs."""
     graph, opsets = file.model.graph, file.model.opsets
     used = {tagged.node.domain for tagged in file.nodes}
     described = {f"opset {domain or 'ai.onnx'}": str(opsets.get(domain)) for domain in used}

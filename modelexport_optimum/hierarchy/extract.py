@@ -272,7 +272,7 @@ def _inference_errors_named(path: Path) -> Iterator[None]:
 
 
 def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.ModelProto:
-    """The model without weights, down to the graph of the nodes that are cut out, as one graph."""
+    """Return the model without weights, down to the graph of the nodes that are cut out."""
     model = onnx.ModelProto()
     model.ParseFromString(b"".join(model_fields(weights.file)))
     model.graph.name = "skeleton"

@@ -25,7 +25,7 @@ class Reference(Protocol):
     """The side that is right: PyTorch, or an export."""
 
     def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
-        """Inputs that fit a graph, by name; None if the reference has none to give."""
+        """Return inputs that fit a graph, by name; None if the reference has none to give."""
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
         """Run what the graph computes."""
@@ -63,7 +63,7 @@ class FilePair:
 
 
 def default_tolerance(pairs: Sequence[FilePair]) -> float:
-    """The tolerance of the narrowest type that either side holds weights of."""
+    """Return the tolerance of the narrowest type that either side holds weights of."""
     files = [pair.file for pair in pairs]
     files += [p.reference.file for p in pairs if isinstance(p.reference, ExportReference)]
     return tolerance_of(files)

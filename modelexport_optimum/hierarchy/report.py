@@ -78,7 +78,7 @@ def page_of(
     profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None = None,
     comparison: Comparison | _Path | None = None,
 ) -> str:
-    """The page about one export, or two.
+    """Return the page about one export, or two.
 
     Raises:
         UsageError: A profile or the comparison is of none of these files.
@@ -119,7 +119,7 @@ def page_of(
 
 
 def _named_files(export: Path) -> dict[str, TaggedFile]:
-    """The files of an export by their paths in it."""
+    """Return the files of an export by their paths in it."""
     return {
         str(file.path.relative_to(export)) if export.is_dir() else file.path.name: file
         for file in read_tagged_files(export)
@@ -127,7 +127,7 @@ def _named_files(export: Path) -> dict[str, TaggedFile]:
 
 
 def _labels(exports: Sequence[Path]) -> list[str]:
-    """What tells the exports from one another: their names, or their paths."""
+    """Return what tells the exports from one another: their names, or their paths."""
     names = [export.resolve().name for export in exports]
     return names if len({*names}) == len(names) else [str(export) for export in exports]
 
@@ -136,7 +136,7 @@ def _times(
     profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None,
     files: Sequence[TaggedFile],
 ) -> dict[int, Times]:
-    """The times of each file that was profiled."""
+    """Return the times of each file that was profiled."""
     if profile is None:
         return {}
     given: Iterable[Any] = profile if isinstance(profile, list | tuple) else [profile]
@@ -151,7 +151,7 @@ def _times(
 def _errors(
     comparison: Comparison | _Path | None, exports: Sequence[dict[str, TaggedFile]]
 ) -> dict[int, Errors]:
-    """The errors of each file that was compared, on the last export: it is the other side."""
+    """Return the errors of each file that was compared, of the last export: the other side."""
     if comparison is None:
         return {}
     files = list(exports[-1].values())

@@ -64,7 +64,7 @@ def _measure(
     own: Sequence[float] | None = None,
     rest: float = 0,
 ) -> Measure:
-    """One measure, by module in the order of the file's modules.
+    """Return one measure, by module in the order of the file's modules.
 
     Args:
         key: Its name for the page's script.
@@ -135,7 +135,7 @@ def _counted(file: TaggedFile) -> list[Measure]:
 
 
 def _first_reader(file: TaggedFile) -> dict[str, list[Tensor]]:
-    """The weights of each module that no module before it reads."""
+    """Return the weights of each module that no module before it reads."""
     drawn: set[int] = set()
     first: dict[str, list[Tensor]] = {}
     for module in file.modules.values():
@@ -146,7 +146,7 @@ def _first_reader(file: TaggedFile) -> dict[str, list[Tensor]]:
 
 
 def _measured(file: TaggedFile, time: Times | None) -> list[Measure]:
-    """The kernels' time."""
+    """Return the kernels' time."""
     if time is None:
         return []
     rows: Mapping[str, Any] = {row["module"]: row for row in time["modules"]}
@@ -165,7 +165,7 @@ def _measured(file: TaggedFile, time: Times | None) -> list[Measure]:
 
 
 def _errors(file: TaggedFile, found: Errors | None) -> list[Measure]:
-    """The differences from a reference, which do not add up."""
+    """Return the differences from a reference, which do not add up."""
     if found is None:
         return []
     drawn = "Boxes are as high as operators are many; the stronger the colour, the larger it is."
@@ -223,7 +223,7 @@ def _notes(file: TaggedFile, time: Times | None, found: Errors | None) -> list[s
 
 
 def _nodes(file: TaggedFile) -> dict[str, Any]:
-    """Every node; what many of them share is a number in a list."""
+    """Return every node; what many of them share is a number in a list."""
     place = {path: index for index, path in enumerate(file.modules)}
     columns = {
         "op_type": [node.op_type for node in file.nodes],

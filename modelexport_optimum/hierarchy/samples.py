@@ -48,7 +48,7 @@ class SampleOptions:
 
 
 def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
-    """The inputs of a graph: from a file, from the reference, or from what the graph says."""
+    """Return the inputs of a graph, from a file, the reference, or what the graph says."""
     if samples.file is not None:
         return load(samples.file, pair.file.path, pair.file.model.graph)
     feeds = None if samples.arrays else pair.reference.inputs(graph.branch, seed)
@@ -79,7 +79,7 @@ def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed
 
 
 def _with_arrays(file: TaggedFile, samples: SampleOptions) -> Arrays:
-    """The arrays that are given, and the other inputs of their length."""
+    """Return the arrays that are given, and the other inputs of their length."""
     first = next(iter(samples.arrays.values()))
     wishes = Wishes(first.shape[0], first.shape[1], samples.sizes)
     made = generate(file.path, file.model.graph, wishes).arrays

@@ -160,7 +160,7 @@ class TappedRun:
         renamed: dict[int, dict[str, str]],
         is_replaced: Callable[[FlatNode, str], bool] | None = None,
     ) -> list[FlatNode]:
-        """The nodes that make the values, and notes which names of theirs are replaced."""
+        """Find the nodes that make the values, and note which names of theirs are replaced."""
         todo = set(wanted)
         needed = []
         for node in reversed(self._graph.nodes):
@@ -265,7 +265,7 @@ class TappedRun:
 def _not_computed(
     nodes: Iterable[FlatNode], renamed: Mapping[int, Mapping[str, str]], feeds: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values that an Identity makes of what is fed, and those of Constants."""
+    """Return the values that an Identity makes of what is fed, and those of Constants."""
     known = {}
     for node in nodes:
         if node.proto.op_type == "Identity":
@@ -290,7 +290,7 @@ def _is_embedded(tensor: Tensor) -> bool:
 
 
 def _external(tensor: Tensor) -> onnx.TensorProto:
-    """The header of an initializer whose data is handed over when the session is built."""
+    """Return the header of an initializer whose data is handed over when the session is built."""
     proto = onnx.TensorProto(
         name=tensor.name,
         dims=tensor.dims,
@@ -302,7 +302,7 @@ def _external(tensor: Tensor) -> onnx.TensorProto:
 
 
 def _model_without_graph(graph: FlatGraph) -> onnx.ModelProto:
-    """The model without its graph: versions, opsets, functions."""
+    """Return the model without its graph: versions, opsets, functions."""
     model = onnx.ModelProto()
     model.ParseFromString(b"".join(model_fields(graph.weights.file)))
     model.graph.name = "part"
@@ -310,7 +310,7 @@ def _model_without_graph(graph: FlatGraph) -> onnx.ModelProto:
 
 
 def _type_of(value: Any) -> onnx.TypeProto:  # noqa: ANN401
-    """The type with the shape, without which some providers (OpenVINO) take no node."""
+    """Return the type with the shape, without which some providers (OpenVINO) take no node."""
     if isinstance(value, list):
         return onnx.helper.make_sequence_type_proto(_element_type(value[0], None))
     return _element_type(value, value.shape)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def onnx_files(path: Path) -> list[Path]:
-    """The file itself, or every `.onnx` file below a directory, sorted, hidden ones left out.
+    """Return the file itself, or the `.onnx` files below a directory, sorted, without hidden ones.
 
     Raises:
         UsageError: There is no such file, or none in the directory.

@@ -123,7 +123,7 @@ def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[
 
 
 def _code_caches() -> tuple[str, ...]:
-    """Where the code of models goes: the Hub's cache, and what is copied from there to import."""
+    """Return where the code of models goes: the Hub's cache, and where it is copied to import."""
     from huggingface_hub import constants
 
     modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(constants.HF_HOME, "modules")  # noqa: PTH118

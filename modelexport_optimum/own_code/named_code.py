@@ -44,12 +44,12 @@ class OwnCode:
     needed: bool
 
     def __str__(self) -> str:
-        """The name and its file, as a message has them."""
+        """Spell the name and its file, as a message has them."""
         return f"{self.name if self.name.isprintable() else repr(self.name)} in {self.file}"
 
 
 def in_words(found: Sequence[OwnCode]) -> str:
-    """One line: what did not run, and how to let it."""
+    """Tell in one line what did not run, and how to let it."""
     names = list(dict.fromkeys(map(str, found)))
     return f"code of its own, which was not run ({listed(names, _SHOWN)}): {ADVICE}"
 
@@ -172,7 +172,7 @@ def _named_in_modules(directory: Path) -> Iterator[OwnCode]:
 
 
 def _named_in_module(directory: Path, folder: str) -> Iterator[OwnCode]:
-    """The classes that one module of sentence-transformers is made of, nested ones included."""
+    """Yield the classes that a module of sentence-transformers is made of, nested ones too."""
     if folder:
         yield from _named_in_configs(directory, folder)
     for name in ("router_config.json", "config.json"):
@@ -221,7 +221,7 @@ def _named_in_pipeline(directory: Path) -> Iterator[OwnCode]:
 
 
 def _pipeline_modules() -> list[str]:
-    """The modules of diffusers whose own components a pipeline names, such as a safety checker."""
+    """Return the modules of diffusers whose components a pipeline names, as a safety checker."""
     package = importlib.util.find_spec("diffusers")
     if package is None or not package.submodule_search_locations:
         return []

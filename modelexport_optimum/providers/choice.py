@@ -93,7 +93,7 @@ def choose_providers(
 
 
 def settings_of(given: Settings, form: str) -> dict[str, str]:
-    """Texts by name.
+    """Return texts by name.
 
     Args:
         given: A mapping, or texts `NAME=TEXT`.

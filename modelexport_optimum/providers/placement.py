@@ -104,7 +104,7 @@ class Placement(Displayed):
         return sum(sizes) if len(sizes) == len(self.crossings) else None
 
     def answer(self) -> str:
-        """One line: does the model run on the provider as a whole, and if not, what keeps it."""
+        """Tell in one line whether the whole model runs on the provider, or what keeps it."""
         taken = self.providers.get(self.provider, 0)
         others = ", ".join(name for name in self.providers if name != self.provider)
         count = f"{taken:,} of {self.node_count:,} nodes"
@@ -124,7 +124,7 @@ class Placement(Displayed):
         return f"{self.provider} runs {count}; on {others}: {keeping}"
 
     def _keeping(self, blamed: Collection[str] | None) -> str:
-        """The modules whose nodes fell back, by these operators or any, those with most first."""
+        """Return the modules whose nodes of these operators fell back, those with most first."""
         rows = [
             (
                 path,
@@ -189,7 +189,7 @@ class Placement(Displayed):
 def kinds(
     rows: Iterable[tuple[str, PlacedModule]],
 ) -> list[tuple[str, list[PlacedModule]]]:
-    """Rows of repeated modules together, by their path with `*` for the numbers."""
+    """Return rows of repeated modules together, by their path with `*` for the numbers."""
     found: dict[str, list[tuple[str, PlacedModule]]] = defaultdict(list)
     for path, row in rows:
         starred = ".".join("*" if part.isdecimal() else part for part in path.split("."))

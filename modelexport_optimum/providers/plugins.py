@@ -121,14 +121,14 @@ def _normalized(name: str) -> str:
 
 
 def _modules(distribution: metadata.Distribution, name: str) -> Iterable[str]:
-    """The packages that a distribution has installed; by its name, if it does not list them."""
+    """Return the packages of a distribution; by its name, if it does not list them."""
     files = distribution.files or ()
     roots = [path.parts[0] for path in files if path.parts[1:] == ("__init__.py",)]
     return roots or [name.replace("-", "_")]
 
 
 def _is_plugin(module: str, package: str) -> bool:
-    """Whether a package's source says that it brings a provider. onnxruntime itself does not."""
+    """Tell whether a package's source says that it brings a provider; onnxruntime does not."""
     if module == "onnxruntime":
         return False
     try:

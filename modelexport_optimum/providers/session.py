@@ -100,7 +100,7 @@ def open_session(
 
 
 def assigned_nodes(session: onnxruntime.InferenceSession) -> tuple[AssignedNode, ...]:
-    """The nodes that each provider took, as ONNX Runtime has kept it; none if it is too old."""
+    """Return the nodes that each provider took; none if ONNX Runtime is too old to keep them."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return ()
     return tuple(

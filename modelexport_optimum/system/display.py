@@ -25,7 +25,7 @@ class Displayed:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """The class, and each field on a few characters."""
+        """Show the class, and each field on a few characters."""
         values = [f"{name}={_short(getattr(self, name))}" for name in _fields_of(self)]
         return f"{type(self).__name__}({', '.join(values)})"
 

@@ -101,7 +101,7 @@ def component_folders(source: Path) -> list[str]:
 
 
 def module_folders(source: Path) -> list[str]:
-    """The folders of sentence-transformers' modules, the first "" where it lies at the top."""
+    """Return the folders of sentence-transformers' modules, "" for one at the top."""
     modules = read_json(source / "modules.json")
     return [
         _inside(str(module["path"]))

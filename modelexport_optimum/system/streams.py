@@ -92,7 +92,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def in_ascii(character: str) -> str:
-    r"""What is drawn in a character's place: of a box its ASCII, of any other its `\u` escape."""
+    r"""Return what stands for a character: of a box its ASCII, of any other its `\u` escape."""
     return _ASCII.get(character) or character.encode("ascii", "backslashreplace").decode("ascii")
 
 
@@ -117,7 +117,7 @@ def open_standard_streams() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why what was printed on stdout did not get there, if it did not; told once."""
+    """Tell why what was printed on stdout did not get there, if it did not; once."""
     sys.stdout.flush()
     descriptor = _descriptor_of(sys.stdout)
     if descriptor is None or descriptor.error is None:

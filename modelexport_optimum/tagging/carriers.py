@@ -131,7 +131,7 @@ def read(node: Node, *, marked: bool) -> Carried:
 
 
 def carries(node: Node, tag: str | None) -> bool:
-    """Whether a node carries a tag that was just written; of None, whether it carries nothing."""
+    """Tell whether a node carries a tag that was just written; of None, whether it has nothing."""
     ours = any(key == EVIDENCE for key, _ in node.metadata)
     if tag is None:
         return not ours and ATTRIBUTE not in node.attributes
@@ -303,7 +303,7 @@ _OUR_KEYS = {key.encode() for key in (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NA
 
 
 def _entry_key(payload: bytes) -> bytes:
-    """Field 1 of an AttributeProto or a StringStringEntryProto: its name or key.
+    """Return field 1 of an AttributeProto or a StringStringEntryProto: its name or key.
 
     What cannot be walked was not written by `encode`, and has none.
     """

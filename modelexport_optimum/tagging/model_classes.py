@@ -155,7 +155,7 @@ def _transformers_candidates(
 
 
 def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
-    """The classes of a model type that Optimum exports, with the outputs that it gives them."""
+    """Return the classes of a model type that Optimum exports, with their outputs."""
     import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what is exported)
     from optimum.exporters.tasks import TasksManager
 

@@ -132,7 +132,7 @@ def record_edits(
 
 
 def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:
-    """The outermost modules that own parameters and neither stand in a tag nor hold one that does.
+    """Return the outermost modules with parameters that neither are in a tag nor hold one that is.
 
     Args:
         tree: The model's modules.

@@ -51,7 +51,7 @@ def name_from_output(node: Node) -> str | None:
 
 
 def is_scoped(name: str) -> bool:
-    """Whether a name begins as those with a scope do, and may be one: any text may be a name."""
+    """Tell whether a name begins as those with a scope do: any text may be a name."""
     return name.startswith("/") and name.count("/") <= MAX_MODULES and "\n" not in name
 
 

@@ -58,7 +58,7 @@ class Parameters:
         return [_module(tied) for tied in self._tree.tied.get(full, (full,))]
 
     def may_hold(self, path: str, name: str) -> bool:
-        """Whether a module or one inside it holds a parameter, or an equal one may be meant."""
+        """Tell whether a module or one inside it holds a parameter, or may hold an equal one."""
         if any(is_inside(holder, path) for holder in self.holders(name)):
             return True
         missing = self._missing.get(self._tree.tensors[self._prefix + name], [])
@@ -66,12 +66,12 @@ class Parameters:
         return at < len(missing) and is_inside(missing[at], path)
 
     def may_be_merged(self, name: str, known: Container[str]) -> bool:
-        """Whether an equal parameter of a module that has nodes, or is in one, may be meant."""
+        """Tell whether an equal parameter of a module with nodes, or of one in it, may be meant."""
         missing = self._missing.get(self._tree.tensors[self._prefix + name], [])
         return any(path in known or _module(path) in known for path in missing)
 
     def holding(self, chains: Sequence[Paths], names: Iterable[str]) -> list[Paths]:
-        """The chains whose last module holds all of some parameters; all if there is none."""
+        """Return the chains whose last module holds all the parameters; all if there is none."""
         found = [chain for chain in chains if all(self.may_hold(chain[-1], name) for name in names)]
         return found or list(chains)
 

@@ -119,7 +119,7 @@ def _exports(model: torch.nn.Module, files: Sequence[Model]) -> Iterator[Callabl
 
 
 def _optimum_parts(model: Any) -> Iterator[tuple[str, tuple[Any, Any], dict[str, Any]]]:  # noqa: ANN401
-    """What Optimum exports of a model: a file's stem, module and config, further arguments."""
+    """Yield what Optimum exports of a model: a file's stem, module and config, more arguments."""
     import torch
     from optimum.exporters.tasks import TasksManager
 

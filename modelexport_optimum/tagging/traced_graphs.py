@@ -127,6 +127,6 @@ class _Numbered:
 
 
 def nearest(chain: Paths, paths: list[str]) -> str:
-    """Of a module's paths, in the tree's order, one inside the innermost module of a chain."""
+    """Return the first of a module's paths that is inside the innermost module of a chain."""
     held = (path for outer in reversed(chain) for path in paths if is_inside(path, outer))
     return next(held, paths[0])

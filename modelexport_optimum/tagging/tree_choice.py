@@ -118,7 +118,7 @@ def _score(
 
 
 def _named_tensors(model: Model) -> Mapping[str, tuple[int, ...] | None]:
-    """Initializers with their shapes, and values that an Identity gives a name."""
+    """Return initializers with their shapes, and values that an Identity gives a name."""
     named: dict[str, tuple[int, ...] | None] = dict(shapes_of(model))
     for node in walk_nodes(model.graph):
         if node.op_type == "Identity":

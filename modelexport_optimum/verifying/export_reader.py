@@ -100,7 +100,7 @@ def _read_settings(directory: Path) -> tuple[dict[str, Any], str]:
 
 
 def _known_task(task: str) -> str:
-    """Optimum's own name of a task, without the suffix that says how decoders are split."""
+    """Return Optimum's own name of a task, without the suffix that tells how decoders are split."""
     from optimum.exporters.tasks import TasksManager
 
     name: str = TasksManager.map_from_synonym(task.removesuffix("-with-past"))

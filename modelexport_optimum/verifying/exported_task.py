@@ -64,7 +64,7 @@ def _task_of_class(model_class: type) -> str:
 
 
 def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
-    """The tasks of named classes that are custom code: of the auto classes that load them."""
+    """Return the tasks of named classes of custom code: of the auto classes that load them."""
     import transformers
 
     return {

@@ -88,7 +88,7 @@ def _class_of_task(exported: Exported, task: str) -> Any:  # noqa: ANN401 (class
 
 
 def _subclasses(base: Any) -> Iterator[Any]:  # noqa: ANN401
-    """Optimum's subclasses that stand for a class of transformers of their own."""
+    """Yield Optimum's subclasses that stand for a class of transformers of their own."""
     for subclass in base.__subclasses__():
         if subclass.__module__.startswith("optimum.") and "auto_model_class" in vars(subclass):
             yield subclass

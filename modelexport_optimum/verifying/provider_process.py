@@ -93,7 +93,7 @@ def run_in_child(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
 
 
 def _last_words(log: str) -> str:
-    """What a process printed of its own end: what C++ throws uncaught, or ONNX Runtime's log."""
+    """Return what a process printed of its own end: what C++ throws, or ONNX Runtime's log."""
     thrown = re.findall(r"^ *what\(\): *(.+)", log, re.MULTILINE)
     return thrown[-1] if thrown else log_reason(log)
 

@@ -294,7 +294,7 @@ def _below(plan: RunPlan, path: str | Path) -> str:
 
 
 def _session_of(error: BaseException) -> onnxruntime.InferenceSession | None:
-    """The session in whose method an error was raised: ONNX Runtime's errors do not name it."""
+    """Return the session in whose method an error was raised: ONNX Runtime does not name it."""
     from onnxruntime import InferenceSession
 
     found = None

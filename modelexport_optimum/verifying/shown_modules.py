@@ -152,7 +152,7 @@ def _base(file: str, model: Described) -> str:
 
 
 def _aligned(paths: Iterable[str], model: Described, base: str = "") -> list[str]:
-    """Paths in a graph as paths in the tree, whatever module the graph was traced from.
+    """Return paths in a graph as paths in the tree, whatever module the graph was traced from.
 
     What is before the names in the tree, or before those in the graph, is the same for most.
     Others are left out.
@@ -175,7 +175,7 @@ def _aligned(paths: Iterable[str], model: Described, base: str = "") -> list[str
 
 
 def _absent(model: Described, shown: set[str], silent: set[str]) -> list[str]:
-    """The outermost modules with parameters that are neither shown nor recorded as silent."""
+    """Return the outermost modules with parameters, neither shown nor recorded as silent."""
     inside_silent = {
         path
         for path in model.tree.modules

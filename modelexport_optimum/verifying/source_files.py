@@ -57,7 +57,7 @@ def check_files(exported: Exported, model: Path) -> tuple[str, str]:
 
 
 def _reason(exported: Exported, model: Path, files: list[CompanionFile]) -> str:
-    """Why files of one kind were not saved: what loading them says."""
+    """Tell why files of one kind were not saved: what loading them says."""
     import transformers
 
     if all(file.leads_out for file in files):
@@ -84,7 +84,7 @@ def _reason(exported: Exported, model: Path, files: list[CompanionFile]) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """One line of what transformers says of a tokenizer or processor that it cannot load."""
+    """Return one line of what transformers says of a tokenizer or processor that it cannot load."""
     from transformers.utils.import_utils import BACKENDS_MAPPING
 
     text = first_line(error)
