@@ -218,10 +218,10 @@ def _torch_pairs(
     from modelexport_optimum.exporting.task_inference import library_of_export, task_of_export
     from modelexport_optimum.exporting.torch_reference import torch_parts
     from modelexport_optimum.hierarchy.tagged_model import read_tagged
-    from modelexport_optimum.onnx_file.find import onnx_files
+    from modelexport_optimum.onnx_file.find import onnx_files_by_name
 
     top = path if path.is_dir() else path.parent
-    files = {file.relative_to(top).as_posix(): read_tagged(file) for file in onnx_files(path)}
+    files = {name: read_tagged(file) for name, file in onnx_files_by_name(path).items()}
     has_past = any(
         "past_key_values" in value.name
         for file in files.values()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modelexport_optimum.errors import UsageError, first_line
-from modelexport_optimum.example_inputs.generate import wanted_inputs
+from modelexport_optimum.onnx_file.skeleton import wanted_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

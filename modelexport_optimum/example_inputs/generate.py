@@ -12,6 +12,7 @@ from modelexport_optimum.errors import InvalidModelError
 from modelexport_optimum.example_inputs.declared import Declared
 from modelexport_optimum.example_inputs.dimensions import FLOATS, Dimensions, Size, Wishes
 from modelexport_optimum.onnx_file.input_use import InputUse
+from modelexport_optimum.onnx_file.skeleton import wanted_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,12 +40,6 @@ class ExampleInputs:
 
     arrays: Arrays
     sizes: dict[str, Size]
-
-
-def wanted_inputs(graph: Graph) -> list[Value]:
-    """Return the inputs without a value of their own; before IR version 4, weights are inputs."""
-    given = {tensor.name for tensor in graph.initializers}
-    return [value for value in graph.inputs if value.name not in given]
 
 
 def generate(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelexport_optimum.example_inputs.generate import wanted_inputs
+from modelexport_optimum.onnx_file.skeleton import wanted_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

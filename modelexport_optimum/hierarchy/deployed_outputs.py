@@ -9,7 +9,12 @@ import numpy as np
 
 from modelexport_optimum.errors import onnxruntime_errors
 from modelexport_optimum.hierarchy.comparison import OutputComparison, difference
-from modelexport_optimum.providers.session import assigned_nodes, open_session, record_assignment
+from modelexport_optimum.providers.session import (
+    assigned_nodes,
+    open_session,
+    quiet_options,
+    record_assignment,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -35,10 +40,7 @@ def deployed_session(path: Path, provider: Provider) -> onnxruntime.InferenceSes
     Raises:
         ModelExportError: ONNX Runtime cannot load it.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
+    options = quiet_options()
     record_assignment(options)
     with onnxruntime_errors(f"load {path}"):
         return open_session(str(path), provider, options)

@@ -20,9 +20,9 @@ from google.protobuf.message import DecodeError
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, type_text
 from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
-from modelexport_optimum.onnx_file.find import onnx_files
+from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, damage_named, parse_length
-from modelexport_optimum.onnx_file.skeleton import Tensor, Value
+from modelexport_optimum.onnx_file.skeleton import Tensor, Value, wanted_inputs
 from modelexport_optimum.onnx_file.wire import bytes_fields
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging.carriers import ATTRIBUTE
@@ -149,7 +149,7 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:
         ModelExportError: A file is not tagged, or cannot be read.
     """
     first, second = Path(a), Path(b)
-    files_a, files_b = _by_name(first), _by_name(second)
+    files_a, files_b = onnx_files_by_name(first), onnx_files_by_name(second)
     if first.is_dir() != second.is_dir():
         raise UsageError(f"one of {a} and {b} is a directory: give two of them, or two files")
     if not first.is_dir():
@@ -163,11 +163,6 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:
                 _diff_files(name, _Side(files_a[name], first), _Side(files_b[name], second))
             )
     return Diff(first, second, tuple(found))
-
-
-def _by_name(path: Path) -> dict[str, Path]:
-    start = path if path.is_dir() else path.parent
-    return {file.relative_to(start).as_posix(): file for file in onnx_files(path)}
 
 
 class _Side:
@@ -210,13 +205,8 @@ def _interface(file: TaggedFile) -> dict[str, str]:
     graph, opsets = file.model.graph, file.model.opsets
     used = {tagged.node.domain for tagged in file.nodes}
     described = {f"opset {domain or 'ai.onnx'}": str(opsets.get(domain)) for domain in used}
-    weights = {tensor.name for tensor in graph.initializers}
-    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
-        described |= {
-            f"{kind} {v.name}": type_text(v.elem_type, v.shape)
-            for v in values
-            if v.name not in weights
-        }
+    for kind, values in (("input", wanted_inputs(graph)), ("output", graph.outputs)):
+        described |= {f"{kind} {v.name}": type_text(v.elem_type, v.shape) for v in values}
     return described
 
 

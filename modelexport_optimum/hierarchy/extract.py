@@ -28,6 +28,8 @@ from modelexport_optimum.hierarchy.tagged_model import (
 from modelexport_optimum.hierarchy.weights import Weights, fields
 from modelexport_optimum.onnx_file.reader import damage_named
 from modelexport_optimum.onnx_file.wire import length_delimited, varint
+from modelexport_optimum.providers.choice import CPU, Provider
+from modelexport_optimum.providers.session import open_session, unfused_options
 from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.output_files import check_output_file
@@ -306,18 +308,12 @@ def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.
 
 def _runtime_types(skeleton: onnx.ModelProto, names: Iterable[str]) -> dict[str, onnx.TypeProto]:
     """Return the types as ONNX Runtime infers them, which knows its own operators."""
-    import onnxruntime
-
     wanted = sorted(names)
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model.SerializeToString(), Provider(CPU), unfused_options())
     types = {}
     for value in session.get_outputs():
         found = re.fullmatch(r"tensor\((\w+)\)", value.type)

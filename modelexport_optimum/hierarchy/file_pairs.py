@@ -11,7 +11,7 @@ from modelexport_optimum.hierarchy.flat_graph import flatten
 from modelexport_optimum.hierarchy.recorded_run import record_graph
 from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
-from modelexport_optimum.onnx_file.find import onnx_files
+from modelexport_optimum.onnx_file.find import onnx_files_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,8 +76,8 @@ def export_pairs(reference: Path, other: Path) -> list[FilePair]:
         UsageError: A path does not exist, or the two have no file in common.
         ModelExportError: A file is not tagged.
     """
-    theirs = _by_name(reference)
-    ours = _by_name(other)
+    theirs = onnx_files_by_name(reference)
+    ours = onnx_files_by_name(other)
     if len(theirs) == len(ours) == 1:
         common = [(next(iter(theirs)), next(iter(ours)))]
     else:
@@ -92,9 +92,3 @@ def export_pairs(reference: Path, other: Path) -> list[FilePair]:
         )
         for name, ours_name in common
     ]
-
-
-def _by_name(path: Path) -> dict[str, Path]:
-    files = onnx_files(path)
-    top = path if path.is_dir() else path.parent
-    return {file.relative_to(top).as_posix(): file for file in files}

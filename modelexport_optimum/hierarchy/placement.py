@@ -20,7 +20,7 @@ from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.placement import Crossing, PlacedModule, Placement
-from modelexport_optimum.providers.session import open_session
+from modelexport_optimum.providers.session import open_session, quiet_options, unfused_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -203,8 +203,7 @@ def _built(path: Path, scratch: Path) -> Model | None:
     """Return the graph whose nodes ONNX Runtime gives to providers; None if it cannot be had."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said by the session that is measured
+    options = quiet_options()  # what is wrong is said by the session that is measured
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(scratch / _BUILT)
     options.add_session_config_entry(
@@ -224,18 +223,14 @@ def _sizes(
 ) -> dict[str, tuple[str, int]]:
     """Type and size of values of the graph that was built, in a run on the CPU."""
     import numpy as np
-    import onnxruntime as ort
 
     ordered = sorted(names)
     model = onnx.load(scratch / _BUILT, load_external_data=False)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ordered)
     onnx.save(model, scratch / _SEEN)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = open_session(str(scratch / _SEEN), Provider(CPU), options)
+        session = open_session(str(scratch / _SEEN), Provider(CPU), unfused_options())
         asked = {value.name for value in session.get_inputs()}
         values = session.run(ordered, {name: feeds[name] for name in asked if name in feeds})
     except Exception:  # the sizes are then not known, and said so

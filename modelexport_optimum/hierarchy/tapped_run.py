@@ -15,7 +15,7 @@ import onnx
 from modelexport_optimum.errors import ModelExportError, onnxruntime_errors
 from modelexport_optimum.hierarchy.extract import model_fields
 from modelexport_optimum.providers.choice import CPU, Provider
-from modelexport_optimum.providers.session import open_session
+from modelexport_optimum.providers.session import open_session, unfused_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -184,8 +184,6 @@ class TappedRun:
         live: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Run some nodes, on values that are known."""
-        import onnxruntime as ort
-
         # OpenVINO cannot read a graph that gives an input or a constant as an output.
         known = _not_computed(nodes, renamed, live)
         known = {name: known[name] for name in outputs if name in known}
@@ -193,9 +191,7 @@ class TappedRun:
         if not outputs:
             return known
         part = self.part(nodes, outputs, live, renamed)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options = unfused_options()
         # Each session runs once: weights need not be laid out for the next run.
         options.add_session_config_entry("session.disable_prepacking", "1")
         with onnxruntime_errors(f"run {self._graph.file.path}"):

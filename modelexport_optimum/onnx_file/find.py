@@ -26,6 +26,16 @@ def onnx_files(path: Path) -> list[Path]:
     return files
 
 
+def onnx_files_by_name(path: Path) -> dict[str, Path]:
+    """Return the same files by their paths below the directory; a file alone by its own name.
+
+    Raises:
+        UsageError: There is no such file, or none in the directory.
+    """
+    top = path if path.is_dir() else path.parent
+    return {file.relative_to(top).as_posix(): file for file in onnx_files(path)}
+
+
 def is_onnx_file(path: Path) -> bool:
     """Tell whether what is named `*.onnx` may be a model: no hidden file, no directory."""
     return not path.name.startswith(".") and not path.is_dir()

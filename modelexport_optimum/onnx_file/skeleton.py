@@ -158,6 +158,12 @@ def walk_initializers(graph: Graph) -> Iterator[Tensor]:
         yield from nested.initializers
 
 
+def wanted_inputs(graph: Graph) -> list[Value]:
+    """Return the inputs without a value of their own; before IR version 4, weights are inputs."""
+    given = {tensor.name for tensor in graph.initializers}
+    return [value for value in graph.inputs if value.name not in given]
+
+
 def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the model's initializers, by name."""
     return {tensor.name: tensor.dims for tensor in walk_initializers(model.graph)}

@@ -19,6 +19,9 @@ _RECORD = "session.record_ep_graph_assignment_info"
 """ONNX Runtime 1.24 and newer: it keeps which provider took which nodes (an older one ignores
 it)."""
 
+_FATAL = 4
+"""ONNX Runtime's log level that says nothing more."""
+
 KERNEL = "_kernel_time"
 """The end of a kernel's name in ONNX Runtime's profile."""
 
@@ -53,6 +56,24 @@ class Assignment:
     nodes: tuple[AssignedNode, ...]
     recorded: bool
     reason: str = ""
+
+
+def quiet_options() -> onnxruntime.SessionOptions:
+    """Return options of a session that logs nothing: its errors come as exceptions."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    return options
+
+
+def unfused_options() -> onnxruntime.SessionOptions:
+    """Return options of a session that logs nothing and runs the graph's own nodes."""
+    import onnxruntime as ort
+
+    options = quiet_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def record_assignment(options: onnxruntime.SessionOptions) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.onnx_file.skeleton import walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_graphs, wanted_inputs
 from modelexport_optimum.system.private_names import DUMMY_SHAPES, PARTS_OF_MODEL
 from modelexport_optimum.tagging.node_names import node_scope
 from modelexport_optimum.tagging.traced_graphs import traced_graphs
@@ -170,8 +170,7 @@ def _export_plainly(model: torch.nn.Module, file: Model) -> None:
     import onnx
     import torch
 
-    weights = {tensor.name for tensor in file.graph.initializers}
-    inputs = [value for value in file.graph.inputs if value.name not in weights]
+    inputs = wanted_inputs(file.graph)
     device = next((parameter.device for parameter in model.parameters()), None)
     arguments = []
     for value in inputs:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
-from modelexport_optimum.onnx_file.find import onnx_files
+from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code.named_code import find_own_code, in_words
 from modelexport_optimum.tagging.model_classes import class_named
@@ -48,8 +48,7 @@ def read_exported(
         raise UsageError(f"{directory} {reason}: give an exported directory")
     graphs: dict[str, Graph] = {}
     unreadable: dict[str, str] = {}
-    for file in onnx_files(directory):
-        name = file.relative_to(directory).as_posix()
+    for name, file in onnx_files_by_name(directory).items():
         try:
             graphs[name] = read_model(file).graph
         except ModelExportError as error:

@@ -29,6 +29,7 @@ from modelexport_optimum.providers.session import (
     assigned_nodes,
     nodes_that_ran,
     open_session,
+    quiet_options,
     record_assignment,
 )
 from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
@@ -51,9 +52,6 @@ SIDE = 128
 
 LOADING, RUNNING, COMPARING = "loading", "running", "comparing"
 """The stages of a check, in their order."""
-
-_FATAL = 4
-"""ONNX Runtime's log level that says nothing more: what it logs of an error, the error says."""
 
 _LONGEST_MESSAGE = 20_000
 """Characters of an error to keep: OpenVINO's repeat what they say for each layer of its code."""
@@ -164,10 +162,9 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
     started = time.perf_counter()
     note = at or (lambda stage, file: None)
     onnxruntime.set_seed(seed)
-    options = onnxruntime.SessionOptions()
+    # What another provider logs of its errors tells more than they do.
+    options = quiet_options() if provider.name == CPU else onnxruntime.SessionOptions()
     options.enable_profiling = True  # its events tell where each node ran
-    if provider.name == CPU:
-        options.log_severity_level = _FATAL
     if plan.by_module:
         record_assignment(options)
     model: Any = None
