@@ -18,6 +18,8 @@ from modelexport_optimum.cli.tables import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modelexport_optimum.cli.tables import Row
     from modelexport_optimum.hierarchy.isolated import IsolatedRun
     from modelexport_optimum.providers.listing import ListedProvider, ProviderList
@@ -53,11 +55,20 @@ _MOST_CROSSINGS = 20
 def print_providers(found: ProviderList) -> None:
     """Print the providers of this machine, and what the others need."""
     print_table(_LISTED, [(one.name, one.kind, _devices(one)) for one in found.providers])
-    for one in found.providers:
-        if one.install:
+    print_installs((one.name, one.install) for one in found.providers)
+
+
+def print_installs(commands: Iterable[tuple[str, str | None]]) -> None:
+    """Print the commands that install what is lacking, each on a line to paste.
+
+    Args:
+        commands: Each with the provider that it installs; None where there is nothing to install.
+    """
+    for name, command in commands:
+        if command:
             print_blank()
-            print_line(f"to install {one.name}:", style=DIM)
-            print_line(f"  {one.install}")
+            print_line(f"to install {name}:", style=DIM)
+            print_line(f"  {command}")
 
 
 def _devices(one: ListedProvider) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
-from modelexport_optimum.cli.provider_tables import print_placement
+from modelexport_optimum.cli.provider_tables import print_installs, print_placement
 from modelexport_optimum.cli.tables import (
     DIM,
     EVIDENCE_LEGEND,
@@ -80,7 +80,7 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
     comparison = result.comparison
     against_pytorch = (Cell("PyTorch"), status_cell(comparison.status), comparison.message)
     print_table(_CHECK_COLUMNS, [*_check_rows(result.verification), against_pytorch])
-    _print_installs(result.verification)
+    print_installs((one.provider, one.install) for one in result.verification.providers)
     if legend:
         print_legend(_LEGEND)
     for warning in result.warnings:
@@ -163,16 +163,7 @@ def print_verification(report: VerifyReport, *, depth: int | None = None) -> Non
     for placement in report.placements:
         print_blank()
         print_placement(placement, depth=depth)
-    _print_installs(report)
-
-
-def _print_installs(report: VerifyReport) -> None:
-    """Print the commands that install what is lacking, each on a line to paste."""
-    for provider in report.providers:
-        if provider.install:
-            print_blank()
-            print_line(f"to install {provider.provider}:", style=DIM)
-            print_line(f"  {provider.install}")
+    print_installs((one.provider, one.install) for one in report.providers)
 
 
 def _check_rows(report: VerifyReport) -> Iterator[Row]:

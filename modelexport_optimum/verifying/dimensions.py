@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import first_line
+from modelexport_optimum.system.text import listed
 from modelexport_optimum.verifying.described_model import compared_shapes, described_models
 from modelexport_optimum.verifying.shown_modules import missing_modules, unknown_modules
 
@@ -52,20 +53,15 @@ def check_dimensions(exported: Exported) -> tuple[str, str]:
     if unknown:
         return (
             "failed",
-            f"the graphs have modules that config.json does not describe: {_some(unknown)}",
+            f"the graphs have modules that config.json does not describe: {listed(unknown, NAMED)}",
         )
     missing = missing_modules(exported, described)
     if missing:
-        return "failed", f"config.json describes modules that no graph shows: {_some(missing)}"
+        some = listed(missing, NAMED)
+        return "failed", f"config.json describes modules that no graph shows: {some}"
     if not agreeing:
         return "unavailable", "the graphs carry no parameter under its own name"
     return "ok", f"{agreeing:,} parameters"
-
-
-def _some(modules: list[str]) -> str:
-    """Return the first modules by name, and how many there are besides."""
-    more = len(modules) - NAMED
-    return ", ".join(modules[:NAMED]) + (f" (and {more} more)" if more > 0 else "")
 
 
 def first_of(problems: list[str]) -> str:
