@@ -79,7 +79,7 @@ class Declared:
         return min(found, default=None)
 
     def picture(self) -> tuple[int, int, str] | None:
-        """Height and width of the pictures, and the name of the setting."""
+        """Return height and width of the pictures, and the name of the setting."""
         for key in ("image_size", "input_size"):
             for name, value in self._entries():
                 sides = _sides(value) if name == key else None
@@ -114,7 +114,7 @@ def _is_size(value: object) -> bool:
 
 
 def _sides(value: object) -> tuple[int, int] | None:
-    """Height and width, in the ways in which configurations spell them."""
+    """Return height and width, in the ways in which configurations spell them."""
     if isinstance(value, dict):
         edge = value.get("shortest_edge")
         value = [value.get("height", edge), value.get("width", edge)]

@@ -246,7 +246,7 @@ def _export_loaded(
     task: str,
     **arguments: Any,  # noqa: ANN401
 ) -> None:
-    """`onnx_export_from_model`, noting what it is given and how its comparison ends."""
+    """Call `onnx_export_from_model`, noting what it is given and how its comparison ends."""
     from optimum.exporters.error_utils import AtolError, OutputMatchError
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager

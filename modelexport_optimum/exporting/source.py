@@ -39,7 +39,7 @@ class Source:
     own_code: tuple[OwnCode, ...] = ()
 
     def __str__(self) -> str:
-        """What Optimum is given."""
+        """Return what Optimum is given."""
         return self.name if self.directory is None else str(self.directory)
 
 

@@ -90,7 +90,7 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
 
 @contextlib.contextmanager
 def staging_directory(output: Path) -> Iterator[Path]:
-    """A hidden directory beside the output, gone when the block ends unless published.
+    """Make a hidden directory beside the output, gone when the block ends unless published.
 
     It is removed on an exception, on Ctrl-C and on SIGTERM. A live run holds a lock for its
     output, so that no other one writes there, and so that the next one removes what a killed
@@ -287,7 +287,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _swap_in_two_steps(staging: Path, output: Path) -> None:
-    """The same where the system cannot swap.
+    """Do the same where the system cannot swap.
 
     Between the two renames the old output is whole beside its name, and stays there if the
     process dies: its name is not one that is ever cleaned up.

@@ -221,7 +221,7 @@ def _built(path: Path, scratch: Path) -> Model | None:
 def _sizes(
     scratch: Path, names: set[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[str, int]]:
-    """Type and size of values of the graph that was built, in a run on the CPU."""
+    """Return type and size of values of the graph that was built, in a run on the CPU."""
     import numpy as np
 
     ordered = sorted(names)

@@ -160,7 +160,7 @@ def _errors(
 
 
 def _script(name: str, document: object) -> str:
-    """Data for the page's script; no text in it can end the element."""
+    """Write data for the page's script; no text in it can end the element."""
     text = json.dumps(document, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'
 

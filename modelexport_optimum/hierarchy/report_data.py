@@ -28,7 +28,7 @@ Measure = dict[str, Any]
 def file_data(
     file: TaggedFile, time: Times | None, found: Errors | None, classes: dict[str, int]
 ) -> dict[str, Any]:
-    """Everything that the page shows of one file of one export.
+    """Return everything that the page shows of one file of one export.
 
     Args:
         file: The file.
@@ -91,7 +91,7 @@ def _measure(
 
 
 def _counted(file: TaggedFile) -> list[Measure]:
-    """Parameters, their bytes, and operators: what is in the file itself."""
+    """Return parameters, their bytes, and operators: what is in the file itself."""
     counted = amounts(file)
     first = _first_reader(file)
     drawn = {id(tensor) for tensors in first.values() for tensor in tensors}

@@ -205,7 +205,7 @@ class TappedRun:
         live: Mapping[str, Any],
         renamed: Mapping[int, Mapping[str, str]] | None = None,
     ) -> Part:
-        """Some nodes as a model of their own, with what it is run on.
+        """Make some nodes a model of their own, with what it is run on.
 
         Args:
             nodes: The nodes, each after those among them that make what it reads.

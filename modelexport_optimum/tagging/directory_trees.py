@@ -50,7 +50,7 @@ def trees_of_files(
     *,
     afresh: bool = False,
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """For each file of a directory the tree that it was traced from, and the traced module.
+    """Find for each file of a directory the tree that it was traced from, and the module.
 
     What the nodes themselves say comes before the config, but for what is placed afresh.
     """
