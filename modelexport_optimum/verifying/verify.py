@@ -89,23 +89,9 @@ def verify(
     trust_remote_code: bool = False,
     place: Place | None = None,
 ) -> VerifyReport:
-    """Check an exported directory, and run it on execution providers.
+    """Check an exported directory, and run it on execution providers: see `verify_run.verify`.
 
-    Every provider but the CPU's runs in a process of its own, which may crash or hang.
-
-    Args:
-        directory: What an export wrote.
-        providers: Execution providers, by any name that ONNX Runtime knows, short ("cuda")
-            or full. By default CPU, CUDA and TensorRT, and a machine may lack the latter two.
-        provider_options: Options of the one provider besides the CPU's, by name.
-        provider_libraries: Paths of the libraries of providers that no installed package has,
-            by the providers' names.
-        task: What the export is for; found out by default.
-        library: The library of the model; found out by default.
-        model: The directory of the model that was exported: what it has beside its weights,
-            the export must have, too, and its embeddings must be the same.
-        trust_remote_code: Run the code of a custom architecture that is in the directory.
-        place: Says which module's nodes a provider took, for the report's placements.
+    `place` says which module's nodes a provider took, for the report's placements.
 
     Raises:
         UsageError: There is nothing to check, or no such provider or task.
