@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import json
 import tempfile
 import threading
@@ -33,22 +32,16 @@ from modelexport_optimum.providers.session import (
     record_assignment,
 )
 from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
+from modelexport_optimum.verifying.inference import infer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import onnxruntime
-    import torch
     from numpy.typing import NDArray
 
     Outputs = dict[str, NDArray[Any]]
     At = Callable[[str, str | None], None]
-
-NEW_TOKENS = 3
-"""Tokens to generate: the second is the first that comes from cached keys and values."""
-
-SIDE = 128
-"""Largest side, in pixels, of the picture that a diffusion pipeline is asked for."""
 
 LOADING, RUNNING, COMPARING = "loading", "running", "comparing"
 """The stages of a check, in their order."""
@@ -87,6 +80,14 @@ class RunPlan:
     inputs: Mapping[str, Outputs]
     draws: bool
     by_module: bool = False
+
+    def file_of(self, session: onnxruntime.InferenceSession) -> str:
+        """Return the graph that a session was made of."""
+        return self.below(session._model_path)
+
+    def below(self, path: str | Path) -> str:
+        """Return a path as one below the directory."""
+        return Path(path).relative_to(self.directory).as_posix()
 
 
 @dataclass
@@ -173,7 +174,7 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
             with _watched(plan, provider, options, Path(folder), note):
                 model = _load(plan, provider, options)
             sessions = _sessions(model)
-            result.files = {_file(plan, session) for session in sessions}
+            result.files = {plan.file_of(session) for session in sessions}
             result.fell_back = {session.get_providers()[0] for session in sessions}
             result.fell_back -= {provider.name}
             came_up = sessions[0].get_provider_options().get(provider.name, {})
@@ -181,13 +182,13 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
             if not result.fell_back:
                 result.stage = RUNNING
                 note(RUNNING, next(iter(result.files)) if len(result.files) == 1 else None)
-                result.ran, result.outputs = _infer(plan, model)
+                result.ran, result.outputs = infer(plan, model)
                 for session in sessions:
                     _note_nodes(plan, result, session)
         except Exception as error:  # loading and running may raise whatever there is
             result.error = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
             failed = _session_of(error)
-            result.file = None if failed is None else _file(plan, failed)
+            result.file = None if failed is None else plan.file_of(failed)
             traceback.clear_frames(error.__traceback__)  # they hold sessions
         sessions = []
         model = None
@@ -232,7 +233,7 @@ def _watched(
             if sess_options is options:
                 count += 1
                 options.profile_file_prefix = str(folder / f"session-{count}")
-                note(LOADING, _below(plan, path_or_bytes))
+                note(LOADING, plan.below(path_or_bytes))
                 if provider.library is not None:
                     args = ()
                     kwargs = {k: kwargs[k] for k in kwargs if not k.startswith("provider")}
@@ -282,14 +283,6 @@ def _sessions(model: Any) -> list[onnxruntime.InferenceSession]:  # noqa: ANN401
     return [part.session for part in getattr(model, "parts", [model])]
 
 
-def _file(plan: RunPlan, session: onnxruntime.InferenceSession) -> str:
-    return _below(plan, session._model_path)
-
-
-def _below(plan: RunPlan, path: str | Path) -> str:
-    return Path(path).relative_to(plan.directory).as_posix()
-
-
 def _session_of(error: BaseException) -> onnxruntime.InferenceSession | None:
     """Return the session in whose method an error was raised: ONNX Runtime does not name it."""
     from onnxruntime import InferenceSession
@@ -310,96 +303,4 @@ def _note_nodes(plan: RunPlan, result: Run, session: onnxruntime.InferenceSessio
     if plan.by_module:
         taken = assigned_nodes(session)
         result.recorded = bool(taken)
-        result.assigned[_file(plan, session)] = taken or ran
-
-
-# --- The run --------------------------------------------------------------------------------------
-
-
-def _infer(plan: RunPlan, model: Any) -> tuple[str, Outputs]:  # noqa: ANN401
-    import torch
-
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)
-        if isinstance(model, dict):
-            return "session", _run_sessions(plan, model)
-        if plan.library == "diffusers":
-            return "pipeline", _draw(model)
-        if model.can_generate():
-            return "generate", _generate(plan, model)
-        inputs = plan.inputs[_file(plan, model.session)]
-        answer = model(**_tensors(inputs, model.device))
-        return "forward", {name: _as_array(value) for name, value in answer.items()}
-
-
-def _run_sessions(plan: RunPlan, sessions: Mapping[str, Any]) -> Outputs:
-    outputs = {}
-    for file, session in sessions.items():
-        answer = session.run(None, plan.inputs[file])
-        for value, array in zip(session.get_outputs(), answer, strict=True):
-            name = value.name if len(sessions) == 1 else f"{file}: {value.name}"
-            outputs[name] = np.asarray(array)
-    return outputs
-
-
-def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
-    encoder = getattr(model, "encoder", None)
-    if encoder is None:
-        tokens = plan.inputs[_file(plan, model.session)]["input_ids"]
-        # A beginning has no end, and leaves room for the tokens that follow it.
-        prompt = tokens[:, : max(1, tokens.shape[1] - NEW_TOKENS)]
-        inputs = {"input_ids": prompt, "attention_mask": np.ones_like(prompt)}
-    else:
-        inputs = dict(plan.inputs[_file(plan, encoder.session)])
-    answer = model.generate(
-        **_tensors(inputs, model.device),
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        num_beams=1,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    logits = {f"logits.{step}": _as_array(value) for step, value in enumerate(answer["logits"])}
-    return {"tokens": _as_array(answer["sequences"][:, -NEW_TOKENS:]), **logits}
-
-
-def _draw(pipeline: Any) -> Outputs:  # noqa: ANN401 (a class of diffusers)
-    import torch
-    from PIL import Image
-
-    parameters = inspect.signature(pipeline.__call__).parameters
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-    arguments: dict[str, Any] = {
-        "prompt": "a photo of a cat",
-        "num_inference_steps": 2,
-        "output_type": "np",
-        "generator": torch.Generator().manual_seed(0),
-    }
-    side = SIDE
-    size = denoiser.config.get("sample_size")
-    if isinstance(size, int):
-        side = min(side, size * pipeline.vae_scale_factor)
-    shape = denoiser.session.get_inputs()[0].shape
-    if not isinstance(shape[-1 if len(shape) == 4 else 1], int):
-        arguments |= {"height": side, "width": side}
-    for name in ("image", "mask_image"):
-        if name in parameters:
-            arguments[name] = Image.new("RGB", (side, side), "white")
-    given = {name: value for name, value in arguments.items() if name in parameters}
-    return {"images": np.asarray(pipeline(**given).images)}
-
-
-def _tensors(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
-
-
-def _as_array(value: Any) -> NDArray[Any]:  # noqa: ANN401
-    """Return a tensor of PyTorch, or an array, as an array."""
-    if not hasattr(value, "cpu"):
-        return np.asarray(value)
-    value = value.cpu()
-    # numpy has no bfloat16.
-    return np.asarray(value.float() if value.is_floating_point() else value)
+        result.assigned[plan.file_of(session)] = taken or ran

@@ -1,0 +1,120 @@
+"""A loaded export run once: a forward pass, generated tokens, a picture, or plain sessions."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from numpy.typing import NDArray
+
+    from modelexport_optimum.verifying.provider_run import Outputs, RunPlan
+
+NEW_TOKENS = 3
+"""Tokens to generate: the second is the first that comes from cached keys and values."""
+
+SIDE = 128
+"""Largest side, in pixels, of the picture that a diffusion pipeline is asked for."""
+
+
+def infer(plan: RunPlan, model: Any) -> tuple[str, Outputs]:  # noqa: ANN401
+    """Run a loaded export once.
+
+    Args:
+        plan: What is run.
+        model: An `ORTModel`, a pipeline, or sessions by file.
+
+    Returns:
+        What was run, "forward", "generate", "pipeline" or "session", and the outputs by name.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        if isinstance(model, dict):
+            return "session", _run_sessions(plan, model)
+        if plan.library == "diffusers":
+            return "pipeline", _draw(model)
+        if model.can_generate():
+            return "generate", _generate(plan, model)
+        inputs = plan.inputs[plan.file_of(model.session)]
+        answer = model(**_tensors(inputs, model.device))
+        return "forward", {name: _as_array(value) for name, value in answer.items()}
+
+
+def _run_sessions(plan: RunPlan, sessions: Mapping[str, Any]) -> Outputs:
+    outputs = {}
+    for file, session in sessions.items():
+        answer = session.run(None, plan.inputs[file])
+        for value, array in zip(session.get_outputs(), answer, strict=True):
+            name = value.name if len(sessions) == 1 else f"{file}: {value.name}"
+            outputs[name] = np.asarray(array)
+    return outputs
+
+
+def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
+    encoder = getattr(model, "encoder", None)
+    if encoder is None:
+        tokens = plan.inputs[plan.file_of(model.session)]["input_ids"]
+        # A beginning has no end, and leaves room for the tokens that follow it.
+        prompt = tokens[:, : max(1, tokens.shape[1] - NEW_TOKENS)]
+        inputs = {"input_ids": prompt, "attention_mask": np.ones_like(prompt)}
+    else:
+        inputs = dict(plan.inputs[plan.file_of(encoder.session)])
+    answer = model.generate(
+        **_tensors(inputs, model.device),
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logits = {f"logits.{step}": _as_array(value) for step, value in enumerate(answer["logits"])}
+    return {"tokens": _as_array(answer["sequences"][:, -NEW_TOKENS:]), **logits}
+
+
+def _draw(pipeline: Any) -> Outputs:  # noqa: ANN401 (a class of diffusers)
+    import torch
+    from PIL import Image
+
+    parameters = inspect.signature(pipeline.__call__).parameters
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    arguments: dict[str, Any] = {
+        "prompt": "a photo of a cat",
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "generator": torch.Generator().manual_seed(0),
+    }
+    side = SIDE
+    size = denoiser.config.get("sample_size")
+    if isinstance(size, int):
+        side = min(side, size * pipeline.vae_scale_factor)
+    shape = denoiser.session.get_inputs()[0].shape
+    if not isinstance(shape[-1 if len(shape) == 4 else 1], int):
+        arguments |= {"height": side, "width": side}
+    for name in ("image", "mask_image"):
+        if name in parameters:
+            arguments[name] = Image.new("RGB", (side, side), "white")
+    given = {name: value for name, value in arguments.items() if name in parameters}
+    return {"images": np.asarray(pipeline(**given).images)}
+
+
+def _tensors(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+
+
+def _as_array(value: Any) -> NDArray[Any]:  # noqa: ANN401
+    """Return a tensor of PyTorch, or an array, as an array."""
+    if not hasattr(value, "cpu"):
+        return np.asarray(value)
+    value = value.cpu()
+    # numpy has no bfloat16.
+    return np.asarray(value.float() if value.is_floating_point() else value)
