@@ -542,7 +542,12 @@ def test_nothing_to_check(exported: Exported, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "there is no config.json"), ("{", "not JSON"), ("[1]", "not a JSON object")],
+    [
+        (None, "there is no config.json"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ("[" * 100_000, "not JSON: it is nested too deep"),
+    ],
 )
 def test_no_configuration(copy: Callable[[str], Path], content: str | None, words: str) -> None:
     """The graph is run all the same, and the report says that it was no ORTModel."""

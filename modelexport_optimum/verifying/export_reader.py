@@ -6,7 +6,6 @@ classes are asked of Optimum: there is no table of architectures.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code.named_code import find_own_code, in_words
+from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.tagging.model_classes import class_named
 from modelexport_optimum.verifying.exported_files import Exported
 from modelexport_optimum.verifying.exported_task import with_tasks
@@ -89,7 +89,7 @@ def _read_settings(directory: Path) -> tuple[dict[str, Any], str]:
         if not path.is_file():
             continue
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = parse_json(path.read_bytes(), doubles=True)
         except (OSError, ValueError) as error:
             return {}, f"{name} is not JSON: {first_line(error)}"
         if not isinstance(settings, dict):
