@@ -181,7 +181,7 @@ def order_of_axes(theirs: tuple[int, ...], ours: tuple[int, ...]) -> tuple[int, 
 
 
 def in_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a value of the reference as the graph has the value that it is a pair with."""
+    """Return a tensor with its axes in the order of a shape, if that order is certain."""
     order = None if value.shape == shape else order_of_axes(value.shape, shape)
     return value if order is None else value.transpose(order)
 
