@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 """The status code that ONNX Runtime's errors begin with: `[ONNXRuntimeError] : 1 : FAIL : `."""
 
+_MAX_LINE = 400
+"""Characters of another library's message that are shown: some list the nodes of a graph, or every
+architecture that there is. `--verbose` shows the rest, and the log of a batch has it."""
+
 _PLACE = re.compile(
     r"(?:\bException from |\bat )?[\w./+-]*\.(?:cc|cpp|cxx|cu|cuh|h|hpp|inl):\d+(?P<end>:?)"
 )
@@ -54,10 +58,6 @@ class ManifestError(UsageError):
 class InvalidModelError(ModelExportError):
     """A `.onnx` file is truncated, foreign, or lacks its external data."""
 
-
-_MAX_LINE = 400
-"""Characters of another library's message that are shown: some list the nodes of a graph, or every
-architecture that there is. `--verbose` shows the rest, and the log of a batch has it."""
 
 # --- Words for an error ---------------------------------------------------------------------------
 

@@ -205,7 +205,7 @@ def _bounded(
     )
 
 
-# How often a module ran
+# --- How often a module ran -----------------------------------------------------------------------
 
 
 def _runs(module: TaggedModule) -> int | None:
@@ -233,7 +233,7 @@ def _runs(module: TaggedModule) -> int | None:
     return min((n for n in (*bounds, *readers.values()) if n is not None), default=None)
 
 
-# What an error says
+# --- What an error says ---------------------------------------------------------------------------
 
 
 def _runs_around(
