@@ -32,6 +32,18 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.run import BatchResult
 
 
+_COLUMNS = (
+    Column("status"),
+    Column("model", shrinks="path"),
+    Column("task", drop=3),
+    Column("nodes", right=True, drop=2),
+    Column("size", right=True, drop=1),
+    Column("seconds", right=True, drop=4),
+    Column("providers", drop=0),
+    Column("error", shrinks="text"),
+)
+
+
 @contextlib.contextmanager
 def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
     """Run a batch: quietly, with a line for each model that has ended.
@@ -172,18 +184,6 @@ class _Bars(_Lines):
 
         text = Text.assemble(*((visible(text), style) for text, style in parts))
         self._console.print(text, soft_wrap=True)
-
-
-_COLUMNS = (
-    Column("status"),
-    Column("model", shrinks="path"),
-    Column("task", drop=3),
-    Column("nodes", right=True, drop=2),
-    Column("size", right=True, drop=1),
-    Column("seconds", right=True, drop=4),
-    Column("providers", drop=0),
-    Column("error", shrinks="text"),
-)
 
 
 def print_batch(result: BatchResult) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 VARINT, I64, LEN, GROUP, _GROUP_END, I32 = range(6)
 
 WINDOW_BYTES = 256 * 1024
+"""Bytes that a reader holds at a time."""
+
+_ONE_BYTE = [bytes((value,)) for value in range(0x80)]
+"""The encoding of the numbers below 128: most keys and lengths are such."""
 
 
 def varint(value: int) -> bytes:
@@ -26,9 +30,6 @@ def varint(value: int) -> bytes:
     if value < 0x4000:
         return bytes((value & 0x7F | 0x80, value >> 7))
     return bytes((value & 0x7F | 0x80,)) + varint(value >> 7)
-
-
-_ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 
 
 def length_delimited(number: int, payload: bytes) -> bytes:

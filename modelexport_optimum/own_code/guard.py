@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": None}
+"""torch.load then unpickles tensors and nothing else, whatever its caller says
+(torch/serialization.py, since 2.6); of the two variables one alone may be set."""
+
+_active: list[_Guard] = []
+"""The blocks that are guarded now, of all threads."""
+
+_environment: dict[str, str | None] = {}
+"""The same variables as they were before the first of these blocks."""
+
+_lock = threading.Lock()
+"""Held while the two are changed."""
+
+_installed = False
+"""Whether Python's loaders ask."""
+
+
 def pickled_code(error: BaseException) -> str | None:
     """Say what a checkpoint holds besides weights, if it is that which could not be loaded.
 
@@ -67,22 +84,6 @@ class _Guard:
             if _is_below(real, directory) and not any(_is_below(real, entry) for entry in inside):
                 return True
         return False
-
-
-_active: list[_Guard] = []
-
-
-_lock = threading.Lock()
-
-_installed = False
-
-
-_environment: dict[str, str | None] = {}
-
-
-_WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": None}
-"""torch.load then unpickles tensors and nothing else, whatever its caller says
-(torch/serialization.py, since 2.6); of the two variables one alone may be set."""
 
 
 @contextlib.contextmanager

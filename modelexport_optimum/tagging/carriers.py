@@ -50,6 +50,9 @@ PyTorch wrote."""
 CARRIER = "carrier"
 """The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props."""
 
+_OUR_KEYS = (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE)
+"""Keys of metadata_props that `encode` writes, the one first that is ours alone."""
+
 _EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
 
 _FIELD_ATTRIBUTE, _FIELD_DOC_STRING, _FIELD_METADATA = 5, 6, 9
@@ -253,7 +256,7 @@ def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     ours = False
     for key, value in metadata:
         ours = ours or key == EVIDENCE
-        if not (ours and key in (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE)):
+        if not (ours and key in _OUR_KEYS):
             kept.append((key, value))
     return kept
 
@@ -281,11 +284,11 @@ def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
         if data[key] & 7 != LEN:  # a field of no node's, whose number is one of a node's
             continue
         payload = data[start:end]
-        if number == _FIELD_ATTRIBUTE and _entry_key(payload) == ATTRIBUTE.encode():
+        if number == _FIELD_ATTRIBUTE and _entry_key(payload) == ATTRIBUTE:
             edits.append(Edit(key, end, b""))
         elif number == _FIELD_METADATA:
             name = _entry_key(payload)
-            ours = ours or name == EVIDENCE.encode()
+            ours = ours or name == EVIDENCE
             if ours and name in _OUR_KEYS:
                 edits.append(Edit(key, end, b""))
         elif number == _FIELD_DOC_STRING:
@@ -299,10 +302,7 @@ def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
     return [Edit(node.start + edit.start, node.start + edit.end, edit.data) for edit in edits]
 
 
-_OUR_KEYS = {key.encode() for key in (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE)}
-
-
-def _entry_key(payload: bytes) -> bytes:
+def _entry_key(payload: bytes) -> str:
     """Return field 1 of an AttributeProto or a StringStringEntryProto: its name or key.
 
     What cannot be walked was not written by `encode`, and has none.
@@ -312,4 +312,4 @@ def _entry_key(payload: bytes) -> bytes:
         for number, key, start, end in bytes_fields(payload):
             if number == 1 and payload[key] & 7 == LEN:
                 name = payload[start:end]  # of several, protobuf takes the last
-    return name
+    return name.decode(errors="replace")

@@ -30,6 +30,15 @@ _CLASS = re.compile(r"[^\s./:]+")
 
 QUALIFIED_CLASS = re.compile(r"(?:[^\s/:]*\.)?[^\s./:]+")
 
+_UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
+"""What makes a list one that has to be read string by string."""
+
+_STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
+
+_ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
+
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -138,15 +147,6 @@ def parse_texts(text: str) -> list[str] | None:
             return None
         position += 2
     return None
-
-
-_UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
-
-_STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
-
-_ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
-
-_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def _unescaped(text: str) -> str | None:
