@@ -206,11 +206,11 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def writers(self, tensor: torch.Tensor) -> set[int]:
-        """The operations that have written to a tensor's memory."""
+        """Return the operations that have written to a tensor's memory."""
         return self._writers.get(_memory(tensor), set())
 
     def before(self, results: Iterable[torch.Tensor]) -> set[int]:
-        """The operations that results depend on."""
+        """Return the operations that results depend on."""
         todo = [number for tensor in results for number in self.writers(tensor)]
         found: set[int] = set()
         while todo:
@@ -221,11 +221,11 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def vary(self, numbers: Iterable[int]) -> bool:
-        """Whether one of the operations depends on an input."""
+        """Tell whether one of the operations depends on an input."""
         return any(self._vary[number] for number in numbers)
 
     def are_drawn(self, numbers: Iterable[int]) -> bool:
-        """Whether one of the operations depends on what was drawn at random."""
+        """Tell whether one of the operations depends on what was drawn at random."""
         return any(self._drawn[number] for number in numbers)
 
     def _note(
@@ -263,7 +263,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor as NumPy has it."""
+    """Return a tensor as NumPy has it."""
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()  # NumPy has no bfloat16
@@ -276,7 +276,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def _name_of(tensor: torch.Tensor, names: WeakTensorKeyDictionary) -> str | None:
-    """The name of a tensor that was seen, and was not written to since."""
+    """Return the name of a tensor that was seen, and was not written to since."""
     if tensor not in names:
         return None
     name, version = names[tensor]

@@ -143,7 +143,7 @@ class TorchPart:
 
     @contextlib.contextmanager
     def _prepared(self) -> Iterator[None]:
-        """The model as `optimum.exporters.onnx.convert.export_pytorch` prepares it."""
+        """Prepare the model as `optimum.exporters.onnx.convert.export_pytorch` does."""
         self.model.eval()
         with self.config.patch_model_for_export(
             self.model, model_kwargs=dict(self.model_kwargs) or None
@@ -167,7 +167,7 @@ class TorchPart:
         }
 
     def _named(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The tensors in the arguments, by the name of the graph's input that each becomes."""
+        """Return the tensors in the arguments by the name of the graph's input of each."""
         from modelexport_optimum.exporting.torch_calls import tensors
 
         names = list(self.config.ordered_inputs(self.model))
@@ -178,7 +178,7 @@ class TorchPart:
         return dict(zip(names, leaves, strict=True))
 
     def _flat_outputs(self, outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-        """The outputs by name, as Optimum's validation flattens them."""
+        """Yield the outputs by name, as Optimum's validation flattens them."""
         import torch
 
         from modelexport_optimum.exporting.torch_calls import as_array
@@ -204,7 +204,7 @@ def torch_parts(
     model_kwargs: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> list[TorchPart]:
-    """Loads a model, and takes it into the parts that Optimum exports.
+    """Load a model, and take it into the parts that Optimum exports.
 
     Args:
         model: A name on the Hub, a directory, or a model in memory.
@@ -266,7 +266,7 @@ def _ignore_stage(name: str) -> None:
 
 
 def _whole_of(part: torch.nn.Module, model: Any) -> torch.nn.Module:  # noqa: ANN401
-    """The module tree in which a part stands: the model, or a component of a pipeline."""
+    """Return the module tree in which a part stands: the model, or a component of a pipeline."""
     import torch
 
     if isinstance(model, torch.nn.Module):
@@ -288,7 +288,7 @@ def _signature(model: torch.nn.Module) -> list[str]:
 
 
 def _with_tensors(value: Any, replaced: Mapping[int, torch.Tensor]) -> Any:  # noqa: ANN401
-    """A model's arguments with some tensors, by their identity, replaced by others."""
+    """Return a model's arguments with some tensors, by their identity, replaced by others."""
     if isinstance(value, dict):
         return {key: _with_tensors(item, replaced) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def differing_choices(recorded: RecordedRun, ours: RecordedRun) -> Arrays:
-    """The choices of the reference that are not those of a graph.
+    """Return the choices of the reference that are not those of a graph.
 
     Args:
         recorded: The reference.
@@ -92,7 +92,7 @@ def take_choices(
 def _are_top(
     scores: np.ndarray, indices: np.ndarray, graph: FlatGraph, name: str, tolerance: float
 ) -> bool:
-    """Whether scores at indices are the largest there are (or the smallest), but for rounding."""
+    """Tell whether scores at indices are the largest (or smallest) but for rounding."""
     given = {
         attribute.name: onnx.helper.get_attribute_value(attribute)
         for attribute in graph.makers[name].proto.attribute

@@ -13,7 +13,6 @@ from modelexport_optimum.providers.session import (
     assigned_nodes,
     open_session,
     quiet_options,
-    record_assignment,
 )
 
 if TYPE_CHECKING:
@@ -40,10 +39,8 @@ def deployed_session(path: Path, provider: Provider) -> onnxruntime.InferenceSes
     Raises:
         ModelExportError: ONNX Runtime cannot load it.
     """
-    options = quiet_options()
-    record_assignment(options)
     with onnxruntime_errors(f"load {path}"):
-        return open_session(str(path), provider, options)
+        return open_session(str(path), provider, quiet_options(recorded=True))
 
 
 def deployed_outputs(

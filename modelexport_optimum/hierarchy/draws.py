@@ -94,7 +94,7 @@ def leave_out_drawn(
 
 
 def drawn_values(graph: FlatGraph, known: Collection[str] = ()) -> set[str]:
-    """The values of a graph that are drawn at random, and those that depend on them.
+    """Return the values of a graph that are drawn at random, and those that depend on them.
 
     Args:
         graph: The graph.
@@ -105,7 +105,7 @@ def drawn_values(graph: FlatGraph, known: Collection[str] = ()) -> set[str]:
 
 
 def _draws(node: onnx.NodeProto, graph: FlatGraph) -> bool:
-    """Whether a node, or one in a graph that stays nested in it, draws random numbers."""
+    """Tell whether a node, or one in a graph that stays nested in it, draws random numbers."""
     if node.op_type == "Dropout":  # which does in training alone, from opset 12 on
         return len(node.input) > 2 and node.input[2] != "" and _is_true(graph, node.input[2])
     nested = (n for a in node.attribute for g in (a.g, *a.graphs) for n in g.node)
@@ -113,7 +113,7 @@ def _draws(node: onnx.NodeProto, graph: FlatGraph) -> bool:
 
 
 def _is_true(graph: FlatGraph, name: str) -> bool:
-    """Whether a value may be true: it is, unless the file says that it is false."""
+    """Tell whether a value may be true: it is, unless the file says that it is false."""
     if name in graph.makers:
         attributes = graph.makers[name].proto.attribute
         tensors = [a.t for a in attributes if a.name == "value"]

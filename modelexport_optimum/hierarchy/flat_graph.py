@@ -58,7 +58,7 @@ class ModuleCall:
     varies: bool = False
 
     def around(self, depth: int) -> ModuleCall:
-        """The call around it at a depth; itself if it is not deeper than that."""
+        """Return the call around it at a depth; itself if it is not deeper than that."""
         call = self
         while call.depth > depth and call.parent is not None:
             call = call.parent
@@ -114,7 +114,7 @@ class FlatGraph:
 
 
 def branches(file: TaggedFile) -> list[dict[str, bool]]:
-    """What the inputs that choose a branch may be: one empty choice where there are none."""
+    """Return what the inputs that choose a branch may be: one empty choice where there are none."""
     inputs = {value.name for value in file.model.graph.inputs}
     choosing = dict.fromkeys(
         node.inputs[0]
@@ -198,7 +198,7 @@ def _opened(
 
 
 def _read_by(node: onnx.NodeProto) -> Iterable[str]:
-    """The values that a node reads from its own graph or from those around it."""
+    """Return the values that a node reads from its own graph or from those around it."""
     read = dict.fromkeys(name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
@@ -269,7 +269,7 @@ class _Calls:
                 ]
 
     def _times(self, module: TaggedModule) -> int:
-        """How often a module ran: as often as the least called module inside it, if unnamed."""
+        """Tell how often a module ran: as often as its least called inner module, if unnamed."""
         scopes = self._scopes.get(module.path)
         if scopes:
             return len(scopes)
@@ -278,7 +278,7 @@ class _Calls:
     def call_of(
         self, node: TaggedNode, reads: Iterable[str], makers: dict[str, FlatNode]
     ) -> ModuleCall:
-        """The call of a node, given those that make what it reads."""
+        """Return the call of a node, given those that make what it reads."""
         if node.module is None:
             return self._calls[""][0]
         calls = self._calls[node.module.path]
@@ -292,7 +292,7 @@ class _Calls:
         return calls[0]
 
     def in_order(self, nodes: Iterable[FlatNode]) -> list[ModuleCall]:
-        """The calls that compute something, in the order in which they began, outer first.
+        """Return the calls that compute something, in the order in which they began, outer first.
 
         One that computes from weights alone (a weight's norm, a table of relative positions)
         is as good as another, but a Constant or a weight's other name is no computation.
@@ -308,7 +308,7 @@ class _Calls:
 
 
 def _own_scope(node: TaggedNode) -> str:
-    """The scope in a node's name, if it is one of the node's own module."""
+    """Return the scope in a node's name, if it is one of the node's own module."""
     names = [name for name in (node.name, *node.node.outputs) if name.startswith("/")]
     if not names or node.module is None:
         return ""
@@ -356,7 +356,7 @@ def _find_readers(node: FlatNode, name: str, readers: Collection[ModuleCall | No
 
 
 def values_after(graph: FlatGraph, names: Collection[str]) -> set[str]:
-    """Some values of a graph, and those that depend on them."""
+    """Return some values of a graph, and those that depend on them."""
     after = set(names)
     for node in graph.nodes:
         if not after.isdisjoint(node.reads):

@@ -21,7 +21,7 @@ from modelexport_optimum.hierarchy.tapped_run import TappedRun
 from modelexport_optimum.providers.session import (
     assigned_nodes,
     open_session,
-    record_assignment,
+    quiet_options,
 )
 from modelexport_optimum.system.display import Displayed
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.tapped_run import Arrays
     from modelexport_optimum.providers.choice import Provider
 
-# Runs before the measured ones: providers allocate memory and choose kernels in them.
 _WARM_UP = 3
+"""Runs before the measured ones: providers allocate memory and choose kernels in them."""
 
-# The depth that is taken unless one is asked for: the first that has so many modules.
 _FEWEST = 4
+"""The depth that is taken unless one is asked for is the first that has so many modules."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -68,7 +68,7 @@ class IsolatedModule(Displayed):
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON can carry it."""
+        """Return the row as JSON can carry it."""
         taken, of = self.taken or (None, None)
         return {
             "module": self.module,
@@ -109,7 +109,7 @@ class IsolatedRun(Displayed):
         return sum(module.ms or 0.0 for module in self.modules)
 
     def to_dict(self) -> dict[str, Any]:
-        """The run as JSON can carry it."""
+        """Return the run as JSON can carry it."""
         return {
             "branch": self.branch,
             "provider": self.provider,
@@ -169,7 +169,7 @@ def _default_depth(graph: FlatGraph) -> int:
 
 
 def _calls_at(graph: FlatGraph, depth: int) -> list[ModuleCall]:
-    """The calls at a depth, and those above it that call no other module."""
+    """Return the calls at a depth, and those above it that call no other module."""
     outer = {id(call.parent) for call in graph.calls}
     return [
         call
@@ -180,7 +180,7 @@ def _calls_at(graph: FlatGraph, depth: int) -> list[ModuleCall]:
 
 
 def _nodes_of(graph: FlatGraph, call: ModuleCall) -> list[FlatNode]:
-    """The nodes of a call and of those inside it, with the constants that they read."""
+    """Return the nodes of a call and of those inside it, with the constants that they read."""
     todo: set[str] = set()
     found = []
     for node in reversed(graph.nodes):
@@ -192,7 +192,7 @@ def _nodes_of(graph: FlatGraph, call: ModuleCall) -> list[FlatNode]:
 
 
 def _entering(graph: FlatGraph, nodes: Sequence[FlatNode]) -> dict[str, None]:
-    """The values that enter some nodes: others make them, or the graph is given them."""
+    """Return the values that enter some nodes: others make them, or the graph is given them."""
     made = {name for node in nodes for name in node.makes}
     known = made | graph.initializers.keys() | graph.branch.keys()
     return {name: None for node in nodes for name in node.reads if name not in known}
@@ -222,7 +222,7 @@ def _measure_alone(
         return replace(blank, error=f"{missing[0]}, which enters it, is no tensor")
     try:
         part = tapped.part(nodes, call.outputs, live)
-        session = part.open(provider, _options())
+        session = part.open(provider, quiet_options(recorded=True))
         ms = _milliseconds(session, call.outputs, part.feeds, iterations)
     except Exception as error:  # ONNX Runtime raises anything
         return replace(blank, error=onnxruntime_line(error))
@@ -239,21 +239,12 @@ def _measure_whole(
     iterations: int,
 ) -> float:
     with onnxruntime_errors(f"run {file.path}"):
-        session = open_session(str(file.path), provider, _options())
+        session = open_session(str(file.path), provider, quiet_options(recorded=True))
         given = {**feeds, **{name: np.array([value]) for name, value in branch.items()}}
         asked = {value.name for value in session.get_inputs()}
         given |= unread_inputs(session, asked - given.keys())
         names = [value.name for value in session.get_outputs()]
         return _milliseconds(session, names, {n: given[n] for n in asked}, iterations)
-
-
-def _options() -> onnxruntime.SessionOptions:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    record_assignment(options)
-    return options
 
 
 def _milliseconds(
@@ -262,7 +253,7 @@ def _milliseconds(
     feeds: Mapping[str, Any],
     iterations: int,
 ) -> float:
-    """The mean time of a run, after some to warm up."""
+    """Return the mean time of a run, after some to warm up."""
     names = list(outputs)
     for _ in range(_WARM_UP):
         session.run(names, feeds)

@@ -35,7 +35,7 @@ class ValueStore:
         self._dtypes: dict[str, np.dtype[Any]] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is a value of that name."""
+        """Tell whether there is a value of that name."""
         return name in self._files
 
     def add(self, name: str, value: np.ndarray) -> None:
@@ -53,11 +53,11 @@ class ValueStore:
         return value
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a value, which is not read for it."""
+        """Return the shape of a value, which is not read for it."""
         return self._shapes[name]
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """The type of its elements."""
+        """Return the type of its elements."""
         return self._dtypes[name]
 
     def __enter__(self) -> ValueStore:
@@ -79,7 +79,7 @@ class ValueStore:
 
 
 def output_value(name: str) -> str:
-    """The name under which an output of the whole graph is kept among the values."""
+    """Return the name under which an output of the whole graph is kept among the values."""
     return f"output {name}"
 
 

@@ -58,12 +58,18 @@ class Assignment:
     reason: str = ""
 
 
-def quiet_options() -> onnxruntime.SessionOptions:
-    """Return options of a session that logs nothing: its errors come as exceptions."""
+def quiet_options(*, recorded: bool = False) -> onnxruntime.SessionOptions:
+    """Return options of a session that logs nothing: its errors come as exceptions.
+
+    Args:
+        recorded: Whether the session keeps which provider took which nodes.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
+    if recorded:
+        record_assignment(options)
     return options
 
 
