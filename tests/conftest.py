@@ -32,6 +32,7 @@ SLOW = {
     "test_export.py": "runs are killed, in processes that import PyTorch",
     "test_faults.py": "every system call fails in turn",
     "test_fuzz.py": "half a minute of random files",
+    "test_lean_imports.py": "a process imports PyTorch and exports a pipeline",
     "test_other_providers.py": "every provider runs in processes of its own",
     "test_other_sources.py": "models are exported by other exporters",
     "test_own_code.py": "models with code of their own are exported, in processes of their own",

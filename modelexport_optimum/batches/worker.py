@@ -23,6 +23,7 @@ from modelexport_optimum.errors import in_one_line
 from modelexport_optimum.export_run import export, files_to_list
 from modelexport_optimum.exporting.source import state_of_directory
 from modelexport_optimum.system.atomic_write import replacing, write_all
+from modelexport_optimum.system.lean_imports import EXPORTER, import_lean
 from modelexport_optimum.system.streams import output_to
 from modelexport_optimum.system.text import visible
 
@@ -38,7 +39,7 @@ _threads = 0
 
 def import_all() -> None:
     """Import what an export needs, once for all jobs of this process."""
-    import optimum.exporters.onnx.__main__
+    import_lean(EXPORTER)
     import optimum.onnxruntime  # noqa: F401
 
     import modelexport_optimum.tagging.htp

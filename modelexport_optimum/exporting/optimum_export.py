@@ -9,7 +9,6 @@ checks nor publishes.
 from __future__ import annotations
 
 import contextlib
-import gc
 import inspect
 import logging
 from dataclasses import asdict, dataclass, field
@@ -33,6 +32,12 @@ from modelexport_optimum.exporting.task_inference import (
 from modelexport_optimum.exporting.tasks import check_task
 from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.own_code.named_code import in_words
+from modelexport_optimum.system.lean_imports import (
+    EXPORTER,
+    collector_spared,
+    import_diffusers,
+    import_lean,
+)
 from modelexport_optimum.system.private_names import (
     COMPARISON_WITH_PYTORCH,
     DUMMY_SHAPES,
@@ -94,27 +99,13 @@ class ConvertedModel:
 
 @contextlib.contextmanager
 def optimum_imported(begin: Begin) -> Iterator[None]:
-    """Import what a run needs, and keep the garbage collector off it in the block.
-
-    Importing makes half a million objects, all of which stay. Looking through them again and
-    again would take the collector a second or two of a run.
-    """
+    """Import what a run needs, and keep the garbage collector off it in the block."""
     begin("import")
-    spared = gc.isenabled() and not gc.get_freeze_count()
-    if spared:
-        gc.disable()
-    try:
-        import optimum.exporters.onnx.__main__
-        import optimum.onnxruntime  # noqa: F401
+    import_lean(EXPORTER)
+    import optimum.onnxruntime  # noqa: F401
 
-        if spared:
-            gc.freeze()
-            gc.enable()
+    with collector_spared():
         yield
-    finally:
-        if spared:
-            gc.enable()
-            gc.unfreeze()
 
 
 def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> None:
@@ -143,6 +134,8 @@ def export_source(
     from optimum.exporters.tasks import TasksManager
 
     exported = ConvertedModel(task, options.get("library_name"))
+    if source.may_be_pipeline or exported.library == "diffusers":
+        import_diffusers()
     trust = bool(options.get("trust_remote_code"))
     if source.own_code:
         exported.warnings.append(f"the model has {in_words(source.own_code)}")
@@ -207,6 +200,8 @@ def export_model(
     elif not isinstance(preprocessors, list | tuple):
         preprocessors = [preprocessors]
     library = library_of_model(model)
+    if library == "diffusers":
+        import_diffusers()
 
     def infer_library(*_arguments: Any, **_options: Any) -> str:  # noqa: ANN401
         return library

@@ -38,6 +38,13 @@ class Source:
     place: HubPlace = field(default_factory=HubPlace)
     own_code: tuple[OwnCode, ...] = ()
 
+    @property
+    def may_be_pipeline(self) -> bool:
+        """Whether it is a diffusion pipeline, or on the Hub, where it was not looked at."""
+        if self.directory is None:
+            return True
+        return (self.directory / self.place.subfolder / "model_index.json").is_file()
+
     def __str__(self) -> str:
         """Return what Optimum is given."""
         return self.name if self.directory is None else str(self.directory)

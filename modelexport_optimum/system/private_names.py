@@ -153,7 +153,20 @@ DIFFUSION_CLASS = PrivateName(
     "The class with which `ORTDiffusionPipeline` would load a pipeline, which is wanted before "
     "it is loaded, to give its sessions options.",
 )
-
+DIFFUSERS_AVAILABLE = PrivateName(
+    "optimum",
+    "optimum.utils.import_utils",
+    "_diffusers_available",
+    "Whether diffusers is installed, which the exporter's modules ask as they are imported: they "
+    "import it then, for models that are no pipelines, too. Replaced while they are imported.",
+)
+TASKS_OF_DIFFUSERS = PrivateName(
+    "optimum",
+    "optimum.exporters.tasks",
+    "TasksManager._DIFFUSERS_TASKS_TO_MODEL_MAPPINGS",
+    "The pipelines of each task, which stay empty where diffusers was not imported. Filled in when "
+    "it is needed after all.",
+)
 COMMON_OUTPUTS = PrivateName(
     "optimum-onnx",
     "optimum.exporters.onnx",
@@ -164,6 +177,19 @@ COMMON_OUTPUTS = PrivateName(
 
 # --- transformers ---------------------------------------------------------------------------------
 
+SKLEARN_AVAILABLE = PrivateName(
+    "transformers",
+    "transformers.utils.import_utils",
+    "_sklearn_available",
+    "Whether scikit-learn is installed, which the module of assisted generation asks as it is "
+    "imported, and then imports it. Replaced while it is imported.",
+)
+SCIPY_AVAILABLE = PrivateName(
+    "transformers",
+    "transformers.utils.import_utils",
+    "_scipy_available",
+    "The same of SciPy, which the losses of models that detect objects are made with.",
+)
 EMPTY_WEIGHTS = PrivateName(
     "transformers",
     "transformers.integrations.accelerate",

@@ -10,6 +10,7 @@ from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
 from modelexport_optimum.own_code.named_code import find_own_code, in_words, refuse_needed
 from modelexport_optimum.system.json_files import read_json
+from modelexport_optimum.system.lean_imports import EXPORT_CONFIGS, import_lean
 from modelexport_optimum.system.private_names import (
     CLASS_OF_REMOTE_CODE,
     CLASSES_OF_AUTO_CLASS,
@@ -124,6 +125,7 @@ def _diffusers_candidates(described: dict[str, Any]) -> list[Candidate]:
 def _transformers_candidates(
     directory: Path, described: dict[str, Any], trust_remote_code: bool
 ) -> list[Candidate]:
+    import_lean(EXPORT_CONFIGS)
     import transformers
 
     custom = described.get("auto_map", {})
@@ -156,7 +158,7 @@ def _transformers_candidates(
 
 def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
     """Return the classes of a model type that Optimum exports, with their outputs."""
-    import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what is exported)
+    import_lean(EXPORT_CONFIGS)  # it registers what is exported
     from optimum.exporters.tasks import TasksManager
 
     kind = type(config)

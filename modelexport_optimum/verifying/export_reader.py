@@ -14,6 +14,7 @@ from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code.named_code import find_own_code, in_words
 from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.system.lean_imports import EXPORTER, import_diffusers, import_lean
 from modelexport_optimum.tagging.model_classes import class_named
 from modelexport_optimum.verifying.exported_files import Exported
 from modelexport_optimum.verifying.exported_task import with_tasks
@@ -46,6 +47,7 @@ def read_exported(
     if not directory.is_dir():
         reason = "is a file" if directory.exists() else "does not exist"
         raise UsageError(f"{directory} {reason}: give an exported directory")
+    import_lean(EXPORTER)
     graphs: dict[str, Graph] = {}
     unreadable: dict[str, str] = {}
     for name, file in onnx_files_by_name(directory).items():
@@ -127,6 +129,7 @@ def _pipeline_task(index: Mapping[str, Any]) -> tuple[str | None, str]:
     """Return the task of a diffusion pipeline, and what is wrong with its class."""
     from optimum.exporters.tasks import TasksManager
 
+    import_diffusers()
     try:
         import diffusers
     except ImportError:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 def with_tasks(exported: Exported) -> Exported:
     """Find the tasks that `architectures` and the graphs tell, and decide for one."""
-    import optimum.exporters.onnx.model_configs  # noqa: F401 (registers what Optimum exports)
-
     assert exported.config is not None
     try:
         classes = candidates(exported.directory, trust_remote_code=exported.trust_remote_code)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from modelexport_optimum.providers.messages import log_reason
+from modelexport_optimum.system.lean_imports import EXPORTER, import_lean
 from modelexport_optimum.system.processes import ending
 from modelexport_optimum.verifying.provider_run import Run, run
 
@@ -208,6 +209,7 @@ def serve(descriptor: int, *, forks: bool) -> None:
         descriptor: The server's end of the pipe.
         forks: Whether each run gets a process of its own; else the first run is the last.
     """
+    import_lean(EXPORTER)
     import optimum.onnxruntime.modeling_decoder
     import optimum.onnxruntime.modeling_seq2seq  # noqa: F401 (with it, all but diffusion)
 

@@ -1,0 +1,156 @@
+"""Libraries imported without what they import only because it happens to be installed.
+
+transformers imports scikit-learn and SciPy for three functions, Optimum's exporter diffusers for
+pipelines. Both ask at the top of their modules whether the other is installed, and are told here
+that it is not. What a module left out for that reason it is given when it is needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gc
+import importlib
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.private_names import (
+    DIFFUSERS_AVAILABLE,
+    SCIPY_AVAILABLE,
+    SKLEARN_AVAILABLE,
+    TASKS_OF_DIFFUSERS,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from modelexport_optimum.system.private_names import PrivateName
+
+EXPORTER = "optimum.exporters.onnx.__main__"
+"""Optimum's exporter, all of it."""
+
+EXPORT_CONFIGS = "optimum.exporters.onnx.model_configs"
+"""What Optimum knows of the architectures that it exports, without the exporter."""
+
+_FUNCTIONS_OF = {"sklearn": SKLEARN_AVAILABLE, "scipy": SCIPY_AVAILABLE}
+"""The libraries of which transformers imports single functions."""
+
+_without_diffusers: list[ModuleType] = []
+"""The modules of Optimum that were imported without it."""
+
+
+def import_lean(module: str) -> None:
+    """Import a module that imports transformers and Optimum, without what needs an extra.
+
+    The garbage collector rests meanwhile: importing makes half a million objects, all of which
+    stay, and it would look through them again and again.
+    """
+    if module in sys.modules:
+        return
+    before = set(sys.modules)
+    with _collector_at_rest(), contextlib.ExitStack() as stack:
+        missing = {
+            library
+            for library, available in {**_FUNCTIONS_OF, "diffusers": DIFFUSERS_AVAILABLE}.items()
+            if library not in before and stack.enter_context(_said_to_be_missing(available))
+        }
+        importlib.import_module(module)
+    for name in sys.modules.keys() - before:
+        new = sys.modules[name]
+        if name.startswith("optimum.") and "diffusers" in missing:
+            _without_diffusers.append(new)
+        elif name.startswith("transformers."):
+            for library in missing & _FUNCTIONS_OF.keys():
+                _import_when_called(new, library)
+
+
+def import_diffusers() -> None:
+    """Import diffusers, where it is installed, into the modules of Optimum that left it out."""
+    if not _without_diffusers:
+        return
+    for module in _without_diffusers:
+        for statement in _left_out(module, "diffusers"):
+            _run(statement, module)
+    _without_diffusers.clear()
+    tasks: Any = importlib.import_module(TASKS_OF_DIFFUSERS.module)
+    TASKS_OF_DIFFUSERS.put(tasks.get_diffusers_tasks_to_model_mapping())
+
+
+@contextlib.contextmanager
+def collector_spared() -> Iterator[None]:
+    """Keep the garbage collector off what is in memory at the start of the block."""
+    spared = gc.isenabled() and not gc.get_freeze_count()
+    if spared:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if spared:
+            gc.unfreeze()
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _said_to_be_missing(available: PrivateName) -> Iterator[bool]:
+    """Have a library say for the block that another is not installed; yield whether it is.
+
+    A version that asks in another way imports the other one, which takes longer and is no error.
+    """
+    try:
+        known = bool(available.get())
+    except ModelExportError:
+        yield False
+        return
+    with available.replaced(False):
+        yield known
+
+
+def _left_out(module: ModuleType, library: str) -> list[ast.stmt]:
+    """Return what a module does at its top only if a library is installed."""
+    question = f"is_{library}_"
+    if not any(name.startswith(question) for name in vars(module)):
+        return []
+    return [
+        statement
+        for statement in ast.parse(inspect.getsource(module)).body
+        if isinstance(statement, ast.If) and question in ast.unparse(statement.test)
+    ]
+
+
+def _run(statement: ast.stmt, module: ModuleType) -> None:
+    """Run a statement of a module's own source in it."""
+    exec(compile(ast.Module([statement], []), str(module.__file__), "exec"), vars(module))
+
+
+def _import_when_called(module: ModuleType, library: str) -> None:
+    """Give a module the functions of a library that it left out, imported by their first call."""
+    for statement in _left_out(module, library):
+        assert isinstance(statement, ast.If)
+        if all(isinstance(inner, ast.ImportFrom) for inner in statement.body):
+            imports = [inner for inner in statement.body if isinstance(inner, ast.ImportFrom)]
+            for alias in (alias for one in imports for alias in one.names):
+                name = alias.asname or alias.name
+                vars(module).setdefault(name, _stand_in(module, name, statement))
+        else:
+            _run(statement, module)
+
+
+def _stand_in(module: ModuleType, name: str, statement: ast.stmt) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        _run(statement, module)
+        return vars(module)[name](*args, **kwargs)
+
+    return call
