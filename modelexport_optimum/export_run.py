@@ -1,6 +1,7 @@
 """One run: Optimum exports, the HTP pass tags, ONNX Runtime checks, a rename publishes.
 
-`export()` is the whole of it, in this order. The parts are in other rooms.
+What is published may be uploaded to the Hub. `export()` is the whole of it, in this order. The
+parts are in other rooms.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from modelexport_optimum.exporting.source import Source, find_source
 from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import ONE_THREAD
+from modelexport_optimum.uploading.model_card import CardFacts, card_of, check_card, place_card
+from modelexport_optimum.uploading.upload import check_repository, push, skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.exporting.optimum_export import ComparisonWithPyTorch, ConvertedModel
     from modelexport_optimum.providers.choice import Settings
     from modelexport_optimum.tagging.tag_report import TagReport
+    from modelexport_optimum.uploading.upload import Upload
     from modelexport_optimum.verifying.verify import VerifyReport
 
     Progress = Callable[[str, float | None], None]
@@ -46,6 +50,7 @@ class ExportResult(Displayed):
         warnings: What else to know of the exported model, such as weights that the
             checkpoint lacked and that are random.
         stages: Seconds of each stage, in order.
+        upload: What became of the upload to the Hub; None if none was asked for.
     """
 
     output: Path
@@ -57,11 +62,24 @@ class ExportResult(Displayed):
     verification: VerifyReport
     warnings: tuple[str, ...]
     stages: dict[str, float]
+    upload: Upload | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed. The files are there in either case."""
+        """Whether all is well: see `exit_status`. The files are there in either case."""
+        return self.exit_status == 0
+
+    @property
+    def checks_ok(self) -> bool:
+        """Whether every check passed."""
         return self.verification.ok and self.comparison.status != "failed"
+
+    @property
+    def exit_status(self) -> int:
+        """3 if a check failed, 4 if the upload did, and 0 if all is well."""
+        if not self.checks_ok:
+            return 3
+        return 0 if self.upload is None or self.upload.ok else 4
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON can carry it."""
@@ -76,6 +94,7 @@ class ExportResult(Displayed):
             "verification": self.verification.to_dict(),
             "warnings": list(self.warnings),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "upload": None if self.upload is None else self.upload.to_dict(),
         }
 
 
@@ -89,6 +108,9 @@ def export(
     providers: Sequence[str] | None = None,
     provider_options: Settings = None,
     provider_libraries: Settings = None,
+    push_to_hub: str | None = None,
+    private: bool = True,
+    model_card: bool = False,
     progress: Progress | None = None,
     before_publish: Callable[[ExportResult, Path], None] | None = None,
     **options: Any,  # noqa: ANN401
@@ -109,6 +131,11 @@ def export(
         provider_options: Options of the one provider besides the CPU's, by name.
         provider_libraries: Paths of the libraries of providers that no installed package has,
             by the providers' names.
+        push_to_hub: The repository on the Hub to upload the finished export to, with a model
+            card; it is created if it is not there. An export whose check failed is not uploaded.
+        private: Whether a repository that is created is private. Where this is True, one that is
+            there and public is not uploaded to.
+        model_card: Write the model card into the export, as README.md.
         progress: Called at the beginning and at the end of each stage.
         before_publish: Called when all is done but the rename, with the result and the
             directory that will be renamed to the output.
@@ -116,11 +143,13 @@ def export(
             `onnx_export_from_model` for a model in memory.
 
     Returns:
-        The result; its `ok` is False when the files are written but a check failed.
+        The result; its `ok` is False when the files are written but a check or the upload
+        failed.
 
     Raises:
         ModelExportError: Nothing was written, and the message says why.
     """
+    check_repository(push_to_hub, private=private)
     trust = bool(options.get("trust_remote_code"))
     source: Source | None = None
     if isinstance(model, str | os.PathLike):
@@ -130,6 +159,8 @@ def export(
     name = type(model).__name__ if source is None else source.name
     directory = None if source is None else source.directory
     path = check_output(output, directory, overwrite=overwrite)
+    if model_card:
+        check_card(path)
     stages = _Stages(progress)
 
     with (
@@ -170,10 +201,17 @@ def export(
         )
         stages.end()
         result = _result(name, exported, tags, verification, stages.seconds, staging, path)
+        card = ""
+        if model_card or push_to_hub is not None:
+            card = _card(result, staging, source, push_to_hub or path.name)
+        result = _with_card(result, staging, card if model_card else None)
         if before_publish is not None:
             before_publish(result, staging)
         publish(staging, path, overwrite=overwrite)
-    return result
+    if push_to_hub is None:
+        return result
+    settings = {"private": private, "token": options.get("token")}
+    return _uploaded(result, card, push_to_hub, settings, stages)
 
 
 def _result(
@@ -197,6 +235,51 @@ def _result(
         warnings=tuple(exported.warnings),
         stages=stages,
     )
+
+
+def _card(result: ExportResult, staging: Path, source: Source | None, loaded_from: str) -> str:
+    """Return the model card of a run; it names no directory of this machine."""
+    on_hub = source is not None and source.on_hub
+    comparison, verification = result.comparison, result.verification
+    checks = [
+        *((check.name, check.status, check.message) for check in verification.checks),
+        *((one.provider, one.status, one.message) for one in verification.providers),
+        ("PyTorch", comparison.status, comparison.message),
+    ]
+    directories = [result.output] if source is None else [result.output, Path(source.name)]
+    for directory in directories:
+        checks = [
+            (name, status, message.replace(str(directory), directory.name))
+            for name, status, message in checks
+        ]
+    facts = CardFacts(
+        source=result.model if source is None or on_hub else Path(source.name).name,
+        on_hub=on_hub,
+        task=result.task,
+        library=verification.library,
+        ort_class=verification.ort_class,
+        checks=checks,
+        loaded_from=loaded_from,
+    )
+    return card_of(staging, facts)
+
+
+def _with_card(result: ExportResult, staging: Path, card: str | None) -> ExportResult:
+    """Write the card if there is one to write, and keep what the user wrote instead of one."""
+    warnings = place_card(staging, result.output, card)
+    return replace(result, warnings=(*result.warnings, *warnings), files=file_sizes(staging))
+
+
+def _uploaded(
+    result: ExportResult, card: str, repository: str, settings: Mapping[str, Any], stages: _Stages
+) -> ExportResult:
+    """Upload what was published, if every check passed, and say what became of it."""
+    if not result.checks_ok:
+        return replace(result, upload=skipped(repository))
+    stages.begin("upload")
+    upload = push(result.output, result.files, card, repository, **settings)
+    stages.end()
+    return replace(result, upload=upload)
 
 
 def files_to_list(files: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ EXIT_STATUS = (
     "that, or they cannot be compared |",
     "| 3 | the files are written, but a check failed | all files are written, but some check "
     "failed | |",
+    "| 4 | the files are written and the checks passed, but the upload to the Hub failed | all "
+    "files are written, but some upload failed | |",
     "| 129, 130, 143 | stopped by SIGHUP, by Ctrl-C, by SIGTERM; a line says what was kept | | |",
     "| 141 | the reader of stdout has gone, as `head` does | | |",
 )

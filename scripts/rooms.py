@@ -21,6 +21,7 @@ PACKAGE = "modelexport_optimum"
 ROOMS = (
     *("cli", "batches", "export_run", "compare_run", "verify_run"),
     *(
+        "uploading",
         "exporting",
         "verifying",
         "hierarchy",
@@ -39,8 +40,10 @@ USED_BY_ALL = {"system", "errors"}
 """Rooms at which no arrow is drawn: every room may use them."""
 
 PASSED_ON = {
+    "check_repository": ("uploading", "--push-to-hub", "an error, or nothing"),
     "find_source": ("exporting", "the model's name", "its directory, or the Hub"),
     "check_output": ("exporting", "the output's name", "its path, if it may be written"),
+    "check_card": ("uploading", "the output's path", "an error, or nothing"),
     "staging_directory": ("exporting", "the output's path", "an empty directory beside it"),
     "optimum_imported": ("exporting", "", "PyTorch, transformers and Optimum in memory"),
     "chosen_providers": ("verifying", "--provider", "the execution providers"),

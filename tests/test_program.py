@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,12 +21,13 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from modelexport_optimum import errors, export
+from modelexport_optimum.cli import help_page
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.exporting import tasks
+from modelexport_optimum.system.private_names import COMPLETION_SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     ModelDirectory = Callable[[str], Path]
 
@@ -136,6 +142,21 @@ def test_help(command: str | None) -> None:
     assert all(re.search(r"\w{3}", text) for _, text in rows), rows
 
 
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_help_shows_first_what_a_newcomer_needs(width: int) -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": str(width)})
+    assert max(map(len, result.stdout.splitlines())) <= width
+    panels = re.findall(r"╭─ (.+?) ─+╮\n(.*?)╰", result.stdout, re.DOTALL)
+    shown = {title: re.findall(r"^│ (\S+)", text, re.MULTILINE) for title, text in panels}
+    assert next(iter(shown)) == help_page.FIRST
+    assert shown[help_page.FIRST] == ["export", "inspect", "report"]
+    assert list(shown)[-1] == "Options"
+    assert shown.pop("Options") == [
+        *("--version", "--install-completion", "--show-completion", "--help,"),
+    ]
+    assert sorted(chain(*shown.values())) == sorted(COMMANDS)
+
+
 # --- Tasks ----------------------------------------------------------------------------------------
 
 
@@ -200,6 +221,43 @@ def test_values_are_completed() -> None:
     assert "cpu" in completed("bert", "--provider", "cp")
     assert completed("profile", "out", "--provider", "tensor") == ["tensorrt"]
     assert completed("view", "out", "--viewer", "n") == ["netron"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_one_command_installs_completion(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("modelexport-optimum")
+    script = f"""
+        PATH={shlex.quote(str(program.parent))}:$PATH
+        {program.name} --install-completion || exit 1
+        source ~/.bashrc
+        for line in "insp" "x --task text-cl" "view out --viewer n"; do
+            COMP_WORDS=({program.name} $line)
+            COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            $(complete -p {program.name} | grep -o "_[a-z_]*completion") {program.name}
+            echo "offered: ${{COMPREPLY[@]}}"
+        done
+    """
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=home, capture_output=True, text=True, check=True
+    )
+    offered = re.findall("offered: (.*)", done.stdout)
+    assert offered == ["inspect", "text-classification", "netron"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        *(".bashrc", "modelexport-optimum.sh"),
+    }
+
+
+def test_the_script_for_zsh_offers_something_at_the_first_tab() -> None:
+    result = CliRunner().invoke(
+        app,
+        ["--show-completion", "zsh"],
+        env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        prog_name="modelexport-optimum",
+    )
+    script = COMPLETION_SCRIPTS.get()["zsh"]
+    calls = re.findall(r'funcstack\[1\] == "_%\(prog_name\)s" .*\n  (.*)', script)
+    assert calls == ['%(complete_func)s "$@"'], result.output
 
 
 def test_modules_are_completed_from_the_file(exported: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from modelexport_optimum.exporting.options import (
 )
 from modelexport_optimum.exporting.tasks import check_task
 from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.uploading.upload import check_repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -283,6 +284,7 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
     check_task(arguments["task"])
     check_conflicts(arguments["task"], arguments)
     _check_providers(arguments)
+    check_repository(arguments["push_to_hub"], private=arguments["private"])
 
     # Another process of the batch may have another current directory.
     model = _expanded(model)

@@ -1,4 +1,7 @@
-"""Where the lines of a manifest write: no output may be another's, or the batch's own."""
+"""Where the lines of a manifest write: no output may be another's, or the batch's own.
+
+The same holds for the repositories on the Hub that they are uploaded to.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ class Outputs:
         self._real = Path(os.path.realpath(directory))
         self._lines: dict[Path, Job] = {}
         self._above: dict[Path, Job] = {}
+        self._repositories: dict[str, Job] = {}
 
     def add(self, job: Job) -> None:
         """Take note of a job's output, unless it cannot be."""
@@ -41,6 +45,13 @@ class Outputs:
                     "give it another -o"
                 )
         self._check_others(job, path)
+        if (repository := job.arguments.get("push_to_hub")) is not None:
+            first = self._repositories.setdefault(repository, job)
+            if first is not job:
+                raise OutputError(
+                    f"would be uploaded to {repository}, as line {first.line} is: give one of them "
+                    "another --push-to-hub"
+                )
         self._lines[path] = job
         for parent in path.parents:
             self._above.setdefault(parent, job)

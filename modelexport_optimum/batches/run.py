@@ -53,13 +53,18 @@ class BatchResult(Displayed):
 
     @property
     def exit_status(self) -> int:
-        """0 if every line is done, 3 if only checks failed, 128 and more if it was stopped."""
+        """0 if every line is done, 3 if only checks failed, 4 if only uploads, 1 otherwise.
+
+        It is 128 and more if the batch was stopped.
+        """
         if self.signal is not None:
             return 128 + self.signal
         statuses = {record["status"] for record in self.records}
         if statuses <= {"ok"}:
             return 0
-        return 3 if statuses <= {"ok", "check-failed"} else 1
+        if statuses <= {"ok", "upload-failed"}:
+            return 4
+        return 3 if statuses <= {"ok", "check-failed", "upload-failed"} else 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON can carry it."""

@@ -113,7 +113,8 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
         threads: Maximum number of threads of PyTorch, and of each session of ONNX Runtime.
 
     Returns:
-        The job's record: status "ok", "check-failed" (the files are written) or "failed".
+        The job's record: status "ok", "check-failed" or "upload-failed" (the files are written),
+        or "failed".
     """
     started = time.perf_counter()
     record = {**new_record(job), "started": now()}
@@ -122,11 +123,8 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
         return round(time.perf_counter() - started, 3)
 
     def write_pending(result: ExportResult, staging: Path) -> None:
-        record.update(_described(result, staging), seconds=seconds(), finished=now())
-        if record["status"] == "ok":
-            record["log"] = None
-        else:
-            print(record["error"], file=sys.stderr)
+        described = _described(result, staging)
+        record.update(described, **_verdict(result, job), seconds=seconds(), finished=now())
         if job.pending is not None:
             with replacing(job.pending) as descriptor:
                 write_all(descriptor, json.dumps(record).encode())
@@ -139,13 +137,16 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
         with _logged(job):
             _limit_threads(threads)
             record["made"] = recipe(job, source_state(job))
-            export(
+            result = export(
                 job.model,
                 job.output,
                 progress=progress,
                 before_publish=write_pending,
                 **job.arguments,
             )
+            record.update(_verdict(result, job))
+            if record["error"] is not None:
+                print(record["error"], file=sys.stderr)
     except Exception as error:
         known = {key: record[key] for key in ("started", "made")}
         record = {**new_record(job), **known, "error": in_one_line(error)}
@@ -154,8 +155,12 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
     return {**record, "seconds": seconds(), "finished": now()}
 
 
-def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
-    """Return the part of a record that says what was exported."""
+def _verdict(result: ExportResult, job: Job) -> dict[str, Any]:
+    """Return the part of a record that says whether all is well.
+
+    An upload follows the publication, so that a process which dies in between leaves the record
+    of one that failed.
+    """
     failed = [
         f"{check.name}: {check.message}"
         for check in result.verification.checks
@@ -168,12 +173,23 @@ def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
     ]
     if result.comparison.status == "failed":
         failed.append(f"PyTorch: {result.comparison.message}")
+    if not result.checks_ok:
+        return _failure("check-failed", 3, "; ".join(failed) or "a check failed")
+    if result.upload is not None and not result.upload.ok:
+        return _failure("upload-failed", 4, result.upload.message)
+    if result.upload is None and job.arguments.get("push_to_hub") is not None:
+        return _failure("upload-failed", 4, "its process ended before it was uploaded")
+    return {"ok": True, "status": "ok", "error": None, "exit_status": 0, "log": None}
+
+
+def _failure(status: str, exit_status: int, error: str) -> dict[str, Any]:
+    return {"ok": False, "status": status, "error": error, "exit_status": exit_status}
+
+
+def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
+    """Return the part of a record that says what was exported."""
     return {
         "task": result.task,
-        "ok": result.ok,
-        "status": "ok" if result.ok else "check-failed",
-        "error": None if result.ok else "; ".join(failed) or "a check failed",
-        "exit_status": 0 if result.ok else 3,
         "warnings": list(result.warnings),
         "node_count": result.tags.node_count,
         "module_count": result.tags.module_count,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modelexport_optimum.cli import printing
+from modelexport_optimum.cli import help_page, printing
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     BatchSize,
@@ -76,7 +76,7 @@ _NodeData = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(compare)
+    app.command(rich_help_panel=help_page.VIEWS)(compare)
 
 
 def compare(

@@ -11,6 +11,28 @@ from typing import Any
 
 import typer
 
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.private_names import COMPLETION_SCRIPTS
+
+_REGISTERS = "compdef %(complete_func)s %(prog_name)s"
+_OFFERS_OR_REGISTERS = f"""if [[ $funcstack[1] == "_%(prog_name)s" ]]; then
+  %(complete_func)s "$@"
+else
+  {_REGISTERS}
+fi"""
+
+
+def mend_zsh() -> None:
+    """Let the script for zsh offer something at the first Tab of a shell, too.
+
+    zsh runs the script as the function that completes, when it is first needed; Typer's only
+    registers another one then.
+    """
+    with contextlib.suppress(ModelExportError):  # another version of Typer, whose script stays
+        scripts = COMPLETION_SCRIPTS.get()
+        if _OFFERS_OR_REGISTERS not in scripts["zsh"]:
+            scripts["zsh"] = scripts["zsh"].replace(_REGISTERS, _OFFERS_OR_REGISTERS)
+
 
 def complete_task(incomplete: str) -> list[str]:
     """Return the tasks that Optimum knows."""
@@ -62,7 +84,6 @@ def _files(ctx: typer.Context) -> list[Any]:
     path = next((Path(word) for word in words if word is not None and Path(word).exists()), None)
     if path is None:
         return []
-    from modelexport_optimum.errors import ModelExportError
     from modelexport_optimum.hierarchy.tagged_model import read_tagged
     from modelexport_optimum.onnx_file.find import onnx_files
 

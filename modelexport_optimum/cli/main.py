@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from modelexport_optimum.batches.resources import Resources
-from modelexport_optimum.cli import compare_command, printing, run_tables, view_commands
+from modelexport_optimum.cli import (
+    compare_command,
+    help_page,
+    printing,
+    run_tables,
+    view_commands,
+)
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     Depth,
@@ -111,7 +117,7 @@ def _main(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel=help_page.FIRST)
 @declared_options(ModelAndOutput, ExportOptions, after="providers")
 def export(
     as_json: Json = False,
@@ -121,7 +127,7 @@ def export(
 ) -> None:
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
     arguments = instance_of(ExportOptions, given).arguments()
-    kept = "nothing was written or replaced; the same command starts again"
+    kept = ["nothing was written or replaced; the same command starts again"]
     with (
         saying_what_was_kept(kept),
         printing.command(as_json=as_json, verbose=verbose) as progress,
@@ -130,15 +136,22 @@ def export(
         from modelexport_optimum.export_run import default_output
         from modelexport_optimum.export_run import export as run
 
-        result = run(model, output or default_output(model), progress=progress, **arguments)
+        def noted(stage: str, seconds: float | None) -> None:
+            if stage == "upload":
+                kept[:] = ["the export is written, and was not uploaded"]
+            progress(stage, seconds)
+
+        result = run(model, output or default_output(model), progress=noted, **arguments)
     if as_json:
         printing.print_json(result.to_dict())
     else:
         run_tables.print_export(result, legend=legend)
-    printing.finish(0 if result.ok else 3, written=True)
+    if result.upload is not None and not result.upload.ok:
+        printing.print_error(result.upload.message, result.exit_status)
+    printing.finish(result.exit_status, written=True)
 
 
-@app.command(cls=BatchCommand)
+@app.command(cls=BatchCommand, rich_help_panel=help_page.EXPORTS)
 @declared_options(Resources, ExportOptions)
 def batch(
     manifest: Annotated[
@@ -177,7 +190,7 @@ def batch(
 ) -> None:
     """Export many models; the options of export are defaults for all lines of MANIFEST.
 
-    Exit status 0 if all are done, 1 if one failed, 3 if a check failed.
+    Exit status 0 if all are done, 1 if one failed, 3 if a check failed, 4 if an upload did.
     """
     from modelexport_optimum.cli import batch_progress
 
@@ -202,7 +215,7 @@ def batch(
     printing.finish(result.exit_status, written=True)
 
 
-@app.command()
+@app.command(rich_help_panel=help_page.EXPORTS)
 def tag(
     path: _Path,
     model: Annotated[
@@ -243,7 +256,7 @@ def tag(
     printing.finish(written=explain is None)
 
 
-@app.command()
+@app.command(rich_help_panel=help_page.EXPORTS)
 def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Take the tags out again: the files are what they were, byte for byte."""
     kept = "every file is whole, and stripped or as it was; the same command strips the rest"
@@ -262,7 +275,7 @@ def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     printing.finish(written=True)
 
 
-@app.command()
+@app.command(rich_help_panel=help_page.EXPORTS)
 def verify(
     directory: _Directory = None,
     providers: Providers = None,

@@ -46,6 +46,7 @@ STAGES = {
     "compare": "Compare with PyTorch",
     "tag": "Tag every node",
     "check": "Check config and providers",
+    "upload": "Upload to the Hub",
     "strip": "Take the tags out",
 }
 

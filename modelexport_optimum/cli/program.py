@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from modelexport_optimum.cli.completion import mend_zsh
+from modelexport_optimum.cli.help_page import print_options
 from modelexport_optimum.errors import did_you_mean
 from modelexport_optimum.exporting.options import normalized
 
@@ -69,10 +71,28 @@ class Commands(_FlagsHaveNoType, TyperGroup):
     """The program: what is no command is what `export` is given, a model or an option."""
 
     _given: "list[str]" = []  # noqa: RUF012 (replaced, never changed)
+    _without_options = False
+
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 (Typer's own)
+        """Return the program's own options; none while its commands alone are shown."""
+        return [] if self._without_options else super().get_params(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (Typer's own)
+        """Print the commands, and the options after them."""
+        options = self.get_params(ctx)
+        self._without_options = self.rich_markup_mode is not None
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            shown, self._without_options = not self._without_options, False
+        if not shown:
+            print_options(options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
         """Parse the arguments, with `export` before what is no command."""
         self._given = list(args)
+        if args and args[0] in ("--install-completion", "--show-completion"):
+            mend_zsh()
         own = [name for option in self.get_params(ctx) for name in option.opts]
         if args and args[0] not in self.commands and args[0] not in own:
             if not ctx.resilient_parsing:  # it is not being completed
@@ -140,18 +160,18 @@ class Commands(_FlagsHaveNoType, TyperGroup):
 
 
 @contextlib.contextmanager
-def saying_what_was_kept(message: str) -> "Iterator[None]":
+def saying_what_was_kept(message: "str | list[str]") -> "Iterator[None]":
     """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
 
     Args:
-        message: What was kept, and how to go on.
+        message: What was kept, and how to go on; a list of one, if it changes in the block.
     """
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo(f"stopped: {message}", err=True)
+        typer.echo(f"stopped: {''.join(message)}", err=True)
         raise typer.Exit(128 + signal.SIGINT) from error
     except SystemExit as error:
         if isinstance(error.code, int) and error.code > 128:
-            typer.echo(f"stopped: {message}", err=True)
+            typer.echo(f"stopped: {''.join(message)}", err=True)
         raise

@@ -79,7 +79,10 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
     print_blank()
     comparison = result.comparison
     against_pytorch = (Cell("PyTorch"), status_cell(comparison.status), comparison.message)
-    print_table(_CHECK_COLUMNS, [*_check_rows(result.verification), against_pytorch])
+    rows = [*_check_rows(result.verification), against_pytorch]
+    if (upload := result.upload) is not None and upload.ok:
+        rows.append((Cell("Hub"), status_cell(upload.status), upload.message))
+    print_table(_CHECK_COLUMNS, rows)
     print_installs((one.provider, one.install) for one in result.verification.providers)
     if legend:
         print_legend(_LEGEND)

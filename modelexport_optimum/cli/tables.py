@@ -40,6 +40,7 @@ _STATUS_STYLES = {
     "differs": "yellow",
     "failed": "red",
     "check-failed": "red",
+    "upload-failed": "red",
     "timed-out": "red",
     "crashed": "red",
     "not run": DIM,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from modelexport_optimum.cli import printing
+from modelexport_optimum.cli import help_page, printing
 from modelexport_optimum.cli.completion import (
     complete_class,
     complete_module,
@@ -38,12 +38,10 @@ from modelexport_optimum.cli.options import (
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(inspect)
-    app.command()(diff)
-    app.command()(extract)
-    app.command()(profile)
-    app.command()(report)
-    app.command()(view)
+    for first in (inspect, report):
+        app.command(rich_help_panel=help_page.FIRST)(first)
+    for view_of_an_export in (diff, extract, profile, view):
+        app.command(rich_help_panel=help_page.VIEWS)(view_of_an_export)
 
 
 def inspect(

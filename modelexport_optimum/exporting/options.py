@@ -179,6 +179,7 @@ def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
 # --- The options ----------------------------------------------------------------------------------
 
 _hub_option = functools.partial(option, group="Where the model comes from")
+_upload_option = functools.partial(option, group="Upload to the Hub")
 _graph_option = functools.partial(option, group="The exported graph")
 _shape_option = functools.partial(option, group="Shapes of the example input, if it needs others")
 
@@ -252,6 +253,18 @@ class ExportOptions:
         "Library of a provider that neither ONNX Runtime nor an installed package has; may be "
         "repeated.",
         metavar="NAME=PATH",
+    )
+    push_to_hub: str | None = _upload_option(
+        "--push-to-hub",
+        "Upload the finished export, with a model card, to this repository on the Hub, which is "
+        "created if it is not there.",
+        metavar="REPO",
+    )
+    public: bool = _upload_option(
+        "--public", "Let everybody see the repository. By default it is private.", default=False
+    )
+    model_card: bool = _upload_option(
+        "--model-card", "Write the model card into the export, as README.md.", default=False
     )
     revision: str = _hub_option("--revision", "Branch, tag or commit on the Hub.", default="main")
     subfolder: str = _hub_option("--subfolder", "Folder that the model is in.", default="")
@@ -342,8 +355,12 @@ class ExportOptions:
     )
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `export()`, two of which `main_export` names otherwise."""
+        """The keyword arguments of `export()`, which names three otherwise.
+
+        Two as Optimum's `main_export` does, and `private` as huggingface_hub does.
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["private"] = not values.pop("public")
         values["do_constant_folding"] = not values.pop("no_constant_folding")
         values["_variant"] = values.pop("variant")
         # As optimum-cli does: on a GPU, ONNX Runtime keeps its memory until its process ends.

@@ -45,6 +45,11 @@ class Source:
             return True
         return (self.directory / self.place.subfolder / "model_index.json").is_file()
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether it was found by a name on the Hub, there or in its cache."""
+        return self.directory != Path(self.name).expanduser()
+
     def __str__(self) -> str:
         """Return what Optimum is given."""
         return self.name if self.directory is None else str(self.directory)

@@ -277,6 +277,17 @@ CHECK_OF_REPOSITORY_NAME = PrivateName(
     "the Hub.",
 )
 
+# --- Typer ----------------------------------------------------------------------------------------
+
+COMPLETION_SCRIPTS = PrivateName(
+    "typer",
+    "typer._completion_shared",
+    "_completion_scripts",
+    "What `--install-completion` writes, by shell. That of zsh only registers itself where zsh "
+    "runs it for the first time, so that the first Tab of a shell offers nothing: one line is "
+    "changed.",
+)
+
 ALL = [name for name in tuple(globals().values()) if isinstance(name, PrivateName)]
 """Every one, for the test."""
 

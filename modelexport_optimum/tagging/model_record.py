@@ -35,10 +35,10 @@ RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    """Return the versions of the packages that are recorded, of those that are installed."""
+def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of packages, of those that are installed."""
     found = {}
-    for package in RECORDED_PACKAGES:
+    for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
@@ -118,7 +118,8 @@ def record_edits(
     recorded = source or old.get(SOURCE)
     if recorded:
         new[SOURCE] = recorded
-    new |= {PREFIX + package: version for package, version in _versions().items()}
+    versions = installed_versions(RECORDED_PACKAGES)
+    new |= {PREFIX + package: version for package, version in versions.items()}
     if new == old:
         return []
     removed = [
