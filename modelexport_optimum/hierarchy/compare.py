@@ -145,6 +145,7 @@ def _compare_sample(
         drawn = leave_out_drawn(matched, graph, run, recorded)
         own = _own_differences(matched, recorded, ours, graph, run, feeds)
         rows = [_row(entry, recorded, ours, own, label) for entry in matched]
+        run.close()  # before the deployed file is loaded
         deployed = deployed_outputs(
             pair.file.path, graph, recorded, ours, feeds, provider, label, session
         )
@@ -210,7 +211,13 @@ def _own_differences(
             value = in_shape(recorded.values.get(stands_for[name]), ours.values.shape(name))
             return value.astype(ours.values.dtype(name), copy=False)
 
-        for name, value in run.replaced(set(names), feeds, is_replaced, replacement):
+        # The root reads what the graph is given: its run is that of the whole graph.
+        found = (
+            run.replaced(set(names), feeds, is_replaced, replacement)
+            if depth
+            else ((name, ours.values.get(name)) for name in names)
+        )
+        for name, value in found:
             call, other = names[name]
             theirs = in_shape(recorded.values.get(other), value.shape)
             own[call, name] = difference(theirs, value).relative

@@ -210,20 +210,28 @@ def difference(reference: np.ndarray, other: np.ndarray) -> Difference:
     """
     one = reference.astype(np.float64, copy=False).ravel()
     two = other.astype(np.float64, copy=False).ravel()
-    equal = (one == two) | (np.isnan(one) & np.isnan(two))
     with np.errstate(invalid="ignore", over="ignore"):
-        gap = np.where(equal, 0.0, one - two)
+        gap = one - two
     if not np.isfinite(gap).all():
-        return Difference(math.inf, math.inf, -math.inf, 0.0)
-    finite = np.isfinite(one) & np.isfinite(two)
-    norm = float(np.linalg.norm(one[finite]))
-    distance = float(np.linalg.norm(gap))
+        equal = (one == two) | (np.isnan(one) & np.isnan(two))
+        gap = np.where(equal, 0.0, gap)
+        if not np.isfinite(gap).all():
+            return Difference(math.inf, math.inf, -math.inf, 0.0)
+        finite = np.isfinite(one) & np.isfinite(two)
+        one, two = one[finite], two[finite]
+    norm = math.sqrt(_product(one, one))
+    distance = math.sqrt(_product(gap, gap))
     relative = distance / norm if norm else (math.inf if distance else 0.0)
-    other_norm = float(np.linalg.norm(two[finite]))
+    other_norm = math.sqrt(_product(two, two))
     both = norm * other_norm
-    cosine = float(one[finite] @ two[finite]) / both if both else float(norm == other_norm)
+    cosine = _product(one, two) / both if both else float(norm == other_norm)
     decibels = -20 * math.log10(relative) if relative else math.inf
     return Difference(float(np.abs(gap).max(initial=0.0)), relative, decibels, cosine)
+
+
+def _product(one: np.ndarray, two: np.ndarray) -> float:
+    """The scalar product, in one thread: `@` wakes all for each tensor, which takes longer."""
+    return float(np.einsum("i,i->", one, two))
 
 
 def worst(found: Sequence[Difference]) -> Difference:

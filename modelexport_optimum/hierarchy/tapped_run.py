@@ -89,6 +89,7 @@ class TappedRun:
         self._graph = graph
         self._provider = provider or Provider(CPU)
         self._base = _model_without_graph(graph)
+        self._arrays: Arrays = {}
         self.chosen: Arrays = {}
         """Values by name that stand for what the graph makes, wherever a node reads them."""
 
@@ -252,10 +253,20 @@ class TappedRun:
         weights = {tensor.name: self._array(tensor) for tensor in external}
         return Part(model.SerializeToString(), weights, feeds)
 
+    def close(self) -> None:
+        """Let go of the weights; a further run reads them again."""
+        self._arrays.clear()
+        self._graph.weights.release()
+
     def _array(self, tensor: Tensor) -> np.ndarray:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        data = np.frombuffer(self._graph.weights.data(tensor), dtype)
-        return np.require(data, requirements=["ALIGNED"]).reshape(tensor.dims)
+        if tensor.name not in self._arrays:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            data = np.frombuffer(self._graph.weights.data(tensor), dtype)
+            aligned = np.require(data, requirements=["ALIGNED"])
+            if aligned is not data:
+                self._graph.weights.release()
+            self._arrays[tensor.name] = aligned.reshape(tensor.dims)
+        return self._arrays[tensor.name]
 
 
 def _not_computed(

@@ -72,6 +72,12 @@ class Weights:
             raise InvalidModelError(f"{path} ends before the data of {tensor.name}: copy it anew")
         return data
 
+    def release(self) -> None:
+        """Let the system take back the memory of what was read: it is read again when asked for."""
+        for mapped in self._maps.values():
+            if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                cast("mmap.mmap", mapped.obj).madvise(mmap.MADV_DONTNEED)
+
     def _initializers(self, graph: Graph) -> Iterator[tuple[int, tuple[int, int]]]:
         _, first, last = graph.enclosing[-1]
         found = (f for f in fields(self.file[first:last]) if f[0] == _GRAPH_INITIALIZER)

@@ -1,0 +1,88 @@
+"""What the benches share: the models, processes that are measured, and the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MODELS = {
+    "438 MB": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "3 GB": {"hidden_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 16},
+}
+
+
+BUILD = """
+import json, pickle, sys
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+from modelexport_optimum.tagging.module_tree import ModuleTree
+directory, options = sys.argv[1], json.loads(sys.argv[2])
+options["intermediate_size"] = 4 * options["hidden_size"]
+with torch.no_grad():
+    model = BertForSequenceClassification(BertConfig(**options))
+model.save_pretrained(directory)
+with open(directory + "/tree.pickle", "wb") as file:
+    pickle.dump(ModuleTree.from_module(model), file)
+"""
+
+
+def python(code: str, *arguments: object) -> dict[str, float]:
+    """Runs code in a process of its own and reads the figures that it prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1]) if output else {}
+
+
+def whole(command: Sequence[object]) -> dict[str, float]:
+    """Seconds and peak memory in bytes of a command as a whole process."""
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            log.seek(0)
+            raise SystemExit(f"{command} failed:\n{log.read().decode()[-2000:]}")
+    return {"seconds": seconds, "memory": usage.ru_maxrss * 1024}
+
+
+def median(runs: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    found = [measure() for _ in range(runs)]
+    return {key: statistics.median(figures[key] for figures in found) for key in found[0]}
+
+
+class Report:
+    """The table."""
+
+    def __init__(self) -> None:
+        self.table = Table("what", "model", "measured", "against", "ratio", "at most", "")
+        self.failed = False
+
+    def add(self, what: str, model: str, ours: str, theirs: str, ratio: float, most: float) -> None:
+        """Adds a row; a ratio above its bound fails the bench."""
+        good = ratio <= most
+        self.failed |= not good
+        mark = "[green]ok" if good else "[red]above"
+        self.table.add_row(what, model, ours, theirs, f"{ratio:.2f}", f"{most:.2f}", mark)
+
+
+def seconds(value: float) -> str:
+    """For the table."""
+    return f"{value:.2f} s"
+
+
+def megabytes(value: float) -> str:
+    """For the table."""
+    return f"{value / 2**20:.0f} MB"
