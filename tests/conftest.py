@@ -36,6 +36,7 @@ SLOW = {
     "test_other_providers.py": "every provider runs in processes of its own",
     "test_other_sources.py": "models are exported by other exporters",
     "test_own_code.py": "models with code of their own are exported, in processes of their own",
+    "test_pages.py": "the pages of docs/ export, convert and run the real model",
     "test_properties.py": "hundreds of random modules are exported",
     "test_providers.py": "every provider runs in processes of its own",
     "test_scripts.py": "each script runs a batch",
