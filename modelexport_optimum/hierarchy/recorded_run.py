@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelexport_optimum.hierarchy.draws import drawn_values
+from modelexport_optimum.hierarchy.drawn_values import drawn_values
 from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
