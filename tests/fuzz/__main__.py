@@ -19,6 +19,9 @@ import zoo  # noqa: E402 (of the tests)
 
 from fuzz import corpus, edits, whole_files  # noqa: E402
 
+INPUTS_PER_CASE = 40
+"""Of atheris, where the number of cases is limited: its files are small, and are not run."""
+
 # One that reads text, one whose graph holds others, one that sees: their exports take seconds.
 ARCHITECTURES = ("bert", "t5", "resnet")
 
@@ -39,17 +42,21 @@ def exported(directory: Path) -> list[Path]:
     return made
 
 
-def coverage_guided(models: list[Path], seconds: float, seed: int, keep: Path | None) -> str:
+def coverage_guided(
+    models: list[Path], seconds: float, seed: int, cases: int, keep: Path | None
+) -> str:
     """Runs atheris in a process of its own; returns what came out, with the findings."""
     with tempfile.TemporaryDirectory(prefix="fuzz-atheris-") as directory:
-        inputs = Path(directory)
+        folder = Path(directory)
         for number, model in enumerate(sorted(f for m in models for f in m.rglob("*.onnx"))):
             if model.stat().st_size < 100_000:
-                shutil.copyfile(model, inputs / f"file-{number}")
+                shutil.copyfile(model, folder / f"file-{number}")
         for number, text in enumerate(edits.TEXTS):
-            (inputs / f"text-{number}").write_bytes(edits.TEXT_INPUT + text)
+            (folder / f"text-{number}").write_bytes(edits.TEXT_INPUT + text)
+        inputs = INPUTS_PER_CASE * cases or -1
+        limits = [str(int(seconds)), str(seed), str(inputs)]
         done = subprocess.run(
-            [sys.executable, "-m", "fuzz.coverage", directory, str(int(seconds)), str(seed)],
+            [sys.executable, "-m", "fuzz.coverage", directory, *limits],
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -57,12 +64,12 @@ def coverage_guided(models: list[Path], seconds: float, seed: int, keep: Path | 
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
-        found = [path.read_text() for path in sorted(inputs.glob("found-*.txt"))]
-        for path in inputs.glob("found-*"):
+        found = [path.read_text() for path in sorted(folder.glob("found-*.txt"))]
+        for path in folder.glob("found-*"):
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, keep / path.name)
-        others = [path.name for path in inputs.glob("found-*") if "." not in path.name]
+        others = [path.name for path in folder.glob("found-*") if "." not in path.name]
         if not runs or (others and not found):
             found.append(f"atheris ended with {done.returncode}: {done.stderr[-3000:]}")
         count = int(runs[1]) if runs else 0
@@ -74,6 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="of both fuzzers together")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--cases", type=int, default=0, help="end after this many damaged files")
     parser.add_argument("--case", help="run this one case again: SEED:NUMBER")
     parser.add_argument("--without", nargs="*", default=[], choices=[*whole_files.VERBS])
     parser.add_argument("--corpus", type=Path, help="keep the corpus here, and take it from here")
@@ -101,12 +109,13 @@ def main() -> int:
             print("atheris is not installed (the extra fuzz): random edits alone")
         else:
             part /= 2
-            guided = coverage_guided(models, part, given.seed, given.found)
+            guided = coverage_guided(models, part, given.seed, given.cases, given.found)
             print(guided, flush=True)
         result = whole_files.run(
             models,
             given.seed,
             part,
+            cases=given.cases,
             without=given.without,
             log=lambda text: print(text, flush=True),
         )

@@ -1,9 +1,10 @@
 """Coverage-guided: atheris on the reader, the carriers and the rewriter.
 
 It keeps the inputs that reach new branches of these modules, and edits them further, with its own
-edits of bytes and ours of fields. Run as `python -m fuzz.coverage DIRECTORY SECONDS SEED`, where
-the directory has the files to begin with; a finding is a file `found-*` written there. libFuzzer
-ends the process when the time is over, and says how many inputs it ran.
+edits of bytes and ours of fields. Run as `python -m fuzz.coverage DIRECTORY SECONDS SEED
+INPUTS`, where the directory has the files to begin with; a finding is a file `found-*` written
+there. libFuzzer ends the process when the time is over or this many inputs were run (-1 for no
+limit), and says how many it ran.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def check_file(data: bytes, path: Path) -> None:
 
 
 def main() -> None:
-    """Run until the time is over."""
-    directory, seconds, seed = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    """Run until the time is over, or the inputs are used up."""
+    directory, seconds, seed, inputs = Path(sys.argv[1]), *sys.argv[2:5]
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir=scratch_directory()))
     path = scratch / "model.onnx"
     seen: set[str] = set()
@@ -113,7 +114,8 @@ def main() -> None:
         return edits.edit_model(data, chance.choice(donors), chance)[:limit]
 
     options = [
-        f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=120", "-rss_limit_mb=3000",
+        f"-max_total_time={seconds}", f"-runs={inputs}", f"-seed={seed}", "-timeout=120",
+        "-rss_limit_mb=3000",
         "-max_len=40000", f"-artifact_prefix={directory}/found-", "-print_final_stats=1",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(directory)], one_input, custom_mutator=edited)

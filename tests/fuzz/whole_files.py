@@ -486,21 +486,32 @@ def run(
     seed: int,
     seconds: float,
     *,
+    cases: int = 0,
     without: Sequence[str] = (),
     log: Callable[[str], None] = lambda text: None,
 ) -> Result:
-    """Runs cases in a process that is replaced when a case ends it."""
+    """Runs cases in a process that is replaced when a case ends it.
+
+    Args:
+        corpus: As `Case` takes it.
+        seed: As `Case` takes it.
+        seconds: How long it may take.
+        cases: How many cases there are at most; 0 for no limit.
+        without: Verbs to leave out.
+        log: Called with what came out so far.
+    """
     total = Result()
     import_all()
     end = time.monotonic() + seconds
     first = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and (not cases or first < cases):
         with tempfile.TemporaryDirectory(prefix="fuzz-run-") as directory:
             done = Path(directory)
             child = os.fork()
             if not child:
                 try:
-                    _work(corpus, seed, first, end, done, without)
+                    stop = min(first + 500, cases or sys.maxsize)
+                    _work(corpus, seed, range(first, stop), end, done, without)
                 except BaseException:
                     traceback.print_exc()
                     os._exit(70)
@@ -520,19 +531,24 @@ def run(
 
 
 def _work(
-    corpus: Sequence[Path], seed: int, first: int, end: float, done: Path, without: Sequence[str]
+    corpus: Sequence[Path],
+    seed: int,
+    numbers: range,
+    end: float,
+    done: Path,
+    without: Sequence[str],
 ) -> None:
     """Runs cases, and keeps what came out where the parent finds it."""
     import pickle
 
     total = Result()
     verbs = chosen_verbs(without)
-    number = first
     saved = time.monotonic()
-    while time.monotonic() < end and number < first + 500:
+    for number in numbers:
+        if time.monotonic() > end:
+            break
         (done / "number").write_text(str(number))
         total.add(run_case(corpus, seed, number, verbs))
-        number += 1
         if time.monotonic() - saved > 1:
             _save(pickle.dumps(total), done / "result")
             saved = time.monotonic()
