@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo zoo-levels compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -71,6 +71,9 @@ test-wheel: ## install the wheel into a fresh environment, without extras, and e
 
 zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes were placed
 	@$(BIN)/python scripts/zoo.py $(ARGS)
+
+zoo-levels: $(STAMP) ## run every architecture at every optimization level of ONNX Runtime, with tags and without
+	@EVERY_LEVEL=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/test_zoo.py -k onnx_runtime $(ARGS)
 
 compare-zoo: $(STAMP) ## compare PyTorch with the export of every architecture of the tests: none may differ
 	@$(BIN)/python scripts/compare_zoo.py $(ARGS)
