@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import gc
 import importlib.util
 import os
+import pickle
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import zoo
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
     from witness import Witness
 
+    MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
 # PyTorch's threads, here and in the processes of the tests: models of some kilobytes are not worth
 # a second one, and on a machine that is busy each operator waits for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,13 +30,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SLOW = {
     "test_batch.py": "each test runs a batch, in processes that import PyTorch",
     "test_batch_ray.py": "a Ray cluster is started, and each of its workers imports PyTorch",
+    "test_compare.py": "models run in PyTorch and in ONNX Runtime, each module's output kept",
     "test_compare_docs.py": "the real model is exported, converted and quantized",
     "test_compare_precisions.py": "the real model is exported and converted",
     "test_concurrency.py": "exports run at once, in processes that import PyTorch",
     "test_docs.py": "the demo exports the real model",
+    "test_execution_providers.py": "models are verified, profiled and compared on providers",
     "test_export.py": "runs are killed, in processes that import PyTorch",
     "test_faults.py": "every system call fails in turn",
-    "test_fuzz.py": "half a minute of random files",
+    "test_files.py": "models are exported, and loaded by those who use them",
+    "test_fuzz.py": "random files, in processes of their own",
     "test_lean_imports.py": "a process imports PyTorch and exports a pipeline",
     "test_other_providers.py": "every provider runs in processes of its own",
     "test_other_sources.py": "models are exported by other exporters",
@@ -43,6 +51,9 @@ SLOW = {
     "test_upload.py": "models are exported and uploaded by a program that imports PyTorch",
     "test_used.py": "models are exported, loaded and run by other libraries",
     "test_verify.py": "models are loaded and run on each provider",
+    "test_views_isolated.py": "each module of a model runs alone",
+    "test_views_report.py": "pages are opened in a browser",
+    "test_views_view.py": "viewers are started, and opened in a browser",
     "test_wrong_input.py": "each error is told by a program that imports PyTorch",
     "test_zoo.py": "every architecture is exported",
 }
@@ -73,41 +84,80 @@ def spared() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Give sessions of ONNX Runtime one thread, unless a test asks for more.
+
+    By default a session has a thread for each core, which spins while it waits for work: on models
+    of some kilobytes that took a fifth of the CPU time of `verify` and `compare`.
+    """
+    import onnxruntime
+
+    create = onnxruntime.InferenceSession.__init__
+
+    def initialize(
+        session: onnxruntime.InferenceSession,
+        path_or_bytes: Any,
+        sess_options: onnxruntime.SessionOptions | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        options = sess_options or onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.intra_op_num_threads or 1
+        create(session, path_or_bytes, options, *args, **kwargs)
+
+    onnxruntime.InferenceSession.__init__ = initialize
+
+
 @pytest.fixture(scope="session")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a directory in the first process that asks for it; those of pytest-xdist share it."""
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        root = root.parent  # each worker has its own directory in that of the session
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path = root / "made-once" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = path.with_name(f"{path.name}.done")
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # of one that failed
+                make(path)
+                done.touch()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def model_directory(made_once: MadeOnce) -> Callable[[str], Path]:
     """The directory of a model of the zoo, by its name. Not to be written to."""
     rows = {row.name: row for row in zoo.ARCHITECTURES}
-    built: dict[str, Path] = {}
-
-    def directory(name: str) -> Path:
-        if name not in built:
-            path = tmp_path_factory.mktemp("models") / name
-            zoo.build(rows[name], path)
-            built[name] = path
-        return built[name]
-
-    return directory
+    return lambda name: made_once(f"models/{name}", lambda path: zoo.build(rows[name], path))
 
 
 @pytest.fixture(scope="session")
 def witnessed(
-    model_directory: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    model_directory: Callable[[str], Path], made_once: MadeOnce
 ) -> Callable[[str], Witness]:
     """Optimum's export of a model of the zoo, by its name, and what PyTorch's hooks saw of it."""
     rows = {row.name: row for row in zoo.ARCHITECTURES}
-    made: dict[str, Witness] = {}
 
+    @functools.cache
     def export(name: str) -> Witness:
-        if name not in made:
+        def make(path: Path) -> None:
             from witness import record_export
 
             source = model_directory(name)
-            output = tmp_path_factory.mktemp("exports") / name
             options = rows[name].arguments(source)
-            made[name] = record_export(
-                source, output, rows[name].task, do_validation=False, **options
+            seen = record_export(
+                source, path / name, rows[name].task, do_validation=False, **options
             )
-        return made[name]
+            (path / "witness").write_bytes(pickle.dumps(seen))
+
+        return pickle.loads((made_once(f"exports/{name}", make) / "witness").read_bytes())
 
     return export
 
@@ -119,36 +169,42 @@ def exported(witnessed: Callable[[str], Witness]) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def tagged(
-    exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def tagged(exported: Callable[[str], Path], made_once: MadeOnce) -> Callable[[str], Path]:
     """A tagged export of a model of the zoo, by its name. Not to be written to."""
     from modelexport_optimum.tagging import htp
 
-    made: dict[str, Path] = {}
-
     def directory(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("tagged") / name
-            shutil.copytree(exported(name), made[name])
-            htp.tag(made[name])
-        return made[name]
+        def make(path: Path) -> None:
+            shutil.copytree(exported(name), path)
+            htp.tag(path)
+
+        return made_once(f"tagged/{name}", make)
 
     return directory
 
 
 @pytest.fixture(scope="session")
-def minilm(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tagged export of the real all-MiniLM-L6-v2. Not to be written to."""
+def minilm_untagged(sample: Path, made_once: MadeOnce) -> Path:
+    """What Optimum exports of the real all-MiniLM-L6-v2. Not to be written to."""
     from optimum.exporters.onnx import main_export
 
+    options = {"task": "feature-extraction", "library_name": "transformers"}
+    return made_once(
+        "minilm/untagged/all-MiniLM-L6-v2-onnx",
+        lambda path: main_export(str(sample), path, do_validation=False, **options),
+    )
+
+
+@pytest.fixture(scope="session")
+def minilm(sample: Path, minilm_untagged: Path, made_once: MadeOnce) -> Path:
+    """A tagged export of the real all-MiniLM-L6-v2. Not to be written to."""
     from modelexport_optimum import tag
 
-    output = tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2-onnx"
-    options = {"task": "feature-extraction", "library_name": "transformers"}
-    main_export(str(sample), output, do_validation=False, **options)
-    tag(output, source=str(sample))
-    return output
+    def make(path: Path) -> None:
+        shutil.copytree(minilm_untagged, path)
+        tag(path, source=str(sample))
+
+    return made_once("minilm/all-MiniLM-L6-v2-onnx", make)
 
 
 @pytest.fixture(scope="session")

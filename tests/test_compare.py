@@ -223,7 +223,6 @@ def test_errors(
         compare(bert, tmp_path / "damaged")
 
 
-@pytest.mark.slow
 def test_model_explorer_shows_the_node_data(tagged: Callable[[str], Path], tmp_path: Path) -> None:
     bert = tagged("bert")
     planted(bert, tmp_path / "broken", "model.onnx", "bert.embeddings.LayerNorm.bias")

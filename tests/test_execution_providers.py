@@ -167,7 +167,6 @@ def broken(tmp_path: Path) -> str:
     return f"broken={path}"
 
 
-@pytest.mark.slow
 def test_a_broken_library_is_one_line_everywhere(
     tagged: Exported, broken: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,7 +184,6 @@ def test_a_broken_library_is_one_line_everywhere(
     assert "cannot load" in row.problem
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_a_library_that_ends_its_process_does_not_end_ours(
     tagged: Exported, tmp_path: Path
