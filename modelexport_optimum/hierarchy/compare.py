@@ -181,7 +181,7 @@ def _own_differences(
     run: TappedRun,
     feeds: Arrays,
 ) -> dict[tuple[int, str], float]:
-    """What differs in each call when it is fed the reference's values.
+    """Measure what differs in each call when it is fed the reference's values.
 
     Calls of one depth do not overlap, so that one run serves all of them: each reads the
     reference's values wherever it reads what another call has made.
@@ -264,7 +264,7 @@ def _row(
 
 
 def _merged_modules(rows: Sequence[ModuleComparison]) -> ModuleComparison:
-    """One row of the rows of all samples: the worst figures, and the mean of one."""
+    """Return one row for the rows of all samples: the worst figures, and the mean of one."""
     figures = [row for row in rows if row.relative is not None]
     if len(figures) < len(rows):
         return next(row for row in rows if row.relative is None)
@@ -296,7 +296,7 @@ def _merged_outputs(rows: Sequence[OutputComparison]) -> OutputComparison:
 
 
 def _culprits(rows: Sequence[ModuleComparison], tolerance: float) -> dict[str, float]:
-    """The deepest modules whose own difference is larger than the tolerance."""
+    """Return the deepest modules whose own difference is larger than the tolerance."""
     own: dict[str, float] = {}
     for row in rows:
         if row.own_relative is not None and not row.own_relative <= tolerance:

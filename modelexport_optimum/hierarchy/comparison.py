@@ -230,7 +230,7 @@ def difference(reference: np.ndarray, other: np.ndarray) -> Difference:
 
 
 def _product(one: np.ndarray, two: np.ndarray) -> float:
-    """The scalar product, in one thread: `@` wakes all for each tensor, which takes longer."""
+    """Return the scalar product, in one thread: `@` wakes all of them for each tensor."""
     return float(np.einsum("i,i->", one, two))
 
 

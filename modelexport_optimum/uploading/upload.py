@@ -164,7 +164,7 @@ def _has_card_of_others(api: HfApi, repository: str) -> bool:
 
 
 def _explained(error: BaseException, repository: str) -> str | None:
-    """One line for what the Hub answered, if that is what went wrong."""
+    """Tell in one line what the Hub answered, if that is what went wrong."""
     from huggingface_hub import constants, errors
     from requests.exceptions import RequestException
 
