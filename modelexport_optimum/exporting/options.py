@@ -157,7 +157,7 @@ def instance_of(declaring: type[_Declaring], values: Mapping[str, Any]) -> _Decl
 
 
 def normalized(name: str) -> str:
-    """A name with `_` for `-`: Optimum spells some options one way and others the other way."""
+    """Spell a name with `_` for `-`: Optimum spells some options one way, others the other."""
     return name.replace("-", "_")
 
 
@@ -355,7 +355,7 @@ class ExportOptions:
     )
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `export()`, which names three otherwise.
+        """Return the keyword arguments of `export()`, which names three otherwise.
 
         Two as Optimum's `main_export` does, and `private` as huggingface_hub does.
         """
