@@ -21,7 +21,8 @@ from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.hierarchy.node_placement import Places
-from modelexport_optimum.hierarchy.profile import WARM_UP, FileProfile, profile
+from modelexport_optimum.hierarchy.profile import profile
+from modelexport_optimum.hierarchy.profile_result import WARM_UP, FileProfile
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.tagging import htp

@@ -71,6 +71,13 @@ def _read_size(text: str) -> tuple[str, int]:
     return name, int(size)
 
 
+def _read_numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ValueError(f"{text} is not a number from 1 on, nor several with commas between them")
+    return tuple(int(part) for part in parts)
+
+
 _OPTIONS = options_of(ExportOptions)
 
 Trust = Annotated[bool, typer_option(_OPTIONS["trust_remote_code"])]
@@ -119,8 +126,28 @@ SequenceLength = Annotated[
     option(
         "--sequence-length",
         "Number of tokens of the generated inputs. By default as many as the model takes, up to "
-        "128 (compare: 16).",
+        "16.",
         min=1,
+    ),
+]
+BatchSizes = Annotated[
+    Any,
+    option(
+        "--batch-size",
+        "Batch size of the generated inputs, by default 1; several, as 1,8,32, are set side by "
+        "side.",
+        metavar="N[,N...]",
+        parser=_parser(_read_numbers),
+    ),
+]
+SequenceLengths = Annotated[
+    Any,
+    option(
+        "--sequence-length",
+        "Number of tokens of the generated inputs, by default as many as the model takes, up to "
+        "128; several, as 128,512, are set side by side.",
+        metavar="N[,N...]",
+        parser=_parser(_read_numbers),
     ),
 ]
 Sizes = Annotated[

@@ -286,3 +286,8 @@ def _print(console: Console, line: Text) -> None:
         console.print(line, soft_wrap=True)
     else:  # rich takes seconds for thousands of lines
         sys.stdout.write(f"{line.plain}\n")
+
+
+def share_cell(share: float) -> Cell:
+    """Return a part of a whole, the large ones set off."""
+    return Cell(f"{share:.1%}", "green" if share >= 0.1 else DIM)

@@ -18,7 +18,7 @@ from modelexport_optimum.cli.completion import (
     complete_viewer,
 )
 from modelexport_optimum.cli.options import (
-    BatchSize,
+    BatchSizes,
     Csv,
     Depth,
     Inputs,
@@ -30,7 +30,7 @@ from modelexport_optimum.cli.options import (
     Provider,
     ProviderLibraries,
     ProviderOptions,
-    SequenceLength,
+    SequenceLengths,
     Sizes,
     TaggedExport,
 )
@@ -157,8 +157,8 @@ def profile(
     iterations: Annotated[
         int, typer.Option("--iterations", min=1, help="Runs to measure, after three to warm up.")
     ] = 20,
-    batch_size: BatchSize = 1,
-    sequence_length: SequenceLength = None,
+    batch_size: BatchSizes = None,
+    sequence_length: SequenceLengths = None,
     sizes: Sizes = None,
     inputs: Inputs = None,
     isolated: Annotated[
@@ -171,11 +171,15 @@ def profile(
     ] = False,
     depth: Depth = None,
     as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    legend: Legend = False,
 ) -> None:
-    """Show where the time of a run goes, by module, with ONNX Runtime's profiler."""
-    from modelexport_optimum.cli import view_tables
+    """Show where the time and the memory of a run go, by module, with ONNX Runtime's profiler."""
+    from modelexport_optimum.cli import profile_tables
 
     with printing.exit_on_error(as_json=as_json):
+        style = printing.chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
         from modelexport_optimum.hierarchy.profile import profile as run
 
         with printing.quiet():
@@ -192,11 +196,13 @@ def profile(
                 isolated=isolated,
                 depth=depth,
             )
-    if as_json:
+    if style == "json":
         printing.print_json({"ok": True, **found.to_dict()})
+    elif style == "tree":
+        profile_tables.print_profiles(found, depth=depth, legend=legend)
     else:
-        for file in found.files:
-            view_tables.print_profile(file, depth=depth)
+        rows = profile_tables.profile_rows(found)
+        printing.print_rows(rows, profile_tables.PROFILE_FIELDS, style)
     printing.finish()
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from modelexport_optimum.cli.provider_tables import print_isolated, print_placement
 from modelexport_optimum.cli.tables import (
     DIM,
     EVIDENCE_LEGEND,
@@ -20,17 +18,17 @@ from modelexport_optimum.cli.tables import (
     print_legend,
     print_line,
     print_table,
+    share_cell,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from modelexport_optimum.cli.tables import Row
     from modelexport_optimum.hierarchy.diff import Change, Diff, FileDiff, ModuleChange
     from modelexport_optimum.hierarchy.extract import Extracted
     from modelexport_optimum.hierarchy.inspect import FileView
-    from modelexport_optimum.hierarchy.profile import FileProfile
 
 MODULE_FIELDS = (
     "file", "module", "class", "depth", "node_count", "own_node_count",
@@ -43,9 +41,6 @@ NODE_FIELDS = ("file", "name", "op_type", "module", "class", "evidence", "graph"
 
 _MOST_CHANGES = 8
 """Changes of one module that are printed."""
-
-_SLOWEST = 10
-"""Rows of the list of what is slowest."""
 
 _MODULES = (
     Column("module", shrinks="path"),
@@ -82,22 +77,6 @@ _MODULE_LEGEND = {
 _NODE_LEGEND = {"placed by": "the evidence for the node's module:", **EVIDENCE_LEGEND}
 
 _TENSORS = (Column(""), Column("tensor", shrinks="path"), Column("type", shrinks="text"))
-
-_TIMES = (
-    Column("module", shrinks="path"),
-    Column("class", shrinks="name", drop=1),
-    Column("ms", right=True),
-    Column("own", right=True, drop=0),
-    Column("share", right=True),
-)
-
-_SLOWEST_MODULES = (
-    Column("modules", shrinks="path"),
-    Column("class", shrinks="name", drop=0),
-    Column("", right=True),
-    Column("ms", right=True),
-    Column("share", right=True),
-)
 
 
 # --- inspect --------------------------------------------------------------------------------------
@@ -153,7 +132,7 @@ def _print_tree(view: FileView, narrowed: bool) -> None:
             Cell(f"{module.own.node_count:,}", DIM),
             f"{module.total.parameters:,}",
             decimal(module.total.bytes),
-            _share(module.share),
+            share_cell(module.share),
         )
         for line, module in zip(lines, view.modules, strict=True)
     ]
@@ -287,83 +266,3 @@ def print_extracted(found: Extracted) -> None:
 def print_written(path: Path, size: int) -> None:
     """Print which file was written."""
     print_line("wrote ", (str(path), "bold"), f" ({decimal(size)})")
-
-
-# --- profile --------------------------------------------------------------------------------------
-
-
-def print_profile(profile: FileProfile, *, depth: int | None) -> None:
-    """Print where the time of a file goes: the tree, and what is slowest in it.
-
-    Args:
-        profile: What `profile` found in the file.
-        depth: Levels of modules to show; by default all.
-    """
-    if profile.placement is not None:
-        print_placement(profile.placement, depth=depth)
-        print_blank()
-    print_line(
-        (profile.name, "bold"),
-        f"  {profile.milliseconds(profile.runs):,.3f} ms a run, "
-        f"{profile.milliseconds(profile.kernels):,.3f} ms of it in kernels",
-    )
-    on = ", ".join(f"{name} {profile.share(time):.0%}" for name, time in profile.providers.items())
-    print_line(f"{on}; mean of {counted(profile.iterations, 'run')}", style=DIM)
-    inputs = _without_repeats(profile.inputs)
-    sizes = ", ".join(f"{n} {s.size} ({s.source})" for n, s in profile.sizes.items())
-    print_line(f"inputs: {inputs}" + (f"; {sizes}" if sizes else ""), style=DIM)
-    print_blank()
-    shown = [module for module in profile.modules if depth is None or module.depth <= depth]
-    lines = guides([module.depth for module in shown])
-    rows: list[Row] = [
-        (
-            Cell(module.name, "bold", line),
-            Cell(module.module_class, "cyan"),
-            *_times(profile, module.total, module.own),
-        )
-        for line, module in zip(lines, shown, strict=True)
-    ]
-    for op_type, (time, kernels) in profile.unplaced.items():
-        label = Cell(f"(not placed) {op_type}, {counted(kernels, 'kernel')}", "yellow")
-        rows.append((label, "", *_times(profile, time, time)))
-    print_table(_TIMES, rows, elsewhere="--json has all")
-    print_blank()
-    print_line("slowest by their own kernels, repeated modules together", style=DIM)
-    print_blank()
-    slowest: list[Row] = [
-        (
-            Cell(path or "(root)", "bold"),
-            Cell(module_class, "cyan"),
-            f"{count:,} x" if count > 1 else "",
-            f"{profile.milliseconds(time):,.3f}",
-            _share(profile.share(time)),
-        )
-        for path, module_class, count, time in profile.repeated()[:_SLOWEST]
-    ]
-    print_table(_SLOWEST_MODULES, slowest, elsewhere="--json has all")
-    print_blank()
-    if profile.isolated is not None:
-        print_isolated(profile.isolated)
-
-
-def _without_repeats(inputs: Mapping[str, str]) -> str:
-    """The inputs' shapes, what is cached of each layer told once."""
-    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, shape in inputs.items():
-        kinds[re.sub(r"\.\d+\.", ".*.", name), shape].append(name)
-    return ", ".join(
-        f"{names[0] if len(names) == 1 else f'{len(names)} x {kind}'} {shape}"
-        for (kind, shape), names in kinds.items()
-    )
-
-
-def _times(profile: FileProfile, total: int, own: int) -> tuple[str | Cell, ...]:
-    return (
-        f"{profile.milliseconds(total):,.3f}",
-        Cell(f"{profile.milliseconds(own):,.3f}", DIM),
-        _share(profile.share(total)),
-    )
-
-
-def _share(share: float) -> Cell:
-    return Cell(f"{share:.1%}", "green" if share >= 0.1 else DIM)

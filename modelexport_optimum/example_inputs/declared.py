@@ -41,14 +41,19 @@ _OTHER_LIMIT = re.compile(r"source|relative|rel_|2d|image|frame|vision|audio")
 class Declared:
     """The settings of the export that a graph belongs to."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, export: Path | None = None) -> None:
         """Read the files that are there.
 
         A damaged one declares nothing: `verify` says that it is damaged.
 
         Args:
             directory: Where the `.onnx` file is.
+            export: The directory of the export: where the file's own has no config.json, those
+                above it are looked in, up to this one.
         """
+        above = [one for one in directory.parents if export in (one, *one.parents)]
+        described = (one for one in (directory, *above) if (one / _FILES[0]).is_file())
+        directory = next(described, directory)
         self._documents: dict[str, dict[str, Any]] = {}
         for name in _FILES:
             path = directory / name

@@ -40,6 +40,8 @@ _COUNT = 2
 _MAX_ELEMENTS = 2**28
 """More are no example: 2 GiB of numbers of 64 bits."""
 
+_POSITIONS = "the graph's positions"
+
 FLOATS = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 )
@@ -63,7 +65,7 @@ class Wishes:
     """What the user asks of the inputs.
 
     Attributes:
-        batch_size: Size of the dimensions that are a batch's.
+        batch_size: Size of the dimensions that are a batch's; None for 1.
         sequence_length: Number of tokens, cached ones and the encoder's alike; None for as many
             as the model takes, up to `default_length`.
         sizes: Sizes of dimensions by name, before everything else.
@@ -73,7 +75,7 @@ class Wishes:
             generation, or as many as it has cached.
     """
 
-    batch_size: int = 1
+    batch_size: int | None = None
     sequence_length: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     default_length: int = DEFAULT_LENGTH
@@ -117,14 +119,20 @@ class Dimensions:
         self._steps = (
             wishes.one_step and self._has_past and any("decoder" in name for name in names)
         )
-        self.sizes: dict[str, Size] = {
+        self._known: dict[str, Size] = {
             name: Size(size, f"--size {name}") for name, size in wishes.sizes.items()
         }
+        self._read: set[str] = set()
         for value in self._inputs:
             # What is cached of an encoder is as long as what it gave, which may be fixed.
             length = (value.shape or ())[1:2]
             if value.name.startswith("encoder_") and length and isinstance(length[0], int):
-                self.sizes.setdefault("encoder_sequence_length", Size(length[0], value.name))
+                self._known.setdefault("encoder_sequence_length", Size(length[0], value.name))
+
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """The sizes that were read of dimensions, by name."""
+        return {name: size for name, size in self._known.items() if name in self._read}
 
     def bind(self, value: Value, array: np.ndarray) -> bool:
         """Take the sizes of an array that is given for an input, if it fits the input."""
@@ -134,12 +142,13 @@ class Dimensions:
         pairs = list(zip(shape, array.shape, strict=True))
         found: dict[str, Size] = {}
         for dim, size in pairs:
-            known = self.sizes.get(dim) if isinstance(dim, str) else None
+            known = self._known.get(dim) if isinstance(dim, str) else None
             if (isinstance(dim, int) and dim != size) or (known and known.size != size):
                 return False
             if isinstance(dim, str) and _is_name(dim):
                 found[dim] = Size(size, f"the tensor that is given for {value.name}")
-        self.sizes = {**found, **self.sizes}
+        self._known = {**found, **self._known}
+        self._read |= found.keys()
         return True
 
     def shape(self, value: Value) -> tuple[int, ...]:
@@ -166,8 +175,9 @@ class Dimensions:
         if isinstance(dim, int):
             return dim
         if dim is not None and not _is_name(dim):
-            if dim in self.sizes:
-                return self.sizes[dim].size
+            if dim in self._known:
+                self._read.add(dim)
+                return self._known[dim].size
             # Optimum's spellings of sums and products.
             if "+" in dim:
                 return sum(self._size(value, axis, part.strip()) for part in dim.split("+"))
@@ -177,7 +187,8 @@ class Dimensions:
             if dim.strip().isdecimal():
                 return int(dim)
         name = dim or f"{value.name}.{axis}"
-        if name not in self.sizes:
+        self._read.add(name)
+        if name not in self._known:
             found = self._found(value, axis, dim or "")
             if found is None and self._wishes.default_size is not None:
                 found = Size(self._wishes.default_size, "default")
@@ -187,12 +198,13 @@ class Dimensions:
                     f"{value.name}: give --size {dim or 'NAME'}=N, or the inputs with "
                     "--inputs FILE.npz"
                 )
-            self.sizes[name] = found
-        return self.sizes[name].size
+            self._known[name] = found
+        return self._known[name].size
 
     def _found(self, value: Value, axis: int, name: str) -> Size | None:
         if "batch" in name:
-            return Size(self._wishes.batch_size, "--batch-size")
+            asked = self._wishes.batch_size
+            return Size(1, "default") if asked is None else Size(asked, "--batch-size")
         found = None
         if value.elem_type in FLOATS and "past" not in name:
             found = self._of_picture(value, axis, name) or self._of_signal(value, axis, name)
@@ -229,7 +241,8 @@ class Dimensions:
             return Size(max(1, sample[0] // shrunk), sample[1])
         picture = self._declared.picture()
         if picture is None:
-            return Size(_SIDE, "default")
+            in_graph = self._use.picture_side(value.name)
+            return Size(in_graph, _POSITIONS) if in_graph else Size(_SIDE, "default")
         # By position: Optimum names the axes of some models' pictures the other way round.
         return Size(picture[0] if axis % 2 == 0 else picture[1], picture[2])
 
@@ -279,11 +292,31 @@ class Dimensions:
 
     def _longest(self) -> Size:
         in_graph = self._use.longest()
-        limits = [Size(in_graph, "the graph's positions")] if in_graph else []
+        limits = [Size(in_graph, _POSITIONS)] if in_graph else []
         declared = self._declared.longest()
         if declared:
             limits.append(Size(*declared))
         return min(limits, key=lambda limit: limit.size, default=Size(_MAX_ELEMENTS, "default"))
+
+
+def check_wishes(path: Path, wishes: Wishes, sizes: Iterable[Mapping[str, Size]]) -> None:
+    """See that each size that the user asks for by name is one of some graph.
+
+    Args:
+        path: What the user gave, for errors.
+        wishes: What the user asks for.
+        sizes: The sizes of the inputs of each graph.
+
+    Raises:
+        UsageError: There is no such dimension.
+    """
+    names = list(dict.fromkeys(name for found in sizes for name in found))
+    for name, size in wishes.sizes.items():
+        if name not in names:
+            raise UsageError(
+                f"--size {name}={size} changes no input of {path}, whose dimensions are "
+                f"{', '.join(names) or 'all fixed'}"
+            )
 
 
 def _is_name(dim: str) -> bool:

@@ -49,6 +49,7 @@ def generate(
     *,
     given: Mapping[str, np.ndarray] | None = None,
     branch: Mapping[str, bool] | None = None,
+    export: Path | None = None,
     seed: int = 0,
 ) -> ExampleInputs:
     """Make an array for each input of a graph, the same ones every time.
@@ -63,6 +64,7 @@ def generate(
         wishes: What the user asks for.
         given: Arrays for inputs by name, as another graph gave them: those that fit are taken.
         branch: Values of the inputs that choose a branch.
+        export: The directory of the export, in which the JSON files may be above the file.
         seed: What the numbers are made from.
 
     Raises:
@@ -71,7 +73,7 @@ def generate(
     """
     inputs = wanted_inputs(graph)
     use = InputUse(graph)
-    declared = Declared(path.parent)
+    declared = Declared(path.parent, export)
     chosen = branch or {}
     dimensions = Dimensions(
         path,

@@ -16,6 +16,7 @@ import numpy as np
 from modelexport_optimum.errors import onnxruntime_errors, onnxruntime_line
 from modelexport_optimum.hierarchy.deployed_outputs import unread_inputs
 from modelexport_optimum.hierarchy.flat_graph import branch_in_words, branches, flatten
+from modelexport_optimum.hierarchy.profile_result import WARM_UP
 from modelexport_optimum.hierarchy.recorded_run import ValueStore
 from modelexport_optimum.hierarchy.tapped_run import TappedRun
 from modelexport_optimum.providers.session import (
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.tapped_run import Arrays
     from modelexport_optimum.providers.choice import Provider
 
-_WARM_UP = 3
-"""Runs before the measured ones: providers allocate memory and choose kernels in them."""
 
 _FEWEST = 4
 """The depth that is taken unless one is asked for is the first that has so many modules."""
@@ -255,7 +254,7 @@ def _milliseconds(
 ) -> float:
     """Return the mean time of a run, after some to warm up."""
     names = list(outputs)
-    for _ in range(_WARM_UP):
+    for _ in range(WARM_UP):
         session.run(names, feeds)
     started = time.perf_counter()
     for _ in range(iterations):

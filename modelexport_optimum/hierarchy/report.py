@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from modelexport_optimum.hierarchy.comparison import Comparison
-    from modelexport_optimum.hierarchy.profile import ProfileReport
+    from modelexport_optimum.hierarchy.profile_result import ProfileReport
     from modelexport_optimum.hierarchy.report_figures import Errors, Times
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
 
@@ -95,9 +95,7 @@ def page_of(
     parts = [
         _script(
             f"part-{number}-{side}",
-            file_data(
-                named[name], times.get(id(named[name])), errors.get(id(named[name])), classes
-            ),
+            file_data(named[name], times[id(named[name])], errors.get(id(named[name])), classes),
         )
         for number, name in enumerate(names)
         for side, named in enumerate(files)
@@ -135,16 +133,15 @@ def _labels(exports: Sequence[Path]) -> list[str]:
 def _times(
     profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None,
     files: Sequence[TaggedFile],
-) -> dict[int, Times]:
-    """Return the times of each file that was profiled."""
+) -> dict[int, list[Times]]:
+    """Return the times of each file, in the order of the profiles."""
+    found: dict[int, list[Times]] = {id(file): [] for file in files}
     if profile is None:
-        return {}
+        return found
     given: Iterable[Any] = profile if isinstance(profile, list | tuple) else [profile]
-    found: dict[int, Times] = {}
     for one in given:
         for file, times in zip(files, read_times(one, files), strict=True):
-            if times is not None:
-                found[id(file)] = times
+            found[id(file)] += times
     return found
 
 

@@ -12,27 +12,31 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from modelexport_optimum.hierarchy.inspect import amounts
+from modelexport_optimum.hierarchy.report_measure import measure
+from modelexport_optimum.hierarchy.report_profile import (
+    profile_facts,
+    profile_measures,
+    profile_notes,
+)
 from modelexport_optimum.hierarchy.tagged_model import elements, nbytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from modelexport_optimum.hierarchy.report_figures import Errors, Times
+    from modelexport_optimum.hierarchy.report_measure import Measure
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.onnx_file.skeleton import Tensor
 
-Measure = dict[str, Any]
-"""A measure of modules, as `_measure` makes it."""
-
 
 def file_data(
-    file: TaggedFile, time: Times | None, found: Errors | None, classes: dict[str, int]
+    file: TaggedFile, times: Sequence[Times], found: Errors | None, classes: dict[str, int]
 ) -> dict[str, Any]:
     """Return everything that the page shows of one file of one export.
 
     Args:
         file: The file.
-        time: What `profile` measured of it.
+        times: What `profile` measured of it, once for each run.
         found: What `compare` found of it.
         classes: Numbers of the class names; a class that is new gets the next one.
     """
@@ -40,8 +44,8 @@ def file_data(
     for module in modules:
         classes.setdefault(module.module_class, len(classes))
     return {
-        "facts": _facts(file, time),
-        "notes": _notes(file, time, found),
+        "facts": [*_facts(file), *profile_facts(times)],
+        "notes": [*_placed(file), *profile_notes(times), *_found(found)],
         "tolerance": found.tolerance if found is not None else None,
         "modules": {
             "path": [module.path for module in modules],
@@ -49,44 +53,8 @@ def file_data(
             "type": [classes[module.module_class] for module in modules],
             "depth": [module.depth for module in modules],
         },
-        "measures": [*_counted(file), *_measured(file, time), *_errors(file, found)],
+        "measures": [*_counted(file), *profile_measures(file, times), *_errors(file, found)],
         **_nodes(file),
-    }
-
-
-def _measure(
-    key: str,
-    label: str,
-    unit: str,
-    explained: str,
-    total: Sequence[float | None],
-    *,
-    own: Sequence[float] | None = None,
-    rest: float = 0,
-) -> Measure:
-    """Return one measure, by module in the order of the file's modules.
-
-    Args:
-        key: Its name for the page's script.
-        label: Its name for people.
-        unit: How it is written: "count", "bytes", "ms" or "relative".
-        explained: What it is, in a sentence.
-        total: Of a module with all modules inside it; None where it is not known.
-        own: Of the module alone, each thing once, so that these and `rest` add up to the
-            whole. None for a measure that does not add up.
-        rest: Of no module.
-    """
-    whole = None if own is None else sum(own) + rest
-    return {
-        "key": key,
-        "label": label,
-        "unit": unit,
-        "explained": explained,
-        "additive": own is not None,
-        "total": list(total),
-        "own": list(own or ()),
-        "rest": rest,
-        "whole": whole,
     }
 
 
@@ -104,7 +72,7 @@ def _counted(file: TaggedFile) -> list[Measure]:
     size, size_without = weights(nbytes)
     shared = "A weight that several modules read counts in each, and is drawn in the first."
     return [
-        _measure(
+        measure(
             "parameters",
             "Parameters",
             "count",
@@ -113,7 +81,7 @@ def _counted(file: TaggedFile) -> list[Measure]:
             own=parameters,
             rest=without,
         ),
-        _measure(
+        measure(
             "bytes",
             "Bytes",
             "bytes",
@@ -122,7 +90,7 @@ def _counted(file: TaggedFile) -> list[Measure]:
             own=size,
             rest=size_without,
         ),
-        _measure(
+        measure(
             "operators",
             "Operators",
             "count",
@@ -145,39 +113,20 @@ def _first_reader(file: TaggedFile) -> dict[str, list[Tensor]]:
     return first
 
 
-def _measured(file: TaggedFile, time: Times | None) -> list[Measure]:
-    """Return the kernels' time."""
-    if time is None:
-        return []
-    rows: Mapping[str, Any] = {row["module"]: row for row in time["modules"]}
-    nothing = {"ms": 0.0, "own_ms": 0.0}
-    return [
-        _measure(
-            "time",
-            "Time",
-            "ms",
-            "Milliseconds of a run in a module's kernels, as ONNX Runtime's profiler saw them.",
-            [rows.get(path, nothing)["ms"] for path in file.modules],
-            own=[rows.get(path, nothing)["own_ms"] for path in file.modules],
-            rest=sum(row["ms"] for row in time["unplaced"]),
-        )
-    ]
-
-
 def _errors(file: TaggedFile, found: Errors | None) -> list[Measure]:
     """Return the differences from a reference, which do not add up."""
     if found is None:
         return []
     drawn = "Boxes are as high as operators are many; the stronger the colour, the larger it is."
     return [
-        _measure(
+        measure(
             "error",
             "Error",
             "relative",
             f"Relative difference of what leaves a module from the reference. {drawn}",
             [found.error.get(path) for path in file.modules],
         ),
-        _measure(
+        measure(
             "own",
             "Own error",
             "relative",
@@ -187,39 +136,29 @@ def _errors(file: TaggedFile, found: Errors | None) -> list[Measure]:
     ]
 
 
-def _facts(file: TaggedFile, time: Times | None) -> list[tuple[str, str]]:
-    facts = [
+def _facts(file: TaggedFile) -> list[tuple[str, str]]:
+    return [
         ("nodes", f"{len(file.nodes):,}"),
         ("modules", f"{len(file.modules):,}"),
         ("parameters", f"{sum(map(elements, file.initializers)):,}"),
         ("weights", decimal(sum(map(nbytes, file.initializers)))),
         ("opset", str(file.model.opsets.get("", 0))),
     ]
-    if time is not None:
-        facts.append(("a run", f"{time['run_ms']:.3f} ms"))
-    return facts
 
 
-def _notes(file: TaggedFile, time: Times | None, found: Errors | None) -> list[str]:
+def _placed(file: TaggedFile) -> list[str]:
     placed = Counter(node.evidence or "not placed" for node in file.nodes)
-    notes = ["Nodes placed by " + ", ".join(f"{name} {n:,}" for name, n in placed.most_common())]
-    if time is not None:
-        inputs = ", ".join(f"{value['name']} {value['type']}" for value in time["inputs"])
-        runs = f"{time['iterations']} run{'s' * (time['iterations'] > 1)}"
-        notes.append(
-            f"{time['kernels_ms']:.3f} ms of a run in kernels on "
-            f"{', '.join(row['provider'] for row in time['providers'])}; mean of {runs} of {inputs}"
-        )
-        added = ", ".join(f"{row['op_type']} {row['ms']:.3f} ms" for row in time["unplaced"])
-        if added:
-            notes.append(f"Kernels of no module, which ONNX Runtime has added: {added}")
-    if found is not None:
-        accused = ", ".join(path or "(root)" for path in found.culprits) or "none"
-        notes.append(
-            f"{found.other} against {found.reference}: differ by themselves, by more than "
-            f"{found.tolerance:g}: {accused}"
-        )
-    return notes
+    return ["Nodes placed by " + ", ".join(f"{name} {n:,}" for name, n in placed.most_common())]
+
+
+def _found(found: Errors | None) -> list[str]:
+    if found is None:
+        return []
+    accused = ", ".join(path or "(root)" for path in found.culprits) or "none"
+    return [
+        f"{found.other} against {found.reference}: differ by themselves, by more than "
+        f"{found.tolerance:g}: {accused}"
+    ]
 
 
 def _nodes(file: TaggedFile) -> dict[str, Any]:

@@ -15,26 +15,59 @@ from typing import TYPE_CHECKING, Any, cast
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.comparison import LARGEST_SHOWN, Comparison
-from modelexport_optimum.hierarchy.profile import ProfileReport
+from modelexport_optimum.hierarchy.profile_result import ProfileReport
 from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
 
     # What `FileProfile.to_dict` gives.
     Times = Mapping[str, Any]
 
-_TIMES = {
+_TIMES: dict[str, Any] = {
     "file": str,
     "iterations": int,
     "run_ms": float,
     "kernels_ms": float,
+    "activation_bytes": (int, None),
+    "peak_bytes": (int, None),
+    "batch_size": (int, None),
+    "sequence_length": (int, None),
     "inputs": [{"name": str, "type": str}],
     "providers": [{"provider": str}],
-    "modules": [{"module": str, "ms": float, "own_ms": float}],
+    "modules": [
+        {
+            "module": str,
+            "ms": float,
+            "own_ms": float,
+            "activation_bytes": (int, None),
+            "own_activation_bytes": (int, None),
+            "peak_bytes": (int, None),
+        }
+    ],
     "unplaced": [{"op_type": str, "ms": float, "kernel_count": int}],
+    "branch": {"*": bool},
+    "placement": (
+        {
+            "answer": str,
+            "providers": [{"provider": str, "node_count": int}],
+            "modules": [{"module": str, "own_node_counts": {"*": int}}],
+            "crossing_count": int,
+            "crossing_bytes": (int, None),
+        },
+        None,
+    ),
+    "isolated": (
+        {
+            "provider": str,
+            "whole_ms": float,
+            "sum_ms": float,
+            "modules": [{"module": str, "ms": (float, None)}],
+        },
+        None,
+    ),
 }
 """What the page shows of what `profile` wrote."""
 
@@ -86,8 +119,8 @@ class Errors:
 
 def read_times(
     profile: ProfileReport | str | os.PathLike[str], files: Sequence[TaggedFile]
-) -> list[Times | None]:
-    """Return the times of each file; None where the profile has none of it.
+) -> list[list[Times]]:
+    """Return the times of each file, once for each way in which it was run.
 
     Args:
         profile: What `profile` returned, or the file that its `--json` wrote.
@@ -97,18 +130,44 @@ def read_times(
         UsageError: The profile is not one of these files.
     """
     document = profile.to_dict() if isinstance(profile, ProfileReport) else _read(profile)
+    document = _completed(document)
     if not _has_form(document, {"files": [_TIMES]}):
         raise UsageError(f"{profile} is not what `profile --json` writes")
-    known = {os.path.realpath(times["file"]): times for times in document["files"]}
-    found = [known.get(os.path.realpath(file.path)) for file in files]
-    for file, times in zip(files, found, strict=True):
-        rows = times["modules"] if times is not None else ()
+    known: dict[str, list[Times]] = {}
+    for times in document["files"]:
+        known.setdefault(os.path.realpath(times["file"]), []).append(times)
+    found = [known.get(os.path.realpath(file.path), []) for file in files]
+    for file, several in zip(files, found, strict=True):
+        rows = [row for times in several for row in _all_rows(times)]
         strange = [row["module"] for row in rows if row["module"] not in file.modules]
         if strange:
             raise UsageError(f"{file.path} has no module {strange[0]}: profile it anew")
     if not any(found):
         raise UsageError(f"{profile} has times of {', '.join(map(str, known)) or 'no file'} alone")
     return found
+
+
+def _all_rows(times: Times) -> Iterator[Mapping[str, Any]]:
+    yield from times["modules"]
+    for part in ("placement", "isolated"):
+        yield from times[part]["modules"] if times[part] is not None else ()
+
+
+def _completed(document: Any) -> Any:  # noqa: ANN401
+    """Return a profile with nothing where versions before 0.3 wrote less."""
+    try:
+        files = [
+            {
+                **dict.fromkeys(_TIMES),
+                "branch": {},
+                **file,
+                "modules": [{**dict.fromkeys(_TIMES["modules"][0]), **m} for m in file["modules"]],
+            }
+            for file in document["files"]
+        ]
+    except (KeyError, TypeError):  # it has another form, which is then said
+        return document
+    return {"files": files}
 
 
 def read_errors(
@@ -197,11 +256,13 @@ def _has_form(value: object, form: object) -> bool:
 
     Args:
         value: The value.
-        form: A type; a list or an object of forms; or a tuple of a form and None, for what
-            may be null.
+        form: A type; a list or an object of forms, of which "*" is that of every key; or a
+            tuple of a form and None, for what may be null.
     """
     if isinstance(form, tuple):
         return value is None or _has_form(value, form[0])
+    if isinstance(form, dict) and "*" in form:
+        return isinstance(value, dict) and all(_has_form(one, form["*"]) for one in value.values())
     if isinstance(form, dict):
         return isinstance(value, dict) and all(
             key in value and _has_form(value[key], inner) for key, inner in form.items()

@@ -6,6 +6,7 @@ many positions a table of positions has. No weight is read: shapes and small con
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,38 @@ class InputUse:
             elif node.op_type == "Slice":
                 found += self._cut_to(node, weight)
         return min((length for length in found if length > 0), default=None)
+
+    def picture_side(self, name: str) -> int | None:
+        """Return the side of the square pictures that the input is, None if the graph takes any.
+
+        A convolution makes patches of the picture, and to each patch its position is added, from
+        a table of as many rows as there are patches and, before them, up to two more tokens.
+        """
+        for node, weight in self._weights_met(name, "Conv", 1):
+            if len(weight.dims) != 4 or "strides" not in node.attributes:
+                continue
+            strides = list(onnx.AttributeProto.FromString(node.attributes["strides"]).ints)
+            if len({*strides}) != 1:
+                continue
+            for count in self._position_counts(weight.dims[0]):
+                for tokens in range(3):
+                    side = math.isqrt(max(0, count - tokens))
+                    if side and side * side == count - tokens:
+                        return side * int(strides[0])
+        return None
+
+    def _position_counts(self, width: int) -> Iterator[int]:
+        """Yield how many positions of a width are added: a weight's, or a table's rows."""
+        for node in self._nodes:
+            for read in node.inputs if node.op_type == "Add" else ():
+                weight, maker = self._weight(read), self._makers.get(read)
+                if weight is not None and len(weight.dims) == 3:
+                    if (weight.dims[0], weight.dims[2]) == (1, width):
+                        yield weight.dims[1]
+                elif maker is not None and maker.op_type == "Gather" and len(maker.inputs) > 1:
+                    table, chosen = self._weight(maker.inputs[0]), self._constant(maker.inputs[1])
+                    if table is not None and chosen is not None and table.dims[1:] == (width,):
+                        yield chosen.size
 
     def _weights_met(self, name: str, op_type: str, position: int) -> Iterator[tuple[Node, Tensor]]:
         """The nodes of an operator that read a value, with the weight at a position of each.

@@ -118,9 +118,12 @@ class Placement(Displayed):
                 f"{self.provider} runs nothing: all {self.node_count:,} nodes run on "
                 f"{others}{kept}{why}"
             )
-        keeping = self._keeping(None) or _listed(
-            Counter({op: count for name, op, count in self.unplaced if name != self.provider})
-        )
+        keeping = self._keeping(None)
+        if keeping:
+            keeping += ", which keep the model from running on it as a whole"
+        else:
+            added = {op: count for name, op, count in self.unplaced if name != self.provider}
+            keeping = f"{_listed(Counter(added))}, which are of no module"
         return f"{self.provider} runs {count}; on {others}: {keeping}"
 
     def _keeping(self, blamed: Collection[str] | None) -> str:

@@ -194,8 +194,13 @@ function label(row, side) {
   return measure.additive ? percent(whole ? value / whole : 0) : written(value, measure.unit);
 }
 
-// Of a measure that does not add up, the colour's strength is the value, on a scale of powers of ten.
-const power = value => value > 0 ? Math.max(0, Math.min(1, (Math.log10(value) + 8) / 8)) : 0;
+// Of a measure that does not add up, the colour's strength is the value: of a relative one on a
+// scale of powers of ten, of any other as a part of the largest.
+function power(value) {
+  if (measure.unit === "relative") return value > 0 ? Math.max(0, Math.min(1, (Math.log10(value) + 8) / 8)) : 0;
+  const largest = Math.max(...sides.flatMap((_, side) => measureOf(side, measure.key)?.total ?? []));
+  return largest > 0 ? value / largest : 0;
+}
 function strength(row, side) {
   if (measure.additive) return "100%";
   return `${(8 + 92 * power(valueOf(row, side, measure.key) ?? 0)).toFixed(0)}%`;

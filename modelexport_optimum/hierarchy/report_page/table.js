@@ -26,7 +26,9 @@ function headings() {
     names.push([measure.label.toLowerCase(), "shown"]);
   } else {
     for (const one of file.measures) names.push([one.label.toLowerCase(), one === measure ? "number shown" : "number"]);
-    names.push([measure.additive ? `share of ${measure.label.toLowerCase()}` : `${measure.label.toLowerCase()}, from 10⁻⁸ to 1`, "shown"]);
+    const name = measure.label.toLowerCase();
+    const drawn = measure.unit === "relative" ? `${name}, from 10⁻⁸ to 1` : `${name}, of the largest`;
+    names.push([measure.additive ? `share of ${name}` : drawn, "shown"]);
   }
   const row = element("tr");
   row.append(...names.map(([name, type]) => {

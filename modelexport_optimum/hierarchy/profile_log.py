@@ -1,0 +1,116 @@
+"""ONNX Runtime's profile of a session: each kernel with its time and its memory.
+
+The events are of `onnxruntime/core/framework/sequential_executor.cc`. A kernel's event has the
+bytes that it gave; from 1.30 on it also has what the provider's memory held when it ended, and
+the most that it ever held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.providers.session import KERNEL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    _Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel in one run.
+
+    Attributes:
+        name: The node's name, "" if it has none.
+        op_type: Its operator.
+        provider: The provider that ran it.
+        time: Microseconds, without those of the kernels in the graphs that it holds.
+        given: Bytes of the tensors that it gave; 0 for one that holds graphs, whose kernels gave
+            them.
+        in_use: Bytes in use while it ran, beyond those that were before the run; None where
+            ONNX Runtime does not tell.
+    """
+
+    name: str
+    op_type: str
+    provider: str
+    time: int
+    given: int
+    in_use: int | None
+
+
+def runs_of(log: Sequence[_Event]) -> list[_Event]:
+    """Return the events of the runs, in their order."""
+    return [event for event in log if event["name"] == "model_run"]
+
+
+def kernels_of(log: Sequence[_Event], runs: Sequence[_Event]) -> Iterator[Kernel]:
+    """Yield each kernel that ran in some of the runs.
+
+    A node that runs nested graphs (If, Loop, Scan) is timed with their nodes: these are taken
+    off, so that the times of all kernels add up to that of the outermost ones.
+
+    The memory in use is that of single kernels in a session's first run alone: in the later
+    ones ONNX Runtime allocates for the whole run at its beginning.
+    """
+    spans = [(run["ts"], run["ts"] + run["dur"]) for run in runs]
+    events = [
+        event
+        for event in log
+        if event["cat"] == "Node" and event["name"].endswith(KERNEL)
+        if any(start <= event["ts"] <= end for start, end in spans)
+    ]
+    events.sort(key=lambda event: (event["tid"], event["ts"], -event["dur"]))
+    own = [event["dur"] for event in events]
+    holds_graphs = [False] * len(events)
+    around: list[int] = []
+    for index, event in enumerate(events):
+        while around and not _inside(event, events[around[-1]]):
+            around.pop()
+        if around:
+            own[around[-1]] -= event["dur"]
+            holds_graphs[around[-1]] = True
+        around.append(index)
+    in_use = _in_use(events)
+    for index, event in enumerate(events):
+        arguments = event["args"]
+        name = event["name"].removesuffix(KERNEL)
+        if name == f"{arguments['op_name']}_{arguments['node_index']}":
+            name = ""  # so ONNX Runtime's log calls a node that has no name
+        yield Kernel(
+            name,
+            arguments["op_name"],
+            arguments["provider"],
+            own[index],
+            0 if holds_graphs[index] else int(arguments.get("output_size", 0)),
+            in_use[index],
+        )
+
+
+def _inside(event: _Event, outer: _Event) -> bool:
+    return bool(event["tid"] == outer["tid"] and event["ts"] < outer["ts"] + outer["dur"])
+
+
+def _in_use(events: Sequence[_Event]) -> list[int | None]:
+    """Return what was in use while each kernel ran, beyond what was before its provider's first.
+
+    The event says what is in use at the kernel's end. Where the most that was ever in use has
+    risen, the kernel has had that much.
+    """
+    before: dict[str, int] = {}
+    highest: dict[str, int] = {}
+    found: list[int | None] = []
+    for event in events:
+        arguments = event["args"]
+        provider = arguments["provider"]
+        if not {"mem_bytes_in_use", "mem_in_use_delta", "mem_in_use_peak"} <= arguments.keys():
+            found.append(None)
+            continue
+        now, peak = int(arguments["mem_bytes_in_use"]), int(arguments["mem_in_use_peak"])
+        base = before.setdefault(provider, now - int(arguments["mem_in_use_delta"]))
+        most = peak if peak > highest.get(provider, peak) else now
+        highest[provider] = peak
+        found.append(max(0, most - base))
+    return found

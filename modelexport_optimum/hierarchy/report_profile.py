@@ -1,0 +1,198 @@
+"""What the page of `report` shows of a profile: measures by module, facts and notes.
+
+A file may have been profiled several times: with several sizes of its inputs, in each branch of
+a merged decoder, on several providers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+from rich.filesize import decimal
+
+from modelexport_optimum.hierarchy.flat_graph import branch_in_words
+from modelexport_optimum.hierarchy.report_measure import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from modelexport_optimum.hierarchy.report_figures import Times
+    from modelexport_optimum.hierarchy.report_measure import Measure
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+
+
+def profile_measures(file: TaggedFile, times: Sequence[Times]) -> list[Measure]:
+    """Return memory, placement and times alone of the first run that has them, and all times."""
+    found: list[Measure] = []
+    for make in (_memory, _placement, _isolated):
+        found += next(filter(None, (list(make(file, time)) for time in times)), [])
+    for number, (time, label) in enumerate(zip(times, _labels(times), strict=True)):
+        found.append(_time(file, time, number, label))
+    return found
+
+
+def profile_facts(times: Sequence[Times]) -> list[tuple[str, str]]:
+    """Return the time of a run, for each way in which the file ran, and the first one's peak."""
+    facts = [
+        (f"a run{label}", f"{time['run_ms']:.3f} ms")
+        for time, label in zip(times, _labels(times), strict=True)
+    ]
+    if times and times[0]["peak_bytes"] is not None:
+        facts.append(("peak of a run", decimal(times[0]["peak_bytes"])))
+    return facts
+
+
+def profile_notes(times: Sequence[Times]) -> list[str]:
+    """Return sentences about each run."""
+    notes = []
+    for time, label in zip(times, _labels(times), strict=True):
+        inputs = ", ".join(f"{value['name']} {value['type']}" for value in time["inputs"])
+        runs = f"{time['iterations']} run{'s' * (time['iterations'] > 1)}"
+        notes.append(
+            f"{time['kernels_ms']:.3f} ms of a run{label} in kernels on "
+            f"{', '.join(row['provider'] for row in time['providers'])}; mean of {runs} of {inputs}"
+        )
+        added = ", ".join(f"{row['op_type']} {row['ms']:.3f} ms" for row in time["unplaced"])
+        if added:
+            notes.append(f"Kernels of no module, which ONNX Runtime has added: {added}")
+        placement, alone = time["placement"], time["isolated"]
+        if placement is not None:
+            size = placement["crossing_bytes"]
+            crossing = f"; {placement['crossing_count']:,} tensors cross between providers" + (
+                f", {decimal(size)}" if size is not None else ""
+            )
+            notes.append(placement["answer"] + crossing * bool(placement["crossing_count"]))
+        if alone is not None:
+            notes.append(
+                f"Each module alone on {alone['provider']}: {alone['sum_ms']:.3f} ms in sum, "
+                f"the whole graph {alone['whole_ms']:.3f} ms"
+            )
+    return notes
+
+
+def _labels(times: Sequence[Times]) -> list[str]:
+    """Return what tells the runs of one file from one another, each with a blank before it."""
+    told = [
+        {
+            "provider": f" on {_short(_provider(time))}",
+            "branch": " " + branch_in_words(time["branch"]),
+            "batch": f" batch {time['batch_size']}",
+            "tokens": f" {time['sequence_length']} tokens",
+        }
+        for time in times
+    ]
+    differing = [name for name in (told[0] if told else ()) if len({one[name] for one in told}) > 1]
+    labels = ["".join(one[name] for name in differing) for one in told]
+    seen = Counter[str]()
+    for number, label in enumerate(labels):
+        seen[label] += 1
+        if seen[label] > 1:
+            labels[number] = f"{label} ({seen[label]})"
+    return labels
+
+
+def _provider(time: Times) -> str:
+    """Return the provider that was asked for."""
+    name: str = (time["placement"] or time["providers"][0])["provider"]
+    return name
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _time(file: TaggedFile, time: Times, number: int, label: str) -> Measure:
+    """Return the kernels' time."""
+    rows = _rows(time)
+    nothing = {"ms": 0.0, "own_ms": 0.0}
+    return measure(
+        f"time-{number}" if number else "time",
+        f"Time{label}",
+        "ms",
+        "Milliseconds of a run in a module's kernels, as ONNX Runtime's profiler saw them.",
+        [rows.get(path, nothing)["ms"] for path in file.modules],
+        own=[rows.get(path, nothing)["own_ms"] for path in file.modules],
+        rest=sum(row["ms"] for row in time["unplaced"]),
+    )
+
+
+def _rows(time: Times) -> Mapping[str, Any]:
+    return {row["module"]: row for row in time["modules"]}
+
+
+def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
+    """Yield what the kernels give, and what was in use while they ran."""
+    rows = _rows(time)
+    if time["activation_bytes"] is not None:
+        nothing = {"activation_bytes": 0, "own_activation_bytes": 0}
+        own = [rows.get(path, nothing)["own_activation_bytes"] or 0 for path in file.modules]
+        yield measure(
+            "activations",
+            "Activations",
+            "bytes",
+            "Bytes of the tensors that a module's kernels give in one run.",
+            [rows.get(path, nothing)["activation_bytes"] or 0 for path in file.modules],
+            own=own,
+            rest=max(0, time["activation_bytes"] - sum(own)),
+        )
+    if time["peak_bytes"] is not None:
+        yield measure(
+            "peak",
+            "Peak",
+            "bytes",
+            "Most bytes in use while a module ran, beyond what the session holds between runs. "
+            "Boxes are as high as operators are many; the stronger the colour, the more it is.",
+            [rows[path]["peak_bytes"] if path in rows else None for path in file.modules],
+        )
+
+
+def _placement(file: TaggedFile, time: Times) -> Iterator[Measure]:
+    """Yield the nodes that each provider took, if they are several."""
+    placement = time["placement"]
+    if placement is None or len(placement["providers"]) < 2:
+        return
+    own = {row["module"]: row["own_node_counts"] for row in placement["modules"]}
+    for row in placement["providers"]:
+        name = row["provider"]
+        counts = [own.get(path, {}).get(name, 0) for path in file.modules]
+        yield measure(
+            f"on {name}",
+            f"On {_short(name)}",
+            "count",
+            f"Operators that {name} took, of those that ONNX Runtime gave to providers.",
+            _with_inner(file, counts),
+            own=counts,
+            rest=max(0, row["node_count"] - sum(counts)),
+        )
+
+
+def _isolated(file: TaggedFile, time: Times) -> Iterator[Measure]:
+    """Yield the times of the modules that were measured alone."""
+    run = time["isolated"]
+    if run is None:
+        return
+    alone: dict[str, float] = defaultdict(float)
+    for row in run["modules"]:
+        alone[row["module"]] += row["ms"] or 0.0
+    own = [alone.get(path, 0.0) for path in file.modules]
+    total: list[float | None] = []
+    for path, ms in zip(file.modules, _with_inner(file, own), strict=True):
+        total.append(ms if ms or path in alone else None)
+    yield measure(
+        "alone",
+        f"Alone on {_short(run['provider'])}",
+        "ms",
+        "Milliseconds of a run of a module that was cut out and run alone, all of its calls.",
+        total,
+        own=own,
+    )
+
+
+def _with_inner(file: TaggedFile, own: Sequence[float]) -> list[float]:
+    """Return what modules have, with what the modules inside them have."""
+    total = dict(zip(file.modules, own, strict=True))
+    for module in reversed(file.modules.values()):
+        if module.parent is not None:
+            total[module.parent.path] += total[module.path]
+    return [total[path] for path in file.modules]
