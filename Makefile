@@ -100,9 +100,10 @@ fuzz: $(STAMP) ## damage files for TIME=60 seconds, and see that each verb says 
 bench: $(STAMP) ## measure time and memory against Optimum alone (some minutes)
 	@$(BIN)/python scripts/bench.py $(ARGS)
 
-docs: $(STAMP) ## write anew what is written from the code: the reference and the design
+docs: $(STAMP) ## write anew what is written from the code: the reference, the documents and the design
 	@$(BIN)/python scripts/reference.py
 	@$(BIN)/python scripts/rooms.py
+	@$(BIN)/python scripts/documents.py
 
 site: $(STAMP) ## build the site of docs/ into site/; a broken link or reference fails
 	@$(BIN)/zensical build --clean --strict

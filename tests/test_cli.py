@@ -453,7 +453,7 @@ def test_functions_keep_their_names() -> None:
     assert done.stdout.split() == ["True"] * 3
 
 
-@pytest.mark.parametrize("script", ["reference.py", "rooms.py"])
+@pytest.mark.parametrize("script", ["reference.py", "rooms.py", "documents.py"])
 def test_what_is_written_from_the_code_is_up_to_date(script: str) -> None:
     command = [sys.executable, REPOSITORY / "scripts" / script, "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,103 @@
+"""Write docs/documents.md, what the documents of `--json` hold, from docs/schemas.
+
+With `--check`, write nothing and fail if the file is out of date.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DOCS = Path(__file__).parent.parent / "docs"
+FILE = DOCS / "documents.md"
+
+BEGIN = """# JSON documents
+
+Written by `make docs` from the [schemas](schemas/README.md), where the words that all documents
+have in common are explained. `files[]` is each item of the list `files`, `{}` each value of an
+object by its names."""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [BEGIN]
+    for path in sorted((DOCS / "schemas").glob("*.json")):
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            f"| `{name}` | {text} | {kind} |" for name, kind, text in fields(schema, schema, "")
+        ]
+        parts += [
+            f"\n## {schema['title']}\n",
+            f"[{path.name}](schemas/{path.name})\n",
+            "| field | it is | type |\n|---|---|---|",
+            *rows,
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def fields(part: Any, schema: Any, name: str) -> Iterator[tuple[str, str, str]]:  # noqa: ANN401
+    """Yield name, type and description of each field, in the schema's order, with those inside."""
+    part = resolved(part, schema)
+    for key, value in part.get("properties", {}).items():
+        whole = resolved(value, schema)
+        inner = f"{name}.{key}" if name else key
+        text = value.get("description", whole.get("description", "")).replace("|", "\\|")
+        yield inner, kind(whole, schema), text
+        yield from fields(whole, schema, inner)
+    if "items" in part:
+        yield from fields(part["items"], schema, f"{name}[]")
+    if isinstance(part.get("additionalProperties"), dict):
+        yield from fields(part["additionalProperties"], schema, f"{name}{{}}")
+    for choice in (*part.get("anyOf", ()), *part.get("oneOf", ())):
+        yield from fields(choice, schema, name)
+
+
+def resolved(part: Any, schema: Any) -> Any:  # noqa: ANN401
+    """What a `$ref` stands for, beside what the part says itself."""
+    reference = part.get("$ref")
+    if reference is None:
+        return part
+    target = schema
+    for key in reference.removeprefix("#/").split("/"):
+        target = target[key]
+    return {**resolved(target, schema), **{key: part[key] for key in part if key != "$ref"}}
+
+
+def kind(part: Any, schema: Any) -> str:  # noqa: ANN401
+    """The type of a value, in words."""
+    part = resolved(part, schema)
+    if "const" in part:
+        return f"`{json.dumps(part['const'])}`"
+    if "enum" in part:
+        return ", ".join(f"`{json.dumps(value)}`" for value in part["enum"])
+    choices = (*part.get("anyOf", ()), *part.get("oneOf", ()))
+    if choices:
+        return " or ".join(dict.fromkeys(kind(choice, schema) for choice in choices))
+    types = part.get("type", "anything")
+    names = [types] if isinstance(types, str) else types
+    if "array" in names and "items" in part:
+        inside = kind(part["items"], schema)
+        names = [f"array of {inside}" if name == "array" else name for name in names]
+    return " or ".join(names)
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    text = page()
+    if "--check" not in sys.argv[1:]:
+        FILE.write_text(text, encoding="utf-8")
+        return
+    written = FILE.read_text(encoding="utf-8").splitlines() if FILE.exists() else []
+    changes = list(difflib.unified_diff(written, text.splitlines(), FILE.name, "docs/schemas"))
+    if changes:
+        sys.exit("\n".join([*changes, f"{FILE.name} is out of date: run `make docs`"]))
+
+
+if __name__ == "__main__":
+    main()
