@@ -78,6 +78,7 @@ def compare_files(
         ModelExportError: ONNX Runtime cannot run a side, or the provider took nothing.
     """
     on = provider or Provider(CPU)
+    conditions = _Conditions(samples, on, tolerance)
     rows: list[ModuleComparison] = []
     outputs: list[OutputComparison] = []
     culprits: dict[str, float] = {}
@@ -93,16 +94,10 @@ def compare_files(
                 skipped.append(pair.name)
                 continue
         for branch in choices:
-            label = f"{pair.name} ({branch_in_words(branch)})" if branch else pair.name
-            graph = flatten(pair.file, branch)
-            found = [
-                _compare_sample(pair, graph, label, samples, seed, on, session, tolerance)
-                for seed in range(samples.samples)
-            ]
-            merged = [_merged_modules(calls) for calls in zip(*(f[0] for f in found), strict=True)]
-            rows += merged
-            outputs += [_merged_outputs(o) for o in zip(*(f[1] for f in found), strict=True)]
-            for path, own in _culprits(merged, tolerance).items():
+            calls, results = _compare_branch(pair, branch, session, conditions)
+            rows += calls
+            outputs += results
+            for path, own in _culprits(calls, tolerance).items():
                 culprits[path] = max(own, culprits.get(path, 0.0))
     if len(skipped) == len(pairs):
         raise ModelExportError(
@@ -120,18 +115,52 @@ def compare_files(
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Conditions:
+    """What every file is compared under.
+
+    Attributes:
+        samples: What both sides are run on.
+        provider: Execution provider of the other side.
+        tolerance: Largest relative difference that is none.
+    """
+
+    samples: SampleOptions
+    provider: Provider
+    tolerance: float
+
+
+def _compare_branch(
+    pair: FilePair,
+    branch: dict[str, bool],
+    session: onnxruntime.InferenceSession | None,
+    conditions: _Conditions,
+) -> tuple[list[ModuleComparison], list[OutputComparison]]:
+    """Compare one branch of a file on all samples."""
+    label = f"{pair.name} ({branch_in_words(branch)})" if branch else pair.name
+    graph = flatten(pair.file, branch)
+    found = [
+        _compare_sample(pair, graph, label, seed, session, conditions)
+        for seed in range(conditions.samples.samples)
+    ]
+    modules, outputs = zip(*found, strict=True)
+    return (
+        [_merged_modules(calls) for calls in zip(*modules, strict=True)],
+        [_merged_outputs(results) for results in zip(*outputs, strict=True)],
+    )
+
+
 def _compare_sample(
     pair: FilePair,
     graph: FlatGraph,
     label: str,
-    samples: SampleOptions,
     seed: int,
-    provider: Provider,
     session: onnxruntime.InferenceSession | None,
-    tolerance: float,
+    conditions: _Conditions,
 ) -> tuple[list[ModuleComparison], list[OutputComparison]]:
     """Compare one graph on one sample of inputs."""
-    feeds = sample_inputs(pair, graph, samples, seed)
+    provider = conditions.provider
+    feeds = sample_inputs(pair, graph, conditions.samples, seed)
     run = TappedRun(graph, provider)
     recorded = pair.reference.record(graph.branch, feeds)
 
@@ -139,7 +168,7 @@ def _compare_sample(
         return record_graph(graph, run, feeds)
 
     ours = take_draws(run, recorded, record(), record)
-    ours = take_choices(graph, run, recorded, ours, record, feeds, tolerance)
+    ours = take_choices(graph, run, recorded, ours, record, feeds, conditions.tolerance)
     with recorded.values, ours.values:
         matched = match(recorded, graph, ours.values)
         drawn = leave_out_drawn(matched, graph, run, recorded)
