@@ -217,6 +217,33 @@ def torch_parts(
     Raises:
         ModelExportError: The model cannot be loaded, or Optimum cannot export it.
     """
+    given: dict[str, Any] = {"do_validation": False, "no_post_process": True, **(options or {})}
+    if model_kwargs:
+        given["model_kwargs"] = dict(model_kwargs)
+    with (
+        tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch,
+        _parts_kept() as parts,
+        optimum_export.optimum_imported(_ignore_stage),
+    ):
+        directory = Path(scratch)
+        if isinstance(model, str | Path):
+            if library is not None:
+                given["library_name"] = library
+            given["trust_remote_code"] = trust_remote_code
+            source = find_source(model, library=library, trust_remote_code=trust_remote_code)
+            optimum_export.export_source(source, directory, task, given, _ignore_stage)
+        else:
+            optimum_export.export_model(model, None, directory, task, given, _ignore_stage)
+    return parts
+
+
+@contextlib.contextmanager
+def _parts_kept() -> Iterator[list[TorchPart]]:
+    """Keep the parts that Optimum takes a model into, and have it export none of them.
+
+    Yields:
+        A list that gains the parts.
+    """
     parts: list[TorchPart] = []
     wholes: list[Any] = []
     convert = CONVERSION_OF_MODEL.get()
@@ -240,25 +267,8 @@ def torch_parts(
             parts.append(TorchPart(file, whole, part, config, input_shapes, model_kwargs or {}))
         return [], []
 
-    given: dict[str, Any] = {"do_validation": False, "no_post_process": True, **(options or {})}
-    if model_kwargs:
-        given["model_kwargs"] = dict(model_kwargs)
-    with (
-        tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch,
-        CONVERSION_OF_MODEL.replaced(keep_whole),
-        EXPORT_OF_PARTS.replaced(keep_parts),
-        optimum_export.optimum_imported(_ignore_stage),
-    ):
-        directory = Path(scratch)
-        if isinstance(model, str | Path):
-            if library is not None:
-                given["library_name"] = library
-            given["trust_remote_code"] = trust_remote_code
-            source = find_source(model, library=library, trust_remote_code=trust_remote_code)
-            optimum_export.export_source(source, directory, task, given, _ignore_stage)
-        else:
-            optimum_export.export_model(model, None, directory, task, given, _ignore_stage)
-    return parts
+    with CONVERSION_OF_MODEL.replaced(keep_whole), EXPORT_OF_PARTS.replaced(keep_parts):
+        yield parts
 
 
 def _ignore_stage(name: str) -> None:
