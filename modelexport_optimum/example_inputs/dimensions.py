@@ -152,7 +152,7 @@ class Dimensions:
         return True
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape of an array for an input.
+        """Return the shape of an array for an input.
 
         Raises:
             UsageError: Nothing tells the size of a dimension.
@@ -220,7 +220,7 @@ class Dimensions:
         return Size(1, "default") if value.shape is not None and len(value.shape) == 1 else None
 
     def _of_picture(self, value: Value, axis: int, name: str) -> Size | None:
-        """The channels and sides of pictures, and of what diffusion models make of them."""
+        """Return the channels and sides of pictures, and of what diffusion models make of them."""
         rank = len(value.shape or ())
         if name.endswith("height_width"):  # patches of two by two, one after the other
             sample = self._declared.number("sample_size")
@@ -247,7 +247,7 @@ class Dimensions:
         return Size(picture[0] if axis % 2 == 0 else picture[1], picture[2])
 
     def _of_signal(self, value: Value, axis: int, name: str) -> Size | None:
-        """The lengths of sounds, of their spectra, and of other series of numbers."""
+        """Return the lengths of sounds, of their spectra, and of other series of numbers."""
         asked = self._wishes.sequence_length
         dims = value.shape or ()
         if not ("seq" in name or "length" in name or "audio" in name) or asked is not None:
@@ -271,7 +271,7 @@ class Dimensions:
         return None
 
     def _length(self, name: str) -> Size:
-        """The number of tokens, cached ones or new ones."""
+        """Return the number of tokens, cached ones or new ones."""
         if "past" in name and not self._uses_past:
             return Size(1, "not read")
         is_step = self._steps and self._uses_past

@@ -83,13 +83,7 @@ def generate(
         wishes or Wishes(),
         uses_past=any(chosen.values()) or not chosen,
     )
-    arrays: Arrays = {}
-    for value in inputs:
-        array = (given or {}).get(value.name)
-        if array is None or array.dtype != _dtype(path, value):
-            continue
-        if dimensions.bind(value, array):
-            arrays[value.name] = array
+    arrays = _taken(path, inputs, given or {}, dimensions)
     # What is no token tells more of a length: sound has samples, a picture sides.
     ordered = sorted(inputs, key=lambda value: value.elem_type not in FLOATS)
     shapes = {value.name: dimensions.shape(value) for value in ordered}
@@ -108,6 +102,20 @@ def generate(
         elif value.name not in arrays:
             arrays[value.name] = makers.array(value, shape, dtype)
     return ExampleInputs({value.name: arrays[value.name] for value in inputs}, dimensions.sizes)
+
+
+def _taken(
+    path: Path, inputs: list[Value], given: Mapping[str, np.ndarray], dimensions: Dimensions
+) -> Arrays:
+    """Return the arrays that are given and fit, whose sizes the dimensions take."""
+    taken: Arrays = {}
+    for value in inputs:
+        array = given.get(value.name)
+        if array is None or array.dtype != _dtype(path, value):
+            continue
+        if dimensions.bind(value, array):
+            taken[value.name] = array
+    return taken
 
 
 def _dtype(path: Path, value: Value) -> np.dtype[np.generic]:

@@ -59,7 +59,7 @@ class InputUse:
                 self._readers[name].append(node)
 
     def conv_channels(self, name: str) -> int | None:
-        """The channels that the convolution needs that reads the input, None if none does."""
+        """Return the channels that the convolution of the input needs, None if none reads it."""
         for node, weight in self._weights_met(name, "Conv", 1):
             if len(weight.dims) < 2:  # of no convolution
                 continue
@@ -70,12 +70,12 @@ class InputUse:
         return None
 
     def table_rows(self, name: str) -> int | None:
-        """The rows of the smallest table that the input's numbers select from, None if of none."""
+        """Return the rows of the smallest table that the input selects from, None if of none."""
         tables = (weight for _, weight in self._weights_met(name, "Gather", 0))
         return min((table.dims[0] for table in tables if table.dims), default=None)
 
     def longest(self) -> int | None:
-        """The longest sequence, what is cached included, that has a position; None if any has.
+        """Return the longest sequence, the cache included, that has a position; None if any has.
 
         A table of positions is selected from by numbers that follow from a length alone, or is
         cut to a length.
@@ -126,7 +126,7 @@ class InputUse:
                         yield chosen.size
 
     def _weights_met(self, name: str, op_type: str, position: int) -> Iterator[tuple[Node, Tensor]]:
-        """The nodes of an operator that read a value, with the weight at a position of each.
+        """Yield the nodes of an operator that read a value, with the weight at a position of each.
 
         The value may go through nodes that hand it on, and the weight through an Identity.
         """
@@ -154,7 +154,7 @@ class InputUse:
         return self._weights.get(name)
 
     def _constant(self, name: str) -> np.ndarray | None:
-        """The value of a small constant."""
+        """Return the value of a small constant."""
         tensor = self._weight(name)
         maker = self._makers.get(name)
         proto = None
@@ -170,7 +170,7 @@ class InputUse:
             return None
 
     def _offset(self, name: str) -> int | None:
-        """How far the last position is above a length, less one; None if these are no positions.
+        """Tell how far the last position is above a length, less one; None if there are no such.
 
         Positions begin at 0 (`Range`), or at 1 where a mask is summed up (`CumSum`), and a model
         may add to them (OPT and BART 2, RoBERTa the number of its padding token).
@@ -208,7 +208,7 @@ class InputUse:
         return offset if has_length else None
 
     def _cut_to(self, node: Node, weight: Tensor) -> list[int]:
-        """The sizes of the axes of a weight that a Slice cuts to a length."""
+        """Return the sizes of the axes of a weight that a Slice cuts to a length."""
         if len(node.inputs) < 4:
             return []
         axes, ends = self._constant(node.inputs[3]), self._constant(node.inputs[2])
@@ -226,7 +226,7 @@ def _axis_of(node: Node) -> int:
 
 
 def _number(constant: np.ndarray | None) -> int:
-    """The whole number that a constant is, 0 if it is none."""
+    """Return the whole number that a constant is, 0 if it is none."""
     if constant is None or constant.size != 1 or constant.dtype.kind not in "iu":
         return 0
     return int(constant.reshape(-1)[0])

@@ -169,7 +169,9 @@ def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) ->
     for file in exported.graphs if exported.library != "diffusers" or not loader.name else ():
         path = exported.directory / file
         try:
-            inputs[file] = generate(path, exported.graphs[file], _WISHES).arrays
+            graph = exported.graphs[file]
+            made = generate(path, graph, _WISHES, export=exported.directory)
+            inputs[file] = made.arrays
         except ModelExportError as error:
             what = str(error).partition(": give ")[0]  # `verify` takes no inputs
             raise ModelExportError(f"no inputs can be made: {what}") from error
