@@ -31,7 +31,6 @@ SLOW = {
     "test_batch.py": "each test runs a batch, in processes that import PyTorch",
     "test_batch_ray.py": "a Ray cluster is started, and each of its workers imports PyTorch",
     "test_compare.py": "models run in PyTorch and in ONNX Runtime, each module's output kept",
-    "test_compare_docs.py": "the real model is exported, converted and quantized",
     "test_compare_precisions.py": "the real model is exported and converted",
     "test_concurrency.py": "exports run at once, in processes that import PyTorch",
     "test_docs.py": "the demo exports the real model",

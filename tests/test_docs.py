@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner
-
-from modelexport_optimum.cli.main import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,53 +92,3 @@ def test_demo_exports_a_model_that_passes(demo: list[str]) -> None:
     shown = "\n".join(demo)
     assert re.search(r"CPUExecutionProvider +ok +ORTModelForFeatureExtraction", shown)
     assert not re.search(r" failed ", shown)
-
-
-# --- docs/hierarchy.md ----------------------------------------------------------------------------
-
-NOT_RUN = "<!-- not run by the tests"
-OTHER_TIMES = "<!-- the times are others each time -->"
-
-
-def shown_in_the_docs() -> Iterator[tuple[str, list[str], str]]:
-    """Yield each command of docs/hierarchy.md, what it prints, and the comment before both."""
-    text = (REPOSITORY / "docs" / "hierarchy.md").read_text()
-    blocks = re.findall(r"(?:(<!-- [^\n]*)\n)?```(console|python)\n(.*?)```", text, re.DOTALL)
-    for comment, language, block in blocks:
-        if comment.startswith(NOT_RUN):
-            continue
-        if language == "python":
-            yield f"python {block}", [], comment
-            continue
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, *printed = part.rstrip("\n").split("\n")
-            yield command, printed, comment
-
-
-def test_docs_of_the_hierarchy_show_what_is_printed(
-    demo: list[str], running: tuple[Path, subprocess.Popen], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(running[0])
-    ran = 0
-    for command, printed, comment in shown_in_the_docs():
-        name, *arguments = shlex.split(command) if not command.startswith("python ") else [command]
-        if name.startswith("python "):
-            exec(compile(command.removeprefix("python "), "hierarchy.md", "exec"), {})
-        elif name != "modelexport-optimum":
-            subprocess.run(["bash", "-c", command], check=True)
-        else:
-            result = CliRunner().invoke(app, arguments)
-            assert result.exit_code == 0, result.output
-            lines = result.stdout.rstrip("\n").split("\n")
-            if comment == OTHER_TIMES:
-                assert tree_without_times(lines) == tree_without_times(printed)
-            else:
-                assert lines == printed, command
-            ran += 1
-    assert ran >= 6
-
-
-def tree_without_times(lines: list[str]) -> list[str]:
-    """The words above the list of what is slowest, sorted: the slower module comes first."""
-    end = next(number for number, line in enumerate(lines) if line.startswith("slowest by"))
-    return sorted(" ".join(re.findall(r"[A-Za-z]\w*", line)) for line in lines[:end])
