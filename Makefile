@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-wheel zoo zoo-levels compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-sources test-wheel zoo zoo-levels compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,7 @@ RUN := $(BIN)/modelexport-optimum
 # Other builds of ONNX Runtime, which take the place of the installed one in `make test-providers`.
 OTHER := $(VENV)/onnxruntimes
 OPENVINO := onnxruntime-openvino==1.24.1
+TRANSFORMERS5 := $(VENV)/transformers5
 LOWEST := $(shell sed -n 's/.*"onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 help: ## show this help
@@ -65,6 +66,17 @@ test-providers: $(STAMP) $(OTHER)/openvino/.installed $(OTHER)/lowest/.installed
 		PYTHONPATH=$$PWD/$(OTHER)/$$runtime $(BIN)/python -m pytest -rs tests/test_other_providers.py $(ARGS); \
 		status=$$?; case $$status in 0|5) ;; *) exit $$status ;; esac; \
 	done
+
+# An environment of its own: transformers 5, and no Optimum, which cannot be installed beside it.
+$(TRANSFORMERS5)/.installed: pyproject.toml constraints-transformers5.txt
+	@echo "Installing into $(TRANSFORMERS5), which takes some minutes the first time ..."
+	@test -x $(TRANSFORMERS5)/bin/pip || $(PYTHON) -m venv $(TRANSFORMERS5)
+	@$(TRANSFORMERS5)/bin/pip install --quiet --requirement constraints-transformers5.txt
+	@$(TRANSFORMERS5)/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
+test-sources: $(TRANSFORMERS5)/.installed ## run the tests of transformers 5's exports, without Optimum
+	@$(TRANSFORMERS5)/bin/python -m pytest -n auto --maxprocesses 4 tests/test_sources.py $(ARGS)
 
 test-wheel: ## install the wheel into a fresh environment, without extras, and export there
 	@$(PYTHON) scripts/wheel_test.py

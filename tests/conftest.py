@@ -47,6 +47,7 @@ SLOW = {
     "test_properties.py": "hundreds of random modules are exported",
     "test_providers.py": "every provider runs in processes of its own",
     "test_scripts.py": "each script runs a batch",
+    "test_sources.py": "models are exported by transformers' own exporter",
     "test_upload.py": "models are exported and uploaded by a program that imports PyTorch",
     "test_used.py": "models are exported, loaded and run by other libraries",
     "test_verify.py": "models are loaded and run on each provider",

@@ -169,7 +169,11 @@ def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
         outputs=[value.name for value in file.model.graph.outputs],
         initializers=initializers,
         weights=weights,
-        nested={n.module.path for n in file.nodes if n.module and id(n) not in opened},
+        nested={
+            node.module.path
+            for node in file.nodes
+            if node.module and not node.in_function and id(node) not in opened
+        },
     )
     _find_outputs(graph)
     return graph

@@ -75,7 +75,8 @@ def module_subgraph(file: TaggedFile, module: TaggedModule) -> ModuleSubgraph:
 
 def _own_nodes(file: TaggedFile, module: TaggedModule) -> list[TaggedNode]:
     """Return the nodes of a module and of those inside it, without what other ones of them hold."""
-    ids = {id(node) for node in module.walk_nodes()}
+    # What is in a function's body runs where that is called.
+    ids = {id(node) for node in module.walk_nodes() if not node.in_function}
     # A node that holds nodes of the module and of no other one is the module's, although its
     # tag may be less precise.
     known = {id(other) for other in (*module.walk(), *module.around())}
@@ -83,6 +84,9 @@ def _own_nodes(file: TaggedFile, module: TaggedModule) -> list[TaggedNode]:
     foreign |= {id(h) for node in file.nodes if id(node) in foreign for h in _holders(node)}
     ids |= {id(h) for n in file.nodes if id(n) in ids for h in _holders(n)} - foreign
     own = [n for n in file.nodes if id(n) in ids and not any(id(h) in ids for h in _holders(n))]
+    if not own:
+        why = "all of it is in the bodies of local functions"
+        raise _refusal(file, module, f"{why}; inline them (onnx.inliner.inline_local_functions)")
     graphs = {(id(node.holder), node.graph): node for node in own}
     if len(graphs) > 1:
         places = _listed(graph or "the top one" for _, graph in graphs)

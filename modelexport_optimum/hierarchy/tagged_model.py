@@ -43,8 +43,8 @@ class TaggedNode(Displayed):
 
     Attributes:
         node: The node as it stands in the file.
-        graph: Path of the nested graph that it stands in, "" for the top graph.
-        holder: The node that holds that graph, or None if it is the top graph.
+        graph: Path of the nested graph or the function that it stands in, "" for the top graph.
+        holder: The node that holds that graph, or None if it is the top graph or a function.
         tag: Its tag, or "" if it has none.
         module: The module that the tag names, or None if it has no tag.
         evidence: How the node was placed; "carrier" if the record of it is gone.
@@ -59,6 +59,8 @@ class TaggedNode(Displayed):
     module: TaggedModule | None
     evidence: str
     reads: tuple[Read | None, ...]
+    in_function: bool = False
+    """It stands in the body of a function, and runs where that is called."""
 
     @property
     def name(self) -> str:
@@ -195,9 +197,13 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
     nodes: list[TaggedNode] = []
     initializers: list[Tensor] = []
     graphs: list[tuple[str, Graph, TaggedNode | None, dict[str, Read]]]
-    graphs = [("", model.graph, None, {})]
+    graphs = [(function.path, function.body, None, {}) for function in reversed(model.functions)]
+    bodies = len(graphs)
+    graphs.append(("", model.graph, None, {}))
     while graphs:
         path_in_file, graph, holder, around = graphs.pop()
+        in_function = len(graphs) < bodies
+        bodies = min(bodies, len(graphs))
         initializers += graph.initializers
         names = dict(around)  # a graph sees the names of those around it
         names.update((value.name, value) for value in graph.inputs)
@@ -208,7 +214,14 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
             module = tree.module_of(node, carried)
             reads = tuple(names.get(name) if name else None for name in node.inputs)
             tagged = TaggedNode(
-                node, path_in_file, holder, carried.tag, module, carried.placed_by, reads
+                node,
+                path_in_file,
+                holder,
+                carried.tag,
+                module,
+                carried.placed_by,
+                reads,
+                in_function,
             )
             nodes.append(tagged)
             for attribute, nested in node.subgraphs:

@@ -18,8 +18,16 @@ from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file.external_data import check_external_data
-from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node, Tensor, Value
-from modelexport_optimum.onnx_file.wire import LEN, VARINT, FieldReader, length_delimited
+from modelexport_optimum.onnx_file.skeleton import (
+    FOLDED_FROM,
+    Function,
+    Graph,
+    Model,
+    Node,
+    Tensor,
+    Value,
+)
+from modelexport_optimum.onnx_file.wire import LEN, VARINT, FieldReader, length_delimited, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +43,8 @@ SMALL_TENSOR_BYTES = 1024
 MAX_DEPTH = 100
 """protobuf's own parsers read no message that is nested deeper, nor does ONNX Runtime
 (google/protobuf/io/coded_stream.h, default_recursion_limit_)."""
+
+_FOLDED_FROM = FOLDED_FROM.encode()
 
 _MAX_OPSET = 2**31 - 1
 """onnx.defs takes a version as a C int."""
@@ -126,11 +136,10 @@ def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
             entry = onnx.StringStringEntryProto.FromString(reader.read(start, end))
             model.metadata.append((_text(entry.key), _text(entry.value), key, end))
         elif number == 25 and wire == LEN:
-            names = {1: "", 10: ""}
-            for inner, kind, length, _, offset in reader.fields(start, end):
-                if inner in names and kind == LEN:
-                    names[inner] = reader.text(offset, length)
-            model.functions.add((names[10], names[1]))
+            if reader.read(key, key + 2) != varint(number << 3 | LEN):
+                raise DecodeError("a field's key is padded")
+            # Who edits a length takes the key for one byte long: this one's last is meant.
+            model.functions.append(_read_function(reader, (key + 1, start, end)))
     if not has_graph:
         raise DecodeError("it has no graph")
     model.producer = (producer[0], producer[1])
@@ -157,7 +166,32 @@ def _read_graph(
         elif number in (11, 12):
             info = onnx.ValueInfoProto.FromString(reader.read(offset, following))
             (graph.inputs if number == 11 else graph.outputs).append(_value(info))
+        elif number == 13 and _FOLDED_FROM in (data := reader.read(offset, following)):
+            info = onnx.ValueInfoProto.FromString(data)
+            texts = {_text(entry.key): _text(entry.value) for entry in info.metadata_props}
+            graph.folded[_text(info.name)] = texts.get(FOLDED_FROM, "")
+        elif number == 16:
+            entry = onnx.StringStringEntryProto.FromString(reader.read(offset, following))
+            graph.metadata.append((_text(entry.key), _text(entry.value)))
     return graph
+
+
+def _read_function(reader: FieldReader, place: tuple[int, int, int]) -> Function:
+    """Read a FunctionProto, whose nodes stand in a field of another number than a graph's."""
+    names = {1: "", 10: "", 13: ""}
+    body = Graph(enclosing=[place])
+    for number, wire, value, key, offset in reader.fields(*place[1:]):
+        if wire != LEN:
+            continue
+        if number in names:
+            names[number] = reader.text(offset, value)
+        elif number in (4, 5):
+            named = Value(reader.text(offset, value), 0, None)
+            (body.inputs if number == 4 else body.outputs).append(named)
+        elif number == 7:
+            body.nodes.append(_read_node(reader, [place, (key, offset, offset + value)]))
+    body.name = names[1]
+    return Function((names[10], names[1], names[13]), body)
 
 
 def _value(info: onnx.ValueInfoProto) -> Value:
@@ -239,6 +273,7 @@ def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> No
         proto = onnx.NodeProto.FromString(b"".join(_light_fields(reader, start, end)))
         nested = True
     node.name, node.op_type, node.domain = proto.name, proto.op_type, proto.domain
+    node.overload = getattr(proto, "overload", "")  # since onnx 1.16
     node.inputs, node.outputs = tuple(proto.input), tuple(proto.output)
     node.doc_string = proto.doc_string
     node.metadata = [(entry.key, entry.value) for entry in proto.metadata_props]

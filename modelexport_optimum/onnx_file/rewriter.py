@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.onnx_file.skeleton import walk_graphs
+from modelexport_optimum.onnx_file.skeleton import walk_all_graphs
 from modelexport_optimum.onnx_file.wire import WINDOW_BYTES, FieldReader, pread, varint
 from modelexport_optimum.system.atomic_write import replacing, write_all
 
@@ -77,7 +77,7 @@ class Rewrite:
         # that ends at the same place.
         depth = {
             node.start: len(nested.enclosing)
-            for _, nested in walk_graphs(model.graph)
+            for _, nested in walk_all_graphs(model)
             for node in nested.nodes
         }
         ordered = [
@@ -150,7 +150,7 @@ def _length_edits(model: Model, node_edits: dict[int, list[Edit]]) -> list[Edit]
     """Return the edits of the lengths of edited nodes and of all messages around them."""
     growth: dict[Span, int] = {}
     parent: dict[Span, Span | None] = {}
-    for _, nested in walk_graphs(model.graph):
+    for _, nested in walk_all_graphs(model):
         changed = [node for node in nested.nodes if node_edits.get(node.start)]
         if not changed:
             continue
@@ -195,10 +195,12 @@ def _length(model: Model, span: Span, length: int) -> bytes:
 
 def _difference(old: Model, new: Model) -> str | None:
     """Return what of a model's skeleton is another one, where tags change nothing."""
-    for what in ("ir_version", "producer", "opsets", "functions"):
+    for what in ("ir_version", "producer", "opsets"):
         if getattr(old, what) != getattr(new, what):
             return what
-    graphs = list(walk_graphs(old.graph)), list(walk_graphs(new.graph))
+    if [function.key for function in old.functions] != [f.key for f in new.functions]:
+        return "functions"
+    graphs = list(walk_all_graphs(old)), list(walk_all_graphs(new))
     if [path for path, _ in graphs[0]] != [path for path, _ in graphs[1]]:
         return "the nesting of its graphs"
     for (path, before), (_, after) in zip(*graphs, strict=True):

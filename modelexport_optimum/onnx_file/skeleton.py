@@ -18,6 +18,11 @@ RANDOM_OPERATORS = frozenset(
 """The operators of ONNX that draw random numbers; Dropout does so in training only."""
 
 
+FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
+"""What names, in the metadata of a value, the values that were folded into it
+(onnxscript/optimizer/_constant_folding.py)."""
+
+
 @dataclass(slots=True)
 class Tensor:
     """An initializer's header; its weights stay in the file.
@@ -50,6 +55,7 @@ class Node:
         name: Node name.
         op_type: Operator.
         domain: Operator's domain.
+        overload: Which of several functions of one name and domain it calls.
         inputs: Names of the values it reads; "" where an optional input is left out.
         outputs: Names of the values it makes.
         attributes: The attributes other than nested graphs, name to serialized bytes, in
@@ -65,6 +71,7 @@ class Node:
     name: str = ""
     op_type: str = ""
     domain: str = ""
+    overload: str = ""
     inputs: Sequence[str] = ()
     outputs: Sequence[str] = ()
     attributes: dict[str, bytes] = field(default_factory=dict)
@@ -98,6 +105,8 @@ class Graph:
         initializers: The headers of its initializers.
         inputs: Its inputs.
         outputs: Its outputs.
+        metadata: Its own metadata_props, which are not the model's.
+        folded: Of a value what onnxscript has computed it from (`FOLDED_FROM`), as it is written.
         enclosing: The messages around its nodes, outermost first: offsets of the key, of the
             payload, and of its end.
     """
@@ -107,7 +116,31 @@ class Graph:
     initializers: list[Tensor] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    metadata: list[tuple[str, str]] = field(default_factory=list)
+    folded: dict[str, str] = field(default_factory=dict)
     enclosing: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+FunctionKey = tuple[str, str, str]
+"""Domain, name and overload: a node with these is a call of the function."""
+
+
+@dataclass(slots=True)
+class Function:
+    """A model-local function (FunctionProto).
+
+    Attributes:
+        key: Its domain, name and overload.
+        body: Its nodes, as those of a graph whose inputs and outputs have names alone.
+    """
+
+    key: FunctionKey
+    body: Graph
+
+    @property
+    def path(self) -> str:
+        """Its body's path, as `walk_graphs` gives nested graphs one."""
+        return ".".join(part for part in self.key if part)
 
 
 @dataclass(slots=True)
@@ -122,7 +155,7 @@ class Model:
         producer: Producer's name and version.
         opsets: Domain to opset version.
         metadata: The model's metadata_props, each with the range of bytes that it takes.
-        functions: (domain, name) of the model-local functions.
+        functions: The model-local functions, in file order.
     """
 
     path: Path
@@ -132,7 +165,7 @@ class Model:
     producer: tuple[str, str] = ("", "")
     opsets: dict[str, int] = field(default_factory=dict)
     metadata: list[tuple[str, str, int, int]] = field(default_factory=list)
-    functions: set[tuple[str, str]] = field(default_factory=set)
+    functions: list[Function] = field(default_factory=list)
 
 
 def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
@@ -150,6 +183,13 @@ def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
         for attribute, subgraph in node.subgraphs:
             name = f"{node.name or node.op_type}.{attribute}"
             yield from walk_graphs(subgraph, f"{path}/{name}" if path else name)
+
+
+def walk_all_graphs(model: Model) -> Iterator[tuple[str, Graph]]:
+    """Yield the path and the graph of every graph of a model, bodies of functions last."""
+    yield from walk_graphs(model.graph)
+    for function in model.functions:
+        yield from walk_graphs(function.body, function.path)
 
 
 def walk_initializers(graph: Graph) -> Iterator[Tensor]:
@@ -173,3 +213,14 @@ def walk_nodes(graph: Graph) -> Iterator[Node]:
     """Yield every node of the graph and of the graphs nested in it."""
     for _, nested in walk_graphs(graph):
         yield from nested.nodes
+
+
+def walk_all_nodes(model: Model) -> Iterator[Node]:
+    """Yield every node of a model, those of the bodies of functions last."""
+    for _, graph in walk_all_graphs(model):
+        yield from graph.nodes
+
+
+def function_key(node: Node) -> FunctionKey:
+    """Return the key of the function that a node calls, if the model has one of that key."""
+    return (node.domain, node.op_type, node.overload)

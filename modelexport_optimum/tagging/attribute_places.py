@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import ChainMap
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.onnx_file.skeleton import function_key
 from modelexport_optimum.onnx_file.wire import bytes_fields
 from modelexport_optimum.tagging.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
+    from modelexport_optimum.onnx_file.skeleton import FunctionKey, Graph, Model, Node
 
 
 COPIED_BY_FUSION = frozenset(
@@ -35,7 +36,8 @@ def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
 
     Its common-subexpression elimination merges nodes that compute the same, unless their
     attributes differ. So every node is numbered by what it computes, and the attribute is
-    free where all nodes of one number share a tag.
+    free where all nodes of one number share a tag. It never stands in the body of a function,
+    which ONNX Runtime copies to each of its calls.
 
     Args:
         model: The file's skeleton.
@@ -44,7 +46,7 @@ def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
     Returns:
         The starts of these nodes.
     """
-    numbers = _ValueNumbers(model.functions)
+    numbers = _ValueNumbers({function.key for function in model.functions})
     numbers.visit(model.graph, {})
     shared: dict[int, str | None] = {}
     for start, number in numbers.of_node.items():
@@ -59,7 +61,7 @@ def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
 class _ValueNumbers:
     """Numbers the nodes of a graph and its nested graphs by what they compute."""
 
-    def __init__(self, functions: set[tuple[str, str]]) -> None:
+    def __init__(self, functions: set[FunctionKey]) -> None:
         self.of_node: dict[int, int] = {}
         self.refused: set[int] = set()
         # A model-local function takes the attributes that it declares, and no others.
@@ -94,7 +96,7 @@ class _ValueNumbers:
             number = self.of_node[node.start] = self._number(key)
             if _is_constant(key):
                 constants.add(number)
-            called = (node.domain, node.op_type) in self._functions
+            called = function_key(node) in self._functions
             if called or node.op_type in COPIED_BY_FUSION:
                 self.refused.add(node.start)
             passes = node.op_type in PASSED_THROUGH and not node.domain

@@ -6,38 +6,45 @@ several modules are left, it is their nearest common ancestor.
 
  1. A node that carries a tag keeps it: that was decided here, with no less at hand.
  2. A node with PyTorch's own record of its modules stands where that says: torch.export
-    writes it as it calls them.
- 3. A node that was noted while the exporter named it stands where the tracer made it
+    writes it as it calls them (`export_record`).
+ 3. What rewriting made of such nodes stands in the innermost call that all that it replaced
+    ran in, since calls nest (`call_nesting`): between what feeds it and what reads it, around
+    the one replaced node whose record it was given and the parameters that it reads.
+ 4. A node that was noted while the exporter named it stands where the tracer made it
     (`traced_graphs`); what fused it away kept the name of the value that it made.
- 4. A node with a scope in its name came from one of the modules with these labels
+ 5. A node with a scope in its name came from one of the modules with these labels
     (`scopes`), since a module calls what it holds, or what it was handed.
- 5. `query_1` is the module of that name or the second call of `query`, since the exporter
+ 6. `query_1` is the module of that name or the second call of `query`, since the exporter
     numbers equal scopes: the modules of both are candidates.
- 6. A module reads the parameters that it, or a module inside it, holds: a candidate that
+ 7. A module reads the parameters that it, or a module inside it, holds: a candidate that
     does not hold all of those that the call's nodes read is out. Where one name may be that
     of two calls, this is asked of each node alone. A parameter whose name the graph lacks may
     have been merged with an equal one, and counts as read wherever one of its shape is.
- 7. All calls of a module run the same code: no call with some labels was one of a module
+ 8. All calls of a module run the same code: no call with some labels was one of a module
     whose other calls, where they are certain, read other parameters only, or left other
     operators only, in the scopes below them.
- 8. An Identity that makes a value with a parameter's name is that parameter, which the
+ 9. An Identity that makes a value with a parameter's name is that parameter, which the
     exporter found to be equal to another, and stands in the module that owns it.
- 9. What replaced nodes and kept the name of a value stands in the scope of that name, or in
+10. What replaced nodes and kept the name of a value stands in the scope of that name, or in
     the nearest common ancestor of that and the modules whose parameters it reads.
-10. What has no scope and reads one parameter prepares it, and stands in the module that owns
+11. What has no scope and reads one parameter prepares it, and stands in the module that owns
     it, unless the parameter is tied to another module's or may have been merged with one.
-11. What else has no scope does no module's own operation: it serves the nodes that it stands
+12. What else has no scope does no module's own operation: it serves the nodes that it stands
     between (`data_flow`). It stands in the nearest common ancestor of those that feed it and
     those that read it, or, made of constants and inputs alone, of those that read it.
+13. A node in the body of a local function that no rule above places, or one at odds with a
+    call, stands in the nearest common ancestor of all calls of the function
+    (`function_bodies`).
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging.carriers import CLASS_HIERARCHY, NAME_SCOPES, own_metadata
+from modelexport_optimum.tagging import export_record
+from modelexport_optimum.tagging.call_nesting import CallNesting
 from modelexport_optimum.tagging.data_flow import DataFlow, place_by_flow
+from modelexport_optimum.tagging.function_bodies import place_bodies
 from modelexport_optimum.tagging.node_names import is_scoped, name_from_output, node_scope
 from modelexport_optimum.tagging.parameters import Parameters
 from modelexport_optimum.tagging.placements import (
@@ -54,7 +61,7 @@ from modelexport_optimum.tagging.scopes import (
     common,
     inside,
 )
-from modelexport_optimum.tagging.tag_grammar import outer_paths, parse_scopes
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -63,21 +70,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.scopes import Paths
     from modelexport_optimum.tagging.traced_graphs import TracedGraph
-
-
-_EXPORT_CALL_COUNT = re.compile(r"@\d+")
-"""torch.export numbers the calls of a module in its path: `attention.query@1`."""
-
-
-def tracer_modules(node: Node) -> list[tuple[str, str]]:
-    """Return the modules that PyTorch's dynamo exporter recorded on a node.
-
-    Returns:
-        (module path, qualified class), root first; empty if there is no record.
-    """
-    metadata = dict(own_metadata(node.metadata))
-    found = parse_scopes(metadata.get(NAME_SCOPES, ""), metadata.get(CLASS_HIERARCHY, ""))
-    return [(_EXPORT_CALL_COUNT.sub("", path), name) for path, name in found or ()]
 
 
 def attribute(
@@ -114,6 +106,7 @@ class _Attributor:
         prior: Mapping[int, tuple[Paths, str]],
         traced: Sequence[TracedGraph],
     ) -> None:
+        self.model = model
         self.tree = tree
         self.prior = prior
         self.flow = DataFlow(model.graph)
@@ -122,6 +115,7 @@ class _Attributor:
         roots = [graph.root for graphs in self.traced.values() for graph in graphs]
         self.scopes = Scopes(tree, roots[0][-1] if roots else base)
         self.parameters = Parameters(tree, self.scopes.base, self.flow.nodes)
+        self.calls_nest = CallNesting(model, self.flow)
         self.placed: list[NodePlacement | None] = [None] * len(self.flow.nodes)
         self.undecided = 0
         # All nodes of each call, by the graph and the scope in their names.
@@ -130,9 +124,12 @@ class _Attributor:
     def run(self) -> Attribution:
         nodes = self.flow.nodes
         for index, node in enumerate(nodes):
-            self.placed[index] = self._carried(node) or self._recorded(node)
+            self.placed[index] = self._carried(node)
+            if self.placed[index] is None and self.calls_nest.certain(index):
+                self.placed[index] = self._recorded(node)
             if self.placed[index] is None and self.scope_of[index] is not None:
                 self.placed[index] = self._noted(index, node.name)
+        self._place_by_calls()
         self._place_scopes()
         known = self._known_chains()
         for index, node in enumerate(nodes):
@@ -150,9 +147,18 @@ class _Attributor:
             for node, placement in zip(nodes, self.placed, strict=True)
             if placement is not None
         }
+        place_bodies(
+            self.model,
+            self.scopes.root,
+            placements,
+            lambda node: (
+                self._carried(node)
+                or (None if export_record.is_rewritten(node) else self._recorded(node))
+            ),
+        )
         return Attribution(placements, self.tree, self.undecided)
 
-    # Rules 1 to 3: what is known
+    # Rules 1 to 4: what is known
 
     def _carried(self, node: Node) -> NodePlacement | None:
         """Rule 1."""
@@ -163,19 +169,31 @@ class _Attributor:
 
     def _recorded(self, node: Node) -> NodePlacement | None:
         """Rule 2."""
-        recorded = tracer_modules(node)
-        if not recorded:
+        frames = export_record.recorded_frames(node)
+        if not frames:
             return None
-        root = self.scopes.root
-        paths = root
-        for path, _ in recorded:
+        return NodePlacement(self._chain(frames), TRACER, "PyTorch's own record in its metadata")
+
+    def _chain(self, frames: export_record.Frames) -> Paths:
+        """Return the modules of some calls that were open, as far as the tree has them."""
+        paths = root = self.scopes.root
+        for frame in frames:
+            path = export_record.module_path(frame)
             full = ".".join(part for part in (root[-1], path) if part)
             if full in self.tree.modules and full != paths[-1]:
                 paths = inside(paths, full)
-        return NodePlacement(paths, TRACER, "PyTorch's own record in its metadata")
+        return paths
+
+    def _place_by_calls(self) -> None:
+        """Rule 3."""
+        if not self.calls_nest.recorded:
+            return
+        for index, (frames, reason) in self.calls_nest.place().items():
+            if self.placed[index] is None:
+                self.placed[index] = NodePlacement(self._chain(frames), TRACER, reason)
 
     def _noted(self, index: int, name: str) -> NodePlacement | None:
-        """Rule 3."""
+        """Rule 4."""
         graphs = self.traced.get(self.flow.graph_of[index], ())
         chains = [graph.chains[name] for graph in graphs if name in graph.chains]
         if not chains:
@@ -200,7 +218,7 @@ class _Attributor:
                 found[graph] = [t for t, count in zip(traced, counts, strict=True) if count == most]
         return found
 
-    # Rules 4 to 7: scopes in the names of nodes
+    # Rules 5 to 8: scopes in the names of nodes
 
     def _place_scopes(self) -> None:
         calls: dict[tuple[int, str], list[int]] = {}
@@ -216,7 +234,7 @@ class _Attributor:
             self._place_scope(scope, indices)
 
     def _place_scope(self, scope: str, indices: Sequence[int]) -> None:
-        """Rules 4 to 6."""
+        """Rules 5 to 7."""
         nodes = self.flow.nodes
         chains = self._callers(self.flow.graph_of[indices[0]], scope)
         for index in indices:
@@ -232,7 +250,7 @@ class _Attributor:
             self.placed[index] = NodePlacement(paths, SCOPE, reason)
 
     def _callers(self, graph: int, scope: str) -> list[Paths]:
-        """Rules 4 to 6 for a whole call: the chains of modules that may have made it."""
+        """Rules 5 to 7 for a whole call: the chains of modules that may have made it."""
         chains = self.scopes.candidates(scope)
         if len(chains) > 1 and len(self.scopes.spellings(scope)) == 1:
             indices = self.calls.get((graph, scope), ())
@@ -245,7 +263,7 @@ class _Attributor:
         return chains
 
     def _unlike_other_calls(self) -> Callable[[str, str], bool]:
-        """Rule 7."""
+        """Rule 8."""
         # For labels: what is read, and which operators stand, where below them.
         traces: dict[str, tuple[set[tuple[str, str]], set[tuple[str, str]]]] = {}
         certain: dict[str, set[str]] = {}  # for each module the labels that are its alone
@@ -274,7 +292,7 @@ class _Attributor:
 
         return ruled_out
 
-    # Rules 8 to 10: names of values
+    # Rules 9 to 11: names of values
 
     def _known_chains(self) -> dict[str, Paths]:
         """Return the chain to each module that has a node, and to those around it."""
@@ -293,7 +311,7 @@ class _Attributor:
         return chain if path in chain else inside(chain, path)
 
     def _named_parameter(self, node: Node, known: Mapping[str, Paths]) -> NodePlacement | None:
-        """Rule 8."""
+        """Rule 9."""
         for name in node.outputs:
             owner = self.parameters.owner(name)
             if owner is not None:
@@ -301,7 +319,7 @@ class _Attributor:
         return None
 
     def _kept(self, index: int, known: Mapping[str, Paths]) -> NodePlacement | None:
-        """Rule 9."""
+        """Rule 10."""
         node = self.flow.nodes[index]
         read = self.parameters.read_by([node])
         name = name_from_output(node)
@@ -326,7 +344,7 @@ class _Attributor:
         return chains or [self.scopes.longest(scope)]
 
     def _reader(self, read: Collection[str], known: Mapping[str, Paths]) -> NodePlacement | None:
-        """Rule 10."""
+        """Rule 11."""
         owners = {
             owner
             for name in read

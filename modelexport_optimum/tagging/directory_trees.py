@@ -10,10 +10,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, first_line
-from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_nodes
+from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_all_nodes
 from modelexport_optimum.own_code.guard import own_code_refused
-from modelexport_optimum.tagging import attribution, tag_grammar, tree_choice
+from modelexport_optimum.tagging import tag_grammar, tree_choice
 from modelexport_optimum.tagging.config_bounds import bounded_modules, check_counts
+from modelexport_optimum.tagging.export_record import recorded_modules
 from modelexport_optimum.tagging.model_classes import candidates, source_trees
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
 from modelexport_optimum.tagging.module_tree import UNKNOWN_CLASS, Module, ModuleTree, model_trees
@@ -160,8 +161,8 @@ def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
     """Return the tree that PyTorch's dynamo exporter recorded on the nodes."""
     tree = ModuleTree(whole=False)
     for file in group:
-        for node in walk_nodes(file.model.graph):
-            for path, name in attribution.tracer_modules(node):
+        for node in walk_all_nodes(file.model):
+            for path, name in recorded_modules(node):
                 tree.modules[path] = Module(path, name, path)
     return _closed(tree)
 

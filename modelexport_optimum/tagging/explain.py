@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_all_nodes
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.tagging import tag_grammar
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
@@ -48,7 +48,7 @@ def explain(
             wanted = [
                 (file, node)
                 for file in group
-                for node in walk_nodes(file.model.graph)
+                for node in walk_all_nodes(file.model)
                 if node.name == node_name
             ]
             if not wanted:

@@ -17,7 +17,7 @@ from modelexport_optimum.errors import ModelExportError, system_errors_named
 from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import damage_named, read_model
 from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
-from modelexport_optimum.onnx_file.skeleton import walk_graphs, walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_all_graphs, walk_all_nodes
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.tagging import attribution, carriers, config_json, placements
 from modelexport_optimum.tagging.attribute_places import attribute_places
@@ -58,7 +58,8 @@ class NodeTag:
         module: Path of the node's module, as `named_modules()` spells it.
         module_class: Class name of the module.
         evidence: How the node was placed, one of `placements.EVIDENCE_KINDS`.
-        graph: Path of the nested graph that the node stands in, "" for the top graph.
+        graph: Path of the nested graph, or of the function, that the node stands in, "" for the
+            top graph.
     """
 
     name: str
@@ -181,7 +182,7 @@ def _read_nodes(given: str | os.PathLike[str], files: Iterable[Path]) -> Iterato
     for file in files:
         model = read_model(file)
         marked = is_marked(model)
-        for graph_path, graph in walk_graphs(model.graph):
+        for graph_path, graph in walk_all_graphs(model):
             for node in graph.nodes:
                 carried = carriers.read(node, marked=marked)
                 modules = carried.modules
@@ -232,7 +233,7 @@ def attribute_files(
 def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
     """Return the placements that nodes carry already, of modules that the tree has."""
     prior: dict[int, tuple[Paths, str]] = {}
-    for node in walk_nodes(file.model.graph):
+    for node in walk_all_nodes(file.model):
         carried = file.carried[node.start]
         if carried.modules is not None:
             paths = tuple(path for path, _ in carried.modules)
@@ -265,7 +266,7 @@ class _Plan:
         return True
 
     def _wrong(self, written: Model) -> str | None:
-        for node, tag in zip(walk_nodes(written.graph), self.tags, strict=True):
+        for node, tag in zip(walk_all_nodes(written), self.tags, strict=True):
             if not carriers.carries(node, tag):
                 return f"the tag of the node {node.name or node.op_type}"
         return None
@@ -274,7 +275,7 @@ class _Plan:
 def _planned_tags(
     file: OpenFile, placed: placements.Attribution, source: str | None, *, exported: bool
 ) -> _Plan:
-    nodes = list(walk_nodes(file.model.graph))
+    nodes = list(walk_all_nodes(file.model))
     spelled: dict[Paths, carriers.Spelled] = {}
     tags = {}
     for node in nodes:
@@ -314,7 +315,7 @@ def _planned_tags(
 
 
 def _planned_removal(file: OpenFile) -> _Plan:
-    nodes = list(walk_nodes(file.model.graph))
+    nodes = list(walk_all_nodes(file.model))
     edits = {node.start: removed for node in nodes if (removed := _removal(file, node))}
     metadata = [
         Edit(start, end, b"")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file.find import is_onnx_file, onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.onnx_file.skeleton import walk_initializers, walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_initializers
 from modelexport_optimum.system.atomic_write import remove_abandoned
 from modelexport_optimum.system.locks import waiting_lock
 from modelexport_optimum.tagging import carriers, config_json
@@ -96,7 +96,7 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
                 "copy that file too"
             )
     marked = is_marked(model)
-    carried = {node.start: carriers.read(node, marked=marked) for node in walk_nodes(model.graph)}
+    carried = {node.start: carriers.read(node, marked=marked) for node in walk_all_nodes(model)}
     return OpenFile(path, fd, model, marked, carried)
 
 
@@ -125,7 +125,7 @@ def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
         with contextlib.suppress(InvalidModelError):
             model = read_model(path)
             marked = is_marked(model)
-            for node in walk_nodes(model.graph):
+            for node in walk_all_nodes(model):
                 modules.update(carriers.read(node, marked=marked).modules or ())
     return modules
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_all_nodes
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging import placements
 
@@ -23,7 +23,7 @@ class FileReport(Displayed):
 
     Attributes:
         file: The file.
-        node_count: Number of nodes, nested graphs included.
+        node_count: Number of nodes, nested graphs and bodies of functions included.
         modules: Module path to class name, of the modules that stand in any tag.
         evidence_counts: Number of nodes placed by each evidence.
         with_attribute: Number of nodes that carry the attribute.
@@ -106,7 +106,7 @@ def report_of_carried(file: OpenFile) -> FileReport:
     evidence = []
     attribute = on_root = 0
     root_class = ""
-    for node in walk_nodes(file.model.graph):
+    for node in walk_all_nodes(file.model):
         carried = file.carried[node.start]
         chain = carried.modules or [("", "")]
         root_class = chain[0][1]

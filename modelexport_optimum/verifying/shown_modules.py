@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.onnx_file.skeleton import walk_nodes
+from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_nodes
 from modelexport_optimum.tagging import carriers
 from modelexport_optimum.tagging.model_record import (
     is_marked,
@@ -122,7 +122,7 @@ def _read_tags(exported: Exported, file: str) -> _Tags | None:
     marked = is_marked(model)
     paths: dict[str, None] = {}
     root_class = ""
-    for node in walk_nodes(model.graph):
+    for node in walk_all_nodes(model):
         for path, name in carriers.read(node, marked=marked).modules or ():
             if path:
                 paths[path] = None

@@ -1,0 +1,194 @@
+"""Nodes of PyTorch's dynamo exporter that have no record, or only that of one of several.
+
+Calls nest: a call is open from its first operation to its last. So what ran between two operations
+of one call ran in that call, and of the calls that two operations have in common the innermost
+says the most. This holds for what replaced nodes, too: it stands between what those read and what
+reads their values.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.tagging import export_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from modelexport_optimum.onnx_file.skeleton import Model
+    from modelexport_optimum.tagging.data_flow import DataFlow
+    from modelexport_optimum.tagging.export_record import Frames
+
+
+class CallNesting:
+    """The calls in which the nodes of a file ran, as far as the records of its nodes tell.
+
+    Args:
+        model: The file's skeleton.
+        flow: Its nodes.
+
+    Attributes:
+        recorded: Whether any node has a record.
+    """
+
+    def __init__(self, model: Model, flow: DataFlow) -> None:
+        self._flow = flow
+        self._records = [export_record.recorded_frames(node) for node in flow.nodes]
+        self._values = [
+            export_record.recorded_value(node) if record else ""
+            for node, record in zip(flow.nodes, self._records, strict=True)
+        ]
+        self.recorded = any(self._records)
+        self._rewritten = [
+            bool(record) and export_record.is_rewritten(node)
+            for node, record in zip(flow.nodes, self._records, strict=True)
+        ]
+        self._made = {
+            name: index for index, node in enumerate(flow.nodes) for name in node.outputs if name
+        }
+        self._tensors = {tensor.name: tensor.dims for tensor in model.graph.initializers}
+        self._folded = export_record.folded_parameters(model.graph)
+        unread = export_record.unread_parameters(model) if self.recorded else []
+        self._unread = {name.rpartition(".")[0] for name in unread}
+
+    def certain(self, index: int) -> bool:
+        """Whether a node's record is that of all that it does."""
+        return bool(self._records[index]) and not self._rewritten[index]
+
+    def place(self) -> dict[int, tuple[Frames, str]]:
+        """Return the innermost call that all the work of a node is known to have been in.
+
+        Returns:
+            By the node's number its open calls and the reason, for the nodes that are not
+            certain and that stand between two that are.
+        """
+        before, after = self._neighbours()
+        found: dict[int, tuple[Frames, str]] = {}
+        for index, record in enumerate(self._records):
+            if record and self._rewritten[index]:
+                found[index] = self._place_rewritten(index, found)
+            elif not record and before[index] and after[index]:
+                found[index] = self._place_unrecorded(index, before[index], after[index])
+        return found
+
+    def _neighbours(self) -> tuple[list[set[Frames]], list[set[Frames]]]:
+        """For each node the calls of the nearest recorded nodes that feed it, or that read it."""
+        count = len(self._records)
+        before: list[set[Frames]] = [set() for _ in range(count)]
+        after: list[set[Frames]] = [set() for _ in range(count)]
+        for index, node in enumerate(self._flow.nodes):
+            if self.certain(index):
+                continue
+            for name in dict.fromkeys(node.inputs):
+                producer = self._made.get(name)
+                if producer is None or producer >= index:
+                    continue
+                record = self._record_of(name, producer)
+                before[index].update([record] if record else before[producer])
+        for index in reversed(range(count)):
+            if not self.certain(index):
+                for consumer in self._flow.consumers[index]:
+                    # What a rewritten node recorded is what its other replaced nodes feed.
+                    record = self._records[consumer]
+                    after[index].update([record] if record else after[consumer])
+        return before, after
+
+    def _record_of(self, name: str, producer: int) -> Frames:
+        """Return the calls in which a value was made, () if no record is that of this value."""
+        if self.certain(producer) or self._values[producer] == name:
+            return self._records[producer]
+        return ()
+
+    def _place_unrecorded(
+        self, index: int, before: set[Frames], after: set[Frames]
+    ) -> tuple[Frames, str]:
+        """Between two operations of one call; what packs parameters, in the module of those."""
+        frames = innermost_common(before, after)
+        readers = common_frames(after)
+        if len(readers) > len(frames) and self._packs(index) and self._holds_unread(readers[-1]):
+            module = export_record.module_path(readers[-1])
+            return readers, f"it reads what parameters of {module} were made into"
+        module = export_record.module_path(frames[-1])
+        return frames, f"it stands between operations of one call of {module or 'the root'}"
+
+    def _packs(self, index: int) -> bool:
+        """Whether a node, or the one that feeds it, reads a matrix that is no one parameter."""
+        nodes = [index, *self._flow.producers[index]]
+        named = (name for one in nodes if not self._records[one] for name in self._inputs(one))
+        return any(
+            len(self._tensors.get(name, ())) > 1 and not self._owners(name) for name in named
+        )
+
+    def _owners(self, name: str) -> list[str]:
+        """Return the modules of the parameters that an initializer is or is made of."""
+        names = [name, *self._folded.get(name, ())] if name in self._tensors else ()
+        return [owner for one in names if (owner := one.rpartition(".")[0])]
+
+    def _inputs(self, index: int) -> Sequence[str]:
+        return self._flow.nodes[index].inputs
+
+    def _holds_unread(self, frame: str) -> bool:
+        path = export_record.module_path(frame)
+        return any(module == path or module.startswith(f"{path}.") for module in self._unread)
+
+    def _place_rewritten(
+        self, index: int, found: dict[int, tuple[Frames, str]]
+    ) -> tuple[Frames, str]:
+        """Around its record, the parameters that it reads and, where it may do more, its input.
+
+        What reads the very values of the recorded operation does that alone, and what is one
+        formula with parameters does it and the work of their modules. Anything else may do what
+        was done to its values before: after the last of them was made.
+        """
+        frames = self._records[index]
+        node = self._flow.nodes[index]
+        owners = [owner for name in node.inputs for owner in self._owners(name)]
+        made = {
+            (self._made[name], name)
+            for name in node.inputs
+            if name in self._made and self._made[name] < index
+        }
+        several = len({producer for producer, _ in made}) > 1 or self._reads_other(index)
+        alone = export_record.is_whole_operation(node) or (
+            bool(owners) and export_record.is_one_formula(node)
+        )
+        if made and (several or not alone):
+            producer, name = max(made)
+            last = self._record_of(name, producer) or found.get(producer, (frames, ""))[0]
+            frames = common_frames([frames, last])
+        for owner in owners:
+            while not _holds(frames[-1], owner):
+                frames = frames[:-1]
+        return frames, "PyTorch's record of one of the nodes that it replaces, and what it reads"
+
+    def _reads_other(self, index: int) -> bool:
+        """Whether a node reads a constant of the graph that is no parameter and no number."""
+        named = (name for name in self._inputs(index) if not self._owners(name))
+        return any(max(self._tensors.get(name, ()), default=1) > 1 for name in named)
+
+
+def _holds(frame: str, owner: str) -> bool:
+    path = export_record.module_path(frame)
+    return not path or owner == path or owner.startswith(f"{path}.")
+
+
+def common_frames(several: Iterable[Frames]) -> Frames:
+    """Return the calls that are open in all of several."""
+    shared: Frames | None = None
+    for frames in several:
+        shared = frames if shared is None else shared
+        while shared != frames[: len(shared)]:
+            shared = shared[:-1]
+    return shared or ()
+
+
+def innermost_common(before: Iterable[Frames], after: Iterable[Frames]) -> Frames:
+    """Return the longest that one of some has in common with one of others."""
+    opened = {frames[:end] for frames in before for end in range(1, len(frames) + 1)}
+    best: Frames = ()
+    for frames in after:
+        end = len(frames)
+        while end > len(best) and frames[:end] not in opened:
+            end -= 1
+        best = frames[:end] if end > len(best) else best
+    return best
