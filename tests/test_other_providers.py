@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.providers.choice import Provider
     from modelexport_optimum.verifying.provider_process import Outcome
-    from modelexport_optimum.verifying.provider_run import RunPlan
     from modelexport_optimum.verifying.providers import ProviderResult
+    from modelexport_optimum.verifying.run_plan import RunPlan
 
     Exported = Callable[[str], Path]
 

@@ -24,7 +24,7 @@ from modelexport_optimum.verifying import provider_process, providers, verify
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.ort_messages import named_node, tag_of
-from modelexport_optimum.verifying.provider_run import RunPlan, run, run_reference
+from modelexport_optimum.verifying.provider_run import run, run_reference
 from modelexport_optimum.verifying.providers import make_plan
 from modelexport_optimum.verifying.tolerances import compare_outputs, computed_in
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelexport_optimum.verifying.providers import ProviderResult
+    from modelexport_optimum.verifying.run_plan import RunPlan
 
     Exported = Callable[[str], Path]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from modelexport_optimum.verifying.exported_files import Exported
-    from modelexport_optimum.verifying.provider_run import Run
+    from modelexport_optimum.verifying.run_plan import Run
 
 _TEXT_INPUTS = {"input_ids", "decoder_input_ids"}
 

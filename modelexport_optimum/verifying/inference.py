@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from modelexport_optimum.verifying.provider_run import Outputs, RunPlan
+    from modelexport_optimum.verifying.run_plan import Outputs, RunPlan
 
 NEW_TOKENS = 3
 """Tokens to generate: the second is the first that comes from cached keys and values."""

@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING, NoReturn
 from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.system.lean_imports import EXPORTER, import_lean
 from modelexport_optimum.system.processes import ending
-from modelexport_optimum.verifying.provider_run import Run, run
+from modelexport_optimum.verifying.provider_run import run
+from modelexport_optimum.verifying.run_plan import Run
 
 if TYPE_CHECKING:
     from modelexport_optimum.providers.choice import Provider
-    from modelexport_optimum.verifying.provider_run import RunPlan
+    from modelexport_optimum.verifying.run_plan import RunPlan
 
 _PLAN, _RUN, _LOG, _AT = "plan.pickle", "run.pickle", "log", "at"
 """The files of a request: what to run, what came of it, what was printed, where it is at."""

@@ -13,8 +13,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,6 @@ import numpy as np
 from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.session import (
-    AssignedNode,
     add_plugin,
     assigned_nodes,
     nodes_that_ran,
@@ -33,18 +30,14 @@ from modelexport_optimum.providers.session import (
 )
 from modelexport_optimum.verifying.axis_names import refuse_evaluated_axes
 from modelexport_optimum.verifying.inference import infer
+from modelexport_optimum.verifying.run_plan import LOADING, RUNNING, Run, RunPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     import onnxruntime
-    from numpy.typing import NDArray
 
-    Outputs = dict[str, NDArray[Any]]
     At = Callable[[str, str | None], None]
-
-LOADING, RUNNING, COMPARING = "loading", "running", "comparing"
-"""The stages of a check, in their order."""
 
 _LONGEST_MESSAGE = 20_000
 """Characters of an error to keep: OpenVINO's repeat what they say for each layer of its code."""
@@ -53,81 +46,6 @@ _OTHER_SEED = 1000
 """Not 0 or 1, nor near: to each the index of its node is added, and 0 is 1 to the generator."""
 
 _SESSION_CREATION = threading.Lock()
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What is run on every provider.
-
-    Attributes:
-        directory: The export.
-        files: Its graphs, by path below the directory.
-        library: Optimum's name of the library that the model is of.
-        ort_class: The class to load it with; None for plain sessions.
-        use_cache: Whether a decoder takes cached keys and values.
-        trust_remote_code: Whether code in the directory may run.
-        inputs: The inputs of each graph, made once.
-        draws: Whether a graph draws random numbers.
-        by_module: Whether it is kept which provider took which node.
-    """
-
-    directory: Path
-    files: tuple[str, ...]
-    library: str
-    ort_class: Any
-    use_cache: bool
-    trust_remote_code: bool
-    inputs: Mapping[str, Outputs]
-    draws: bool
-    by_module: bool = False
-
-    def file_of(self, session: onnxruntime.InferenceSession) -> str:
-        """Return the graph that a session was made of."""
-        return self.below(session._model_path)
-
-    def below(self, path: str | Path) -> str:
-        """Return a path as one below the directory."""
-        return Path(path).relative_to(self.directory).as_posix()
-
-
-@dataclass
-class Run:
-    """How one provider's run went.
-
-    Attributes:
-        stage: What it was at when it ended.
-        error: The whole of the error that ended it, "" if it ran to its end.
-        file: The graph that was being loaded or run when an error was raised, if one was.
-        ran: What was run: "forward", "generate", "pipeline" or "session".
-        nodes: How many nodes ran, by provider.
-        outputs: What came out, by name.
-        drawn: The outputs that depend on the seed of ONNX Runtime's random numbers.
-        files: The graphs that were loaded.
-        fell_back: The providers that sessions came up on instead.
-        options: The options that the provider's sessions came up with.
-        assigned: The nodes that each provider took, by graph, if that was asked for.
-        recorded: Whether these are ONNX Runtime's own record; else they are what ran.
-        seconds: Time to load and run.
-    """
-
-    stage: str = LOADING
-    error: str = ""
-    file: str | None = None
-    ran: str | None = None
-    nodes: Counter[str] = field(default_factory=Counter)
-    outputs: Outputs = field(default_factory=dict)
-    drawn: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
-    fell_back: set[str] = field(default_factory=set)
-    options: dict[str, str] = field(default_factory=dict)
-    assigned: dict[str, tuple[AssignedNode, ...]] = field(default_factory=dict)
-    recorded: bool = False
-    seconds: float = 0.0
-
-    @property
-    def complete(self) -> bool:
-        """Whether it ran to its end, on the provider that was asked for."""
-        return not self.error and not self.fell_back
 
 
 def run_reference(plan: RunPlan) -> Run:

@@ -27,12 +27,8 @@ from modelexport_optimum.verifying.ort_messages import (
     tag_of,
 )
 from modelexport_optimum.verifying.provider_process import Outcome, run_in_child, start_importing
-from modelexport_optimum.verifying.provider_run import (
-    COMPARING,
-    Run,
-    RunPlan,
-    run_reference,
-)
+from modelexport_optimum.verifying.provider_run import run_reference
+from modelexport_optimum.verifying.run_plan import COMPARING, Run, RunPlan
 from modelexport_optimum.verifying.tolerances import Agreement, compare_outputs, computed_in
 
 if TYPE_CHECKING:
