@@ -33,6 +33,7 @@ from modelexport_optimum.cli.options import (
     SequenceLengths,
     Sizes,
     TaggedExport,
+    option,
 )
 
 
@@ -50,26 +51,23 @@ def inspect(
     modules: Modules = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--class",
+            "Modules of these classes and what is inside.",
             metavar="PATTERN",
             autocompletion=complete_class,
-            help="Modules of these classes and what is inside.",
         ),
     ] = None,
     ops: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--op",
+            "Count only these operators and the weights that they read.",
             metavar="PATTERN",
             autocompletion=complete_op,
-            help="Count only these operators and the weights that they read.",
         ),
     ] = None,
-    nodes: Annotated[
-        bool,
-        typer.Option("--nodes", help="List the nodes: a row for each."),
-    ] = False,
+    nodes: Annotated[bool, option("--nodes", "List the nodes: a row for each.")] = False,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
@@ -122,16 +120,14 @@ def extract(
     path: TaggedExport,
     module: Annotated[
         str,
-        typer.Option(
+        option(
             "--module",
+            "The module's path, as inspect shows it.",
             metavar="PATH",
             autocompletion=complete_module,
-            help="The module's path, as inspect shows it.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")
-    ],
+    output: Annotated[Path, option("--output -o", "The .onnx file to write.", metavar="FILE")],
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -155,7 +151,7 @@ def profile(
     provider_options: ProviderOptions = None,
     provider_libraries: ProviderLibraries = None,
     iterations: Annotated[
-        int, typer.Option("--iterations", min=1, help="Runs to measure, after three to warm up.")
+        int, option("--iterations", "Runs to measure, after three to warm up.", min=1)
     ] = 20,
     batch_size: BatchSizes = None,
     sequence_length: SequenceLengths = None,
@@ -163,10 +159,10 @@ def profile(
     inputs: Inputs = None,
     isolated: Annotated[
         bool,
-        typer.Option(
+        option(
             "--isolated",
-            help="Also measure each module alone, cut out at --depth: for providers that run a "
-            "graph as one kernel.",
+            "Also measure each module alone, cut out at --depth: for providers that run a graph as "
+            "one kernel.",
         ),
     ] = False,
     depth: Depth = None,
@@ -208,27 +204,25 @@ def profile(
 
 def report(
     path: TaggedExport,
-    html: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .html file to write.")
-    ],
+    html: Annotated[Path, option("--output -o", "The .html file to write.", metavar="FILE")],
     against: Annotated[
         Path | None,
         typer.Argument(metavar="[B]", help="Another export, to be shown beside the first."),
     ] = None,
     times: Annotated[
         list[Path] | None,
-        typer.Option(
+        option(
             "--profile",
+            "Show the times of this file, too, which profile --json printed. May be repeated.",
             metavar="FILE",
-            help="Show the times of this file, too, which profile --json printed. May be repeated.",
         ),
     ] = None,
     comparison: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--comparison",
+            "Show the errors of this file, too, which compare --json printed.",
             metavar="FILE",
-            help="Show the errors of this file, too, which compare --json printed.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -255,25 +249,25 @@ def view(
     path: TaggedExport,
     viewer: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--viewer",
+            "model-explorer or netron. By default the first that is installed.",
             metavar="NAME",
             autocompletion=complete_viewer,
-            help="model-explorer or netron. By default the first that is installed.",
         ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option("--port", help="Port to serve on. By default a free one.")
+        int | None, option("--port", "Port to serve on. By default a free one.")
     ] = None,
     browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Whether to open the browser.")
+        bool, option("--browser/--no-browser", "Whether to open the browser.")
     ] = True,
     node_data: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--node-data",
+            "Colour the nodes in Model Explorer by what compare --node-data wrote.",
             metavar="FILE",
-            help="Colour the nodes in Model Explorer by what compare --node-data wrote.",
         ),
     ] = None,
 ) -> None:
