@@ -83,14 +83,14 @@ app()
 
 
 def evict(path: Path) -> None:
-    """Takes a file out of the page cache, as if nobody had read it lately."""
+    """Take a file out of the page cache, as if nobody had read it lately."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def bench_pass(report: Report, name: str, export: Path, tree: Path, runs: int, work: Path) -> None:
-    """The pass against a copy of the file, and against onnx.load and onnx.save."""
+    """Measure the pass against a copy of the file, and against onnx.load and onnx.save."""
     copy = work / "copy"
     taken: dict[str, list[dict[str, float]]] = {
         "cp": [],
@@ -155,7 +155,7 @@ def bench_pass(report: Report, name: str, export: Path, tree: Path, runs: int, w
 
 
 def bench_command(report: Report, name: str, source: Path, runs: int, work: Path) -> None:
-    """The whole command, checks included, against optimum-cli, in turn."""
+    """Measure the whole command, checks included, against optimum-cli, in turn."""
     bin_directory = Path(sys.executable).parent
     task = ["--task", "text-classification"]
     taken: dict[str, list[dict[str, float]]] = {"ours": [], "optimum": []}

@@ -41,7 +41,7 @@ print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - bef
 
 
 def bench_compare(report: Report, runs: int, work: Path) -> None:
-    """A comparison against loading and running each side once, and how it grows with layers."""
+    """Measure a comparison against loading and running each side, and how it grows with layers."""
     models = {f"{layers} layers": {**NARROW, "num_hidden_layers": layers} for layers in (25, 100)}
     grown = {}
     for name, config in {"438 MB": MODELS["438 MB"], **models}.items():

@@ -37,14 +37,14 @@ LEAST_MATCHED = 0.97
 
 
 def arguments(row: zoo.Architecture, source: Path) -> dict[str, Any]:
-    """What nobody can know from the export: that code is trusted, and the model's own arguments."""
+    """Return what the export cannot tell: that code is trusted, and the model's own arguments."""
     export = row.arguments(source)
     given = {key: export[key] for key in ("trust_remote_code", "model_kwargs") if key in export}
     return {**given, "task": row.task} if "trust_remote_code" in given else given
 
 
 def measure(row: zoo.Architecture, source: Path, output: Path) -> dict[str, Any]:
-    """Compares one export with its model."""
+    """Compare one export with its model."""
     started = time.monotonic()
     found = compare(output, model=str(source), **arguments(row, source))
     returning = [m for m in found.modules if "no tensor leaves it in the ref" not in m.reason]
@@ -67,7 +67,7 @@ def measure(row: zoo.Architecture, source: Path, output: Path) -> dict[str, Any]
 
 @contextlib.contextmanager
 def exported(row: zoo.Architecture, built: Path | None) -> Iterator[tuple[Path, Path]]:
-    """The model and the export of an architecture: those that are there, or new ones."""
+    """Yield the model and the export of an architecture: those that are there, or new ones."""
     if built is not None:
         yield built / "models" / row.name, built / "exports" / row.name
         return
@@ -79,7 +79,7 @@ def exported(row: zoo.Architecture, built: Path | None) -> Iterator[tuple[Path, 
 
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
-    """One line for each architecture."""
+    """Return one line for each architecture."""
     found = Table("architecture", "graphs", "modules", "matched", "%", "seconds", "told")
     for result in results:
         if error := result.get("error"):
@@ -104,7 +104,7 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    """Compares, prints the table, and exits with 1 if a comparison is not as it should be."""
+    """Compare, print the table, and exit with 1 if a comparison is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
     parser.add_argument("--built", type=Path, help="a directory with models/ and exports/")

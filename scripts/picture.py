@@ -25,7 +25,7 @@ MOVES = re.compile(r"\x1b\[[0-9;?]*[A-HJKSThl]")
 
 
 def record(command: list[str]) -> str:
-    """What a command writes to a terminal.
+    """Return what a command writes to a terminal.
 
     Args:
         command: Program and arguments.
@@ -52,7 +52,7 @@ def record(command: list[str]) -> str:
 
 
 def settled(written: str) -> list[str]:
-    """The lines as they stand in the end: of what was written over, only the last."""
+    """Return the lines as they stand in the end: of what was written over, only the last."""
     lines = []
     for line in written.replace("\r\n", "\n").split("\n"):
         lines.append(MOVES.sub("", line.rpartition("\r")[2]))

@@ -23,7 +23,7 @@ MODULES = 10_000
 
 
 def main() -> None:
-    """Prints the table, and exits with 1 if a tag is wrong or too many are coarser."""
+    """Print the table, and exit with 1 if a tag is wrong or too many are coarser."""
     warnings.simplefilter("ignore")
     count = int(sys.argv[1]) if sys.argv[1:] else MODULES
     outcomes, wrong = [], []

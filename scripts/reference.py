@@ -35,7 +35,7 @@ EXIT_STATUS = (
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     group: Any = get_command(app)
     lines = [
         "# Command line",
@@ -61,7 +61,7 @@ def reference() -> str:
 
 
 def described(option: Any) -> str:  # noqa: ANN401
-    """One option as an item of a list."""
+    """Return one option as an item of a list."""
     names = ", ".join(f"`{name}`" for name in option.opts)
     default = option.default
     values = ", ".join(f"`{value}`" for value in choices(option))
@@ -71,18 +71,18 @@ def described(option: Any) -> str:  # noqa: ANN401
 
 
 def choices(option: Any) -> list[str]:  # noqa: ANN401
-    """The only values that an option takes, as its annotation says; none if others do as well."""
+    """Return the only values that an option takes, by its annotation; none if others do, too."""
     annotation = option.type_descriptor.annotation
     return [value for part in (annotation, *get_args(annotation)) for value in literals(part)]
 
 
 def literals(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401
-    """The values of a `Literal`, and nothing for what is none."""
+    """Return the values of a `Literal`, and nothing for what is none."""
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def paragraph(text: str | None) -> str:
-    """A help text on one line."""
+    """Return a help text on one line."""
     return " ".join((text or "").split())
 
 

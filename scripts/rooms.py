@@ -59,7 +59,7 @@ it takes and what it gives."""
 
 
 def rooms_picture() -> str:
-    """The rooms and what each imports, as Mermaid."""
+    """Return the rooms and what each imports, as Mermaid."""
     graph = grimp.build_graph(PACKAGE, cache_dir=None)
     arrows = {
         (room(importer), room(imported))
@@ -81,13 +81,13 @@ def rooms_picture() -> str:
 
 
 def room(module: str) -> str:
-    """The room of a module, "" for the package itself and `__main__`."""
+    """Return the room of a module, "" for the package itself and `__main__`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
 
 
 def run_picture() -> str:
-    """What is passed on in one run, as Mermaid: the calls of `export()` from top to bottom."""
+    """Return what one run passes on, as Mermaid: the calls of `export()` from top to bottom."""
     steps = calls_of_export()
     lines = ["flowchart TD"]
     before = "start"
@@ -111,7 +111,7 @@ def run_picture() -> str:
 
 
 def calls_of_export() -> list[str]:
-    """What `export()` calls of other rooms, in the order of its lines."""
+    """Return what `export()` calls of other rooms, in the order of its lines."""
     tree = ast.parse((REPOSITORY / PACKAGE / "export_run.py").read_text(encoding="utf-8"))
     imported = {
         alias.name
@@ -138,7 +138,7 @@ def calls_of_export() -> list[str]:
 
 
 def rooms_table() -> str:
-    """What each room is, and what each of its files is."""
+    """Return what each room is, and what each of its files is."""
     lines = []
     for name in ROOMS:
         folder = REPOSITORY / PACKAGE / name
@@ -157,27 +157,27 @@ def rooms_table() -> str:
 
 
 def docstring(file: Path) -> str:
-    """A module's docstring."""
+    """Return a module's docstring."""
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def paragraphs(file: Path) -> str:
-    """A module's docstring, each paragraph on one line."""
+    """Return a module's docstring, each paragraph on one line."""
     return "\n\n".join(" ".join(part.split()) for part in docstring(file).split("\n\n"))
 
 
 def first_sentence(file: Path) -> str:
-    """The first paragraph of a module's docstring, on one line."""
+    """Return the first paragraph of a module's docstring, on one line."""
     return " ".join(docstring(file).split("\n\n")[0].split()).replace("|", "\\|")
 
 
 def mermaid(lines: list[str]) -> str:
-    """A fenced block that GitHub draws."""
+    """Return a fenced block that GitHub draws."""
     return "\n".join(["```mermaid", *lines, "```"])
 
 
 def drawn(page: str) -> str:
-    """The page with everything between its marks drawn anew."""
+    """Return the page with everything between its marks drawn anew."""
     parts = {"rooms": rooms_picture(), "run": run_picture(), "files": rooms_table()}
     for name, content in parts.items():
         begin, end = f"<!-- {name}: by scripts/rooms.py -->", f"<!-- {name}: end -->"

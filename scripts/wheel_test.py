@@ -84,7 +84,7 @@ def export_all(work: Path) -> dict[str, dict]:
 
 
 def wrong(found: dict) -> list[str]:
-    """What is wrong with an export, a line each."""
+    """Return what is wrong with an export, a line each."""
     problems = [f"warning: {warning}" for warning in found["warnings"]]
     problems += [
         f"{check['name']} is {check['status']}: {check['message']}"

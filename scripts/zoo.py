@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def wrong(node: htp.NodeTag, graph: Graph) -> bool:
-    """Whether the node's module is not the model's, or neither ran nor holds one that did.
+    """Tell whether the node's module is not the model's, or neither ran nor holds one that did.
 
     An Identity stands on its parameter's module, which is perhaps never called.
     """
@@ -44,7 +44,7 @@ def wrong(node: htp.NodeTag, graph: Graph) -> bool:
 
 
 def measure(row: zoo.Architecture, work: Path) -> Counter[str]:
-    """Exports and tags one architecture, and counts its nodes."""
+    """Export and tag one architecture, and count its nodes."""
     from witness import record_export
 
     source, output = work / "source", work / "output"
@@ -66,7 +66,7 @@ def measure(row: zoo.Architecture, work: Path) -> Counter[str]:
 
 
 def main() -> None:
-    """Prints the table, and exits with 1 if a node is wrong or an architecture fails."""
+    """Print the table, and exit with 1 if a node is wrong or an architecture fails."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     columns = ["nodes", *EVIDENCE_KINDS, "on the root", "wrong", "attribute"]
