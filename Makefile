@@ -11,6 +11,7 @@ RUN := $(BIN)/modelexport-optimum
 # Other builds of ONNX Runtime, which take the place of the installed one in `make test-providers`.
 OTHER := $(VENV)/onnxruntimes
 OPENVINO := onnxruntime-openvino==1.24.1
+GGML := onnxruntime-ggml==0.2.0 onnxruntime==1.30.0
 TRANSFORMERS5 := $(VENV)/transformers5
 LOWEST := $(shell sed -n 's/.*"onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
@@ -56,14 +57,14 @@ test: $(STAMP) ## run the tests
 $(OTHER)/%/.installed: $(STAMP) Makefile pyproject.toml
 	@rm -rf $(@D)
 	@$(BIN)/pip install --quiet --no-deps --target $(@D) \
-		$(if $(filter openvino,$*),$(OPENVINO),onnxruntime==$(LOWEST))
+		$(if $(filter openvino,$*),$(OPENVINO),$(if $(filter ggml,$*),$(GGML),onnxruntime==$(LOWEST)))
 	@touch $@
 
-test-providers: $(STAMP) $(OTHER)/openvino/.installed $(OTHER)/lowest/.installed ## run verify's tests on OpenVINO, on the lowest onnxruntime, and on a GPU where there is one
+test-providers: $(STAMP) $(OTHER)/openvino/.installed $(OTHER)/lowest/.installed $(OTHER)/ggml/.installed ## run the commands on OpenVINO, ggml, the lowest onnxruntime, and a GPU where there is one
 	@exports=$$(mktemp -d) && trap 'rm -rf "$$exports"' EXIT && \
-	for runtime in openvino lowest installed; do \
+	for runtime in openvino lowest ggml installed; do \
 		TEST_RUNTIME=$$runtime TEST_EXPORTS=$$exports LOWEST_ONNXRUNTIME=$(LOWEST) \
-		PYTHONPATH=$$PWD/$(OTHER)/$$runtime $(BIN)/python -m pytest -rs tests/test_other_providers.py $(ARGS); \
+		PYTHONPATH=$$PWD/$(OTHER)/$$runtime $(BIN)/python -m pytest -rs tests/test_other_providers.py tests/test_plugin_provider.py $(ARGS); \
 		status=$$?; case $$status in 0|5) ;; *) exit $$status ;; esac; \
 	done
 

@@ -19,7 +19,7 @@ import pytest
 import zoo
 from test_verify import RUNS
 
-from modelexport_optimum import compare
+from modelexport_optimum import compare, profile
 from modelexport_optimum.verifying import providers
 from modelexport_optimum.verifying.provider_process import run_in_child
 from modelexport_optimum.verifying.verify import verify
@@ -41,7 +41,7 @@ CPU, AZURE, OPENVINO, CUDA, TENSORRT = (
 RUNTIME = os.environ.get("TEST_RUNTIME", "")
 """Which of the three this is: "openvino", "lowest" or "installed"."""
 
-if not RUNTIME:
+if RUNTIME not in ("openvino", "lowest", "installed"):
     pytest.skip("run by `make test-providers`", allow_module_level=True)
 OTHERS = [
     name for name in (OPENVINO, CUDA, TENSORRT) if name in onnxruntime.get_available_providers()
@@ -99,7 +99,6 @@ def test_it_is_the_runtime_that_is_meant() -> None:
         assert onnxruntime.__version__ == os.environ["LOWEST_ONNXRUNTIME"]
     if RUNTIME == "openvino":
         assert OTHERS == [OPENVINO]
-    assert RUNTIME in ("openvino", "lowest", "installed")
 
 
 @pytest.mark.parametrize("name", [*NAMES, "mbart", "t5-no-post-process"])
@@ -237,6 +236,31 @@ def test_the_modules_of_a_right_provider_agree(minilm: Path) -> None:
     # It is OpenVINO that ran them: it rounds otherwise.
     assert max(row.relative or 0 for row in found.modules if row.path == "encoder.layer.0") > 0
     assert 0 < max(row.own_relative or 0 for row in found.modules) < 1e-5
+
+
+@pytest.mark.skipif(RUNTIME != "openvino", reason="it is of OpenVINO")
+def test_two_providers_share_a_model(exported: Exported) -> None:
+    """The CPU has what OpenVINO does not take of the attention, and tensors cross there."""
+    (file,) = profile(exported("gpt2"), provider="openvino", iterations=1, isolated=True).files
+    placement = file.placement
+    assert placement is not None
+    assert (placement.provider, placement.recorded) == (OPENVINO, True)
+    assert placement.providers.keys() == {OPENVINO, CPU}
+    left = {one.module: dict(one.ops) for one in placement.fallen_back}
+    assert left == {f"transformer.h.{layer}.attn": {"IsNaN": 1} for layer in range(len(left))}
+    answer = placement.answer()
+    assert answer.startswith(f"{OPENVINO} runs {placement.providers[OPENVINO]} of ")
+    assert f"; on {CPU}: transformer.h.*.attn ({len(left)} IsNaN), which keep" in answer
+    assert {(one.source, one.target) for one in placement.crossings} == {
+        (OPENVINO, CPU),
+        (CPU, OPENVINO),
+    }
+    assert placement.crossing_bytes is not None
+    assert placement.crossing_bytes > 0
+    # What it compiled is of no module; each is measured alone.
+    assert file.unplaced
+    assert file.isolated is not None
+    assert all(one.ms is not None and one.taken is not None for one in file.isolated.modules)
 
 
 @pytest.mark.skipif(RUNTIME != "openvino", reason="it is of OpenVINO")

@@ -68,7 +68,10 @@ def profile_file(
             for _ in range(WARM_UP + iterations):
                 outputs = session.run(None, arrays)
         except Exception as error:
-            raise _failed(file.path, arrays, error) from error
+            # A plugin may print when its session ends, which is here, not after the error's line.
+            del session
+            error.with_traceback(None)
+            raise _failed(file.path, provider, arrays, error) from error
         log = json.loads(Path(session.end_profiling()).read_bytes())
     runs = runs_of(log)
     if len(runs) != WARM_UP + iterations:
@@ -119,12 +122,16 @@ def _session(
         return session, graph, log_reason(log.text)
 
 
-def _failed(path: Path, arrays: Mapping[str, np.ndarray], error: Exception) -> ModelExportError:
+def _failed(
+    path: Path, provider: Provider, arrays: Mapping[str, np.ndarray], error: Exception
+) -> ModelExportError:
     shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in arrays.items())
+    on = "" if provider.name == CPU else f" on {provider.name}"
+    other = "" if provider.name == CPU else ", or --provider cpu"
     return ModelExportError(
-        f"ONNX Runtime cannot run {path} on {shapes} ({onnxruntime_line(error)}): give "
+        f"ONNX Runtime cannot run {path}{on} with {shapes} ({onnxruntime_line(error)}): give "
         "sizes that the model takes (--batch-size, --sequence-length, --size NAME=N) or real "
-        "inputs (--inputs FILE.npz)"
+        f"inputs (--inputs FILE.npz){other}"
     )
 
 

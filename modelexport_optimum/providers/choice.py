@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.providers.plugins import Plugin, installed_plugins
+from modelexport_optimum.providers.plugins import (
+    Plugin,
+    built_in_providers,
+    installed_plugins,
+)
 
 CPU = "CPUExecutionProvider"
 
@@ -49,9 +53,8 @@ def choose_provider(name: str, *, options: Settings = None, libraries: Settings 
     (found,) = choose_providers([name], options=options, libraries=libraries)
     if found.available:
         return found
-    import onnxruntime as ort
 
-    there = [*ort.get_available_providers(), *_plugin_names()]
+    there = [*built_in_providers(), *_plugin_names()]
     raise UsageError(
         f"this ONNX Runtime has no execution provider {name}: it has {', '.join(there)} "
         "(verify --list-providers says what the others need)"
@@ -133,7 +136,7 @@ def _find(name: str, libraries: Mapping[str, str]) -> Provider:
     for known, path in libraries.items():
         if _short(known) == short:
             return Provider(known, library=path)
-    available = {_short(known): known for known in ort.get_available_providers()}
+    available = {_short(known): known for known in built_in_providers()}
     if short in available:
         return Provider(available[short])
     plugin = _plugin_of(short)

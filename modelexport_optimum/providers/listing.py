@@ -11,7 +11,12 @@ from typing import Any
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.providers.choice import settings_of
 from modelexport_optimum.providers.needs import INSTALL, needs
-from modelexport_optimum.providers.plugins import Plugin, devices_of, installed_plugins
+from modelexport_optimum.providers.plugins import (
+    Plugin,
+    built_in_providers,
+    devices_of,
+    installed_plugins,
+)
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.processes import ending
 
@@ -92,7 +97,7 @@ def list_providers(*, libraries: Any = None) -> ProviderList:  # noqa: ANN401
     package = f"onnxruntime {ort.__version__}"
     found = {
         name: ListedProvider(name, BUILT_IN, package, devices=_built_in_devices(name))
-        for name in ort.get_available_providers()
+        for name in built_in_providers()
     }
     for plugin in installed_plugins():
         for one in _of_plugin(plugin):

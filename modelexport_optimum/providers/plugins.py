@@ -150,6 +150,17 @@ def _is_plugin(module: str, package: str) -> bool:
     return is_named and not functions.isdisjoint(_LIBRARY_FUNCTIONS)
 
 
+def built_in_providers() -> list[str]:
+    """Return the providers that are part of this ONNX Runtime.
+
+    Once a library is loaded, ONNX Runtime offers its providers, too.
+    """
+    import onnxruntime as ort
+
+    of_libraries = {name for names in _loaded.values() for name in names}
+    return [name for name in ort.get_available_providers() if name not in of_libraries]
+
+
 def devices_of(name: str, library: str) -> list[Any]:
     """Return what a provider of a library runs on here. Loads the library, once in a process.
 
