@@ -61,6 +61,11 @@ class FilePair:
     file: TaggedFile
     reference: Reference
 
+    @property
+    def export(self) -> Path:
+        """The directory of the export."""
+        return self.file.path.parents[self.name.count("/")]
+
 
 def default_tolerance(pairs: Sequence[FilePair]) -> float:
     """Return the tolerance of the narrowest type that either side holds weights of."""

@@ -48,7 +48,18 @@ class SampleOptions:
 
 
 def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
-    """Return the inputs of a graph, from a file, the reference, or what the graph says."""
+    """Return the inputs of a graph, from a file, the reference, or what the graph says.
+
+    Args:
+        pair: The file that the graph is of.
+        graph: The graph.
+        samples: What is asked of them.
+        seed: What the numbers are made from, another one for each sample.
+
+    Raises:
+        UsageError: The file of inputs lacks one, or nothing tells the size of a dimension.
+        ModelExportError: The reference gives inputs, and not all that the graph reads.
+    """
     if samples.file is not None:
         return load(samples.file, pair.file.path, pair.file.model.graph)
     feeds = None if samples.arrays else pair.reference.inputs(graph.branch, seed)
@@ -65,6 +76,7 @@ def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed
             pair.file.model.graph,
             wishes,
             branch=graph.branch,
+            export=pair.export,
             seed=seed,
         ).arrays
     wanted = {value.name for value in graph.inputs}
