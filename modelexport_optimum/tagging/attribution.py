@@ -203,7 +203,7 @@ class _Attributor:
         return NodePlacement(paths, SCOPE, f"the call that the tracer noted for {name}")
 
     def _traced_here(self, traced: Sequence[TracedGraph]) -> dict[int, list[TracedGraph]]:
-        """For each graph of the file those traced ones that have most of its nodes' names."""
+        """Return for each graph of the file the traced ones with most of its nodes' names."""
         names: dict[int, list[str]] = {}
         for node, graph, scope in zip(
             self.flow.nodes, self.flow.graph_of, self.scope_of, strict=True

@@ -52,7 +52,7 @@ class CallNesting:
         self._unread = {name.rpartition(".")[0] for name in unread}
 
     def certain(self, index: int) -> bool:
-        """Whether a node's record is that of all that it does."""
+        """Tell whether a node's record is that of all that it does."""
         return bool(self._records[index]) and not self._rewritten[index]
 
     def place(self) -> dict[int, tuple[Frames, str]]:
@@ -72,7 +72,7 @@ class CallNesting:
         return found
 
     def _neighbours(self) -> tuple[list[set[Frames]], list[set[Frames]]]:
-        """For each node the calls of the nearest recorded nodes that feed it, or that read it."""
+        """Return for each node the calls of the nearest recorded nodes that feed or read it."""
         count = len(self._records)
         before: list[set[Frames]] = [set() for _ in range(count)]
         after: list[set[Frames]] = [set() for _ in range(count)]
@@ -102,7 +102,7 @@ class CallNesting:
     def _place_unrecorded(
         self, index: int, before: set[Frames], after: set[Frames]
     ) -> tuple[Frames, str]:
-        """Between two operations of one call; what packs parameters, in the module of those."""
+        """Place it between two operations of one call; what packs parameters, in their module."""
         frames = innermost_common(before, after)
         readers = common_frames(after)
         if len(readers) > len(frames) and self._packs(index) and self._holds_unread(readers[-1]):
@@ -112,7 +112,7 @@ class CallNesting:
         return frames, f"it stands between operations of one call of {module or 'the root'}"
 
     def _packs(self, index: int) -> bool:
-        """Whether a node, or the one that feeds it, reads a matrix that is no one parameter."""
+        """Tell whether a node, or one that feeds it, reads a matrix that is no one parameter."""
         nodes = [index, *self._flow.producers[index]]
         named = (name for one in nodes if not self._records[one] for name in self._inputs(one))
         return any(
@@ -134,7 +134,7 @@ class CallNesting:
     def _place_rewritten(
         self, index: int, found: dict[int, tuple[Frames, str]]
     ) -> tuple[Frames, str]:
-        """Around its record, the parameters that it reads and, where it may do more, its input.
+        """Place it around its record, its parameters and, where it may do more, its input.
 
         What reads the very values of the recorded operation does that alone, and what is one
         formula with parameters does it and the work of their modules. Anything else may do what
@@ -162,7 +162,7 @@ class CallNesting:
         return frames, "PyTorch's record of one of the nodes that it replaces, and what it reads"
 
     def _reads_other(self, index: int) -> bool:
-        """Whether a node reads a constant of the graph that is no parameter and no number."""
+        """Tell whether a node reads a constant of the graph that is no parameter and no number."""
         named = (name for name in self._inputs(index) if not self._owners(name))
         return any(max(self._tensors.get(name, ()), default=1) > 1 for name in named)
 

@@ -65,7 +65,7 @@ def recorded_value(node: Node) -> str:
 
 
 def is_rewritten(node: Node) -> bool:
-    """Whether a node stands for several, of which its record is that of one."""
+    """Tell whether a node stands for several, of which its record is that of one."""
     return any(key == REWRITTEN for key, _ in node.metadata)
 
 
@@ -75,7 +75,7 @@ def module_path(frame: str) -> str:
 
 
 def is_one_formula(node: Node) -> bool:
-    """Whether all that a rewritten node replaces is what its parameters and its record say.
+    """Tell whether all that a rewritten node replaces is what its parameters and its record say.
 
     Most rules of onnxscript's rewriter take in what was done to a value before it comes to the
     recorded operation: a Pad or a Transpose, in the module that calls. Those that put a norm or a
@@ -87,7 +87,7 @@ def is_one_formula(node: Node) -> bool:
 
 
 def is_whole_operation(node: Node) -> bool:
-    """Whether a node reads the very values that the recorded operation reads: it does no more."""
+    """Tell whether a node reads the very values that the recorded operation reads."""
     written = dict(node.metadata).get(_OPERATION, "").partition("(args = ")[2]
     read = {name for name in _ARGUMENT.findall(written) if not name.startswith(_PLACEHOLDER)}
     return bool(read) and read.issubset(node.inputs)
