@@ -398,6 +398,7 @@ def test_errors_are_those_of_the_comparison(
     driver = opened(chromium, pages[0])
     said = driver.find_element("css selector", "#facts").text
     assert f"differ by themselves, by more than 0.0001: {errors.culprits[0]}" in said
+    assert str(broken.parent) not in pages[0].read_text()
     assert data_of(pages[0].read_text())["tolerance"] == errors.tolerance
     shown = errors_in(pages[0].read_text())
     figures = {row.path: [row.relative, row.own_relative] for row in errors.modules}
@@ -482,9 +483,33 @@ def test_large_graphs_open(chromium: Chrome, tmp_path: Path) -> None:
     driver.find_element("css selector", ".node").send_keys("layers.49.parts.98/Add_19")
     assert driver.find_element("css selector", ".listed").text == "1 of 1 nodes"
     assert len(drawn(driver)) == 51
+    assert driver.find_elements("css selector", ".cell.thin") == []  # each has its label
     driver.find_element("css selector", ".known").send_keys("parts")
     assert driver.find_element("css selector", ".found").text == "4,950 modules"
     assert len(driver.find_elements("css selector", "tr.module")) == 200
+
+
+def test_a_page_is_as_narrow_as_a_phone(chromium: Chrome, page: Path) -> None:
+    size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        driver = opened(chromium, page)
+        wide = driver.execute_script("return document.documentElement.scrollWidth")
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert wide == 400
+
+
+def test_a_page_names_no_directory_of_the_source(tmp_path: Path) -> None:
+    file = large(tmp_path / "large.onnx", blocks=1, parts=1, nodes=1)
+    model = onnx.load(file)
+    for source, named in (("/home/me/models/mine", "mine"), ("org/name", "org/name")):
+        metadata = {"modelexport_optimum.version": "0", "modelexport_optimum.source": source}
+        helper.set_model_props(model, metadata)
+        onnx.save(model, file)
+        page = report(file, tmp_path / "page.html", overwrite=True).read_text()
+        assert f"Root; {named} (modelexport-optimum 0)" in page
+        assert "/home/me" not in page
 
 
 def test_names_are_text_and_no_markup(chromium: Chrome, tmp_path: Path) -> None:

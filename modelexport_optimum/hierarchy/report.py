@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from modelexport_optimum.hierarchy.report_data import file_data
@@ -177,4 +177,7 @@ def _record(file: TaggedFile) -> str:
     shown = {name: record.get(name) for name in RECORDED_PACKAGES}
     shown["modelexport-optimum"] = record.get("version")
     versions = ", ".join(f"{name} {value}" for name, value in shown.items() if value)
-    return f"{record['source']} ({versions})" if record.get("source") else versions
+    # A page is shown to others, whom the directories of this machine do not concern.
+    source = record.get("source", "")
+    source = PurePath(source).name if PurePath(source).is_absolute() else source
+    return f"{source} ({versions})" if source else versions

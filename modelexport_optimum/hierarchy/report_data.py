@@ -6,6 +6,7 @@ charts and tables.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from modelexport_optimum.hierarchy.report_measure import Measure
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.onnx_file.skeleton import Tensor
+
+_DIRECTORIES = re.compile(r"(?<![^\s(])/([^/()]+/)+")
+"""The directories of an absolute path, which do not concern those whom a page is shown to."""
 
 
 def file_data(
@@ -155,8 +159,11 @@ def _found(found: Errors | None) -> list[str]:
     if found is None:
         return []
     accused = ", ".join(path or "(root)" for path in found.culprits) or "none"
+    other, reference = (_DIRECTORIES.sub("", side) for side in (found.other, found.reference))
+    if other == reference:
+        other, reference = found.other, found.reference
     return [
-        f"{found.other} against {found.reference}: differ by themselves, by more than "
+        f"{other} against {reference}: differ by themselves, by more than "
         f"{found.tolerance:g}: {accused}"
     ]
 

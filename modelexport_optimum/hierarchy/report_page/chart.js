@@ -3,6 +3,7 @@
 
 const LOWEST = 4; // pixels of the lowest box; lower ones of a module share a box
 const LABELLED = 12; // pixels of the lowest box with a label
+const HEIGHT = [480, 800]; // pixels of a chart: as high as its modules need for their labels
 const COLUMN = 130; // pixels of the narrowest column
 const MOST_COLUMNS = 7;
 const ALONE = 0.98; // a module with this part of the one around it is all that can be seen there
@@ -95,6 +96,8 @@ function drawChart(figure, { rows, sizes, top, side, measure, label, strength, g
     chart.append(element("p", `${rows[top].path || rows[top].name} has none of this here.`));
     return;
   }
+  const beside = rows[top].children.filter(child => sizes[child]).length;
+  chart.style.height = `${Math.min(HEIGHT[1], Math.max(HEIGHT[0], (LABELLED + 1) * beside))}px`;
   chart.setAttribute("role", "tree");
   chart.setAttribute("aria-label", `${measure.label} by module. Arrow keys move, Enter goes in, Escape goes out.`);
   const boxes = boxesOf(rows, sizes, top, chart.clientWidth, chart.clientHeight);

@@ -213,7 +213,9 @@ function tell(row) {
     line.textContent = row;
     return;
   }
-  const said = [element("b", row.path || row.name), ` ${classes[row.types.find(one => one !== undefined)]}`];
+  const name = row.path || row.name;
+  const type = classes[row.types.find(one => one !== undefined)];
+  const said = [element("b", name), name === type ? "" : ` ${type}`]; // the root's name is its class
   sides.forEach((name, side) => {
     if (row.at[side] === undefined) return;
     const values = file.measures
