@@ -19,6 +19,7 @@ from modelexport_optimum.exporting.source import Source, find_source
 from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import ONE_THREAD
+from modelexport_optimum.system.notebook import line, shown, table
 from modelexport_optimum.uploading.model_card import CardFacts, card_of, check_card, place_card
 from modelexport_optimum.uploading.upload import check_repository, push, skipped
 
@@ -80,6 +81,27 @@ class ExportResult(Displayed):
         if not self.checks_ok:
             return 3
         return 0 if self.upload is None or self.upload.ok else 4
+
+    @property
+    def check_rows(self) -> list[tuple[str, str, str]]:
+        """Name, status and message of every check."""
+        comparison = self.comparison
+        return [*self.verification.rows(), ("PyTorch", comparison.status, comparison.message)]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        files = (
+            (file.file.name, file.node_count, len(file.modules), self.files[name])
+            for file in self.tags.files
+            if (name := file.file.relative_to(self.output).as_posix()) in self.files
+        )
+        return shown(
+            f"{self.output}: {self.task}",
+            table(("file", "nodes", "modules", "bytes"), files),
+            table(("check", "result", ""), self.check_rows),
+            *(line(warning, "bad") for warning in self.warnings),
+            *([] if self.upload is None else [line(self.upload.message)]),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON can carry it."""
@@ -240,12 +262,7 @@ def _result(
 def _card(result: ExportResult, staging: Path, source: Source | None, loaded_from: str) -> str:
     """Return the model card of a run; it names no directory of this machine."""
     on_hub = source is not None and source.on_hub
-    comparison, verification = result.comparison, result.verification
-    checks = [
-        *((check.name, check.status, check.message) for check in verification.checks),
-        *((one.provider, one.status, one.message) for one in verification.providers),
-        ("PyTorch", comparison.status, comparison.message),
-    ]
+    checks = result.check_rows
     directories = [result.output] if source is None else [result.output, Path(source.name)]
     for directory in directories:
         checks = [
@@ -256,8 +273,8 @@ def _card(result: ExportResult, staging: Path, source: Source | None, loaded_fro
         source=result.model if source is None or on_hub else Path(source.name).name,
         on_hub=on_hub,
         task=result.task,
-        library=verification.library,
-        ort_class=verification.ort_class,
+        library=result.verification.library,
+        ort_class=result.verification.ort_class,
         checks=checks,
         loaded_from=loaded_from,
     )

@@ -40,6 +40,7 @@ SLOW = {
     "test_files.py": "models are exported, and loaded by those who use them",
     "test_fuzz.py": "random files, in processes of their own",
     "test_lean_imports.py": "a process imports PyTorch and exports a pipeline",
+    "test_notebook.py": "the real model is exported and compared in a kernel",
     "test_other_providers.py": "every provider runs in processes of its own",
     "test_other_sources.py": "models are exported by other exporters",
     "test_own_code.py": "models with code of their own are exported, in processes of their own",

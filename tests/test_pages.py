@@ -16,7 +16,7 @@ from modelexport_optimum.cli.main import app
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
-RUN_ELSEWHERE = {"README.md": "test_docs.py"}
+RUN_ELSEWHERE = {"README.md": "test_docs.py", "notebook.md": "test_notebook.py"}
 RUNNABLE = ("console", "python")
 WITH_BLOCKS = [
     page

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shlex
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,12 @@ from modelexport_optimum import (
 from modelexport_optimum.cli import printing
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.hierarchy.comparison import (
+    Comparison,
+    ModuleComparison,
+    OutputComparison,
+)
+from modelexport_optimum.system import notebook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,11 +88,50 @@ def test_every_result_has_a_short_repr_and_a_table(bert: Path, tmp_path: Path) -
 
 def test_a_notebook_shows_names_as_text(bert: Path, tmp_path: Path) -> None:
     model = onnx.load(bert / "model.onnx")
-    model.graph.node[0].name = "<script>alert(1)</script>\x1b"
+    evil = "<script>alert(1)<script>'\""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = f"/BertForMaskedLM/{evil}.bert\x1b"
     onnx.save(model, tmp_path / "model.onnx")
-    page = inspect(tmp_path / "model.onnx")._repr_html_()
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b" in page
-    assert "<script>" not in page
+    for page in (
+        inspect(tmp_path / "model.onnx")._repr_html_(),
+        profile(tmp_path / "model.onnx", iterations=1, sequence_length=8)._repr_html_(),
+        diff(tmp_path / "model.onnx", bert / "model.onnx")._repr_html_(),
+    ):
+        assert "&lt;script&gt;alert(1)&lt;script&gt;&#x27;&quot;" in page
+        assert "bert\\x1b" in page
+        assert "<script>" not in page
+
+
+def test_a_notebook_shows_what_differs_the_worst_first() -> None:
+    found = [
+        ModuleComparison(path, "Linear", 0, "model.onnx", relative=error, own_relative=own)
+        for path, error, own in (("a", 1e-6, None), ("b", math.nan, 0.5), ("c", 0.2, 1e-7))
+    ]
+    outputs = (OutputComparison("model.onnx", "logits", math.inf, None),)
+    page = Comparison("PyTorch", "x", 1e-4, ("b",), tuple(found), outputs)._repr_html_()
+    assert "<div class='bad'>differ by themselves: b</div>" in page
+    rows = re.findall("<tr><td>(.)</td><td>Linear</td><td>(.*?)</td><td>(.*?)</td>", page)
+    assert rows == [("b", "nan", "5.0e-01"), ("c", "2.0e-01", "1.0e-07"), ("a", "1.0e-06", "")]
+
+
+def test_treemaps_are_whole_and_bounded() -> None:
+    wide = [notebook.Part(0, "Root", "", "Root", 1000.0, 0.0, ())]
+    wide += [
+        notebook.Part(level, f"m{i}", f"m{i}", "<b>", size, 0.0, ())
+        for i in range(500)
+        for level, size in ((1, 2.0), (2, 1.0), (2, 1.0))
+    ]
+    deep = [notebook.Part(i, f"m{i}", f"m{i}", "A", 5.0, 0.0, ("1",)) for i in range(5000)]
+    for parts in (wide, deep, wide[:4], [notebook.Part(0, "R", "", "R", 0.0, 0.0, ())]):
+        page = notebook.treemap(parts, str) + notebook.tree(("x",), parts)
+        assert len(page) < 20_000
+        assert "<b>" not in page
+        found = re.findall(r"left:(.*?)%;top:(.*?)%;width:(.*?)%;height:(.*?)%", page)
+        boxes = [tuple(map(float, box)) for box in found]
+        assert all(x + wide <= 100.1 and y + high <= 100.1 for x, y, wide, high in boxes)
+        if parts[0].size:
+            assert sum(wide * high for *_, wide, high in boxes) == pytest.approx(10_000, rel=0.02)
 
 
 # --- Names are data -------------------------------------------------------------------------------

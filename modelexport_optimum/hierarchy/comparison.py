@@ -164,6 +164,12 @@ class Comparison(Displayed):
         """Whether no module and no output differs by more than the tolerance."""
         return not self.culprits and all(self._is_within(row.relative) for row in self.outputs)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from modelexport_optimum.hierarchy.notebook import show_comparison
+
+        return show_comparison(self)
+
     @property
     def only_deployed(self) -> tuple[OutputComparison, ...]:
         """Outputs that differ as the file is deployed, and do not without fusions."""

@@ -129,6 +129,12 @@ class Diff(Displayed):
         """Nothing differs."""
         return all(file.same for file in self.files)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from modelexport_optimum.hierarchy.notebook import show_difference
+
+        return show_difference(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the difference as JSON can carry it."""
         files = [{"file": file.file, "same": file.same, **asdict(file)} for file in self.files]

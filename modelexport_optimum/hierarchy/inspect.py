@@ -100,6 +100,12 @@ class FileView(Displayed):
     modules: tuple[ModuleView, ...]
     nodes: tuple[TaggedNode, ...]
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from modelexport_optimum.hierarchy.notebook import show_modules
+
+        return show_modules(self)
+
     @property
     def selected(self) -> Amount:
         """What the nodes are and read."""
@@ -154,7 +160,9 @@ class Inspection(tuple[FileView, ...]):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        return "".join(view._repr_html_() for view in self)
+        from modelexport_optimum.system.notebook import several
+
+        return several(self)
 
 
 def inspect(

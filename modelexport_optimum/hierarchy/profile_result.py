@@ -113,6 +113,12 @@ class FileProfile(Displayed):
         """The branch that ran, as "use_cache_branch=true"; "" if there is one graph."""
         return branch_in_words(self.branch)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from modelexport_optimum.hierarchy.notebook import show_times
+
+        return show_times(self)
+
     def milliseconds(self, microseconds: int) -> float:
         """Return what a time is in one run."""
         return microseconds / 1000 / self.iterations
@@ -199,6 +205,12 @@ class ProfileReport(Displayed):
     """The time of all files, of each with every size of the inputs that was asked for."""
 
     files: tuple[FileProfile, ...]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from modelexport_optimum.system.notebook import several
+
+        return several(self.files)
 
     @property
     def growth(self) -> tuple[FileGrowth, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import UsageError
+from modelexport_optimum.system.notebook import outermost
 from modelexport_optimum.system.text import visible
 from modelexport_optimum.system.version import __version__
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from modelexport_optimum.hierarchy.inspect import FileView, ModuleView
+    from modelexport_optimum.hierarchy.inspect import ModuleView
 
 CARD = "README.md"
 """The file that the Hub shows as a repository's card."""
@@ -224,20 +225,10 @@ def _hierarchy(directory: Path) -> Iterator[str]:
         name = view.file.path.relative_to(directory).as_posix()
         whole = view.whole
         yield f"In {_code(name)}, {whole.node_count:,} nodes and {whole.parameters:,} parameters:"
-        shown = _outer(view)
+        shown = outermost(view.modules, lambda module: module.level, _MOST_ROWS)
         yield _table(("module", "class", "nodes", "parameters"), map(_row, shown))
         if left := len(view.modules) - len(shown):
             yield f"and {left:,} modules inside these."
-
-
-def _outer(view: FileView) -> Sequence[ModuleView]:
-    """Return the modules of as many levels as fit on a card."""
-    deepest = max((module.level for module in view.modules), default=0)
-    for level in range(deepest, 0, -1):
-        shown = [module for module in view.modules if module.level <= level]
-        if len(shown) <= _MOST_ROWS:
-            return shown
-    return view.modules[:_MOST_ROWS]
 
 
 def _row(module: ModuleView) -> tuple[str, str, str, str]:

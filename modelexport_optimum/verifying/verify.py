@@ -15,6 +15,7 @@ from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.providers.choice import Provider, Settings, choose_providers
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import in_one_thread
+from modelexport_optimum.system.notebook import shown, table
 from modelexport_optimum.verifying.config_checks import Check, check_all
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
@@ -61,6 +62,18 @@ class VerifyReport(Displayed):
             result.status == "ok" or (result.status == "unavailable" and not result.asked)
             for result in self.providers
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        title = f"{self.directory.name}: {self.ort_class or 'no ORTModel'}, {self.task}"
+        return shown(title, table(("check", "result", ""), self.rows()))
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return name, status and message of every check, the providers' after the others."""
+        return [
+            *((check.name, check.status, check.message) for check in self.checks),
+            *((one.provider, one.status, one.message) for one in self.providers),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can carry it."""
