@@ -6,6 +6,7 @@ It finds the two sides and brings them together; what a comparison is stands in
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ def compare(
         pairs = _torch_pairs(first, source, task, shapes, model_kwargs, trust_remote_code)
     if node_data is not None:
         _check_node_data(Path(node_data), pairs, overwrite=overwrite)
+    tokens = _tokens(text, pairs) if text is not None else {}
     found = compare_files(
         pairs,
         SampleOptions(
@@ -116,7 +118,7 @@ def compare(
             sequence_length=sequence_length,
             sizes=sizes or {},
             file=None if inputs is None else Path(inputs),
-            arrays=_tokens(text, pairs[0].file.path.parent) if text is not None else {},
+            arrays=tokens,
             samples=samples,
         ),
         reference=names[0],
@@ -128,7 +130,8 @@ def compare(
         document = json.dumps(comparison.node_data(found, pairs[0].file), indent=1)
         with replacing(Path(node_data)) as descriptor:
             write_all(descriptor, document.encode())
-    return found
+    sides = (first,) if other is None else (first, Path(other))
+    return dataclasses.replace(found, unpaired=file_pairs.unpaired(pairs, *sides))
 
 
 def _check_node_data(target: Path, pairs: Sequence[FilePair], *, overwrite: bool) -> None:
@@ -139,18 +142,26 @@ def _check_node_data(target: Path, pairs: Sequence[FilePair], *, overwrite: bool
         raise UsageError(f"node data is of one graph: give one file of {files}")
 
 
-def _tokens(text: str, directory: Path) -> Arrays:
+def _tokens(text: str, pairs: Sequence[FilePair]) -> Arrays:
     """Return a text as the export's tokenizer gives it."""
     from transformers import AutoTokenizer
 
+    directory = pairs[0].file.path.parent
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+        tokens = dict(tokenizer(text, return_tensors="np"))
+    except Exception as error:  # of a directory without one, transformers raises anything
         raise UsageError(
             f"{directory} has no tokenizer that can be loaded ({first_line(error)}): "
             "give the inputs with --inputs FILE.npz"
         ) from error
-    return dict(tokenizer(text, return_tensors="np"))
+    if not all(array.size for array in tokens.values()):
+        raise UsageError(f"--text {text!r}: the tokenizer of {directory} makes no token of it")
+    taken = {value.name for pair in pairs for value in pair.file.model.graph.inputs}
+    if taken.isdisjoint(tokens):
+        files = ", ".join(str(pair.file.path) for pair in pairs)
+        raise UsageError(f"--text: {files} takes no text, give the inputs with --inputs FILE.npz")
+    return tokens
 
 
 def _recorded_source(path: Path) -> str:
@@ -189,7 +200,16 @@ class TorchReference:
         from modelexport_optimum.tagging.recorded_call import RecordedCall
 
         recorded = RecordedRun()
-        calls, outputs = self._part(branch).run(feeds, recorded.values.add)
+        try:
+            calls, outputs = self._part(branch).run(feeds, recorded.values.add)
+        except ModelExportError:
+            raise
+        except Exception as error:  # a model raises anything about its inputs
+            raise ModelExportError(
+                f"PyTorch cannot run the model of {self.tagged.path} on these inputs "
+                f"({type(error).__name__}: {first_line(error)}): give others with --inputs, or "
+                "other sizes"
+            ) from error
         for name, value in outputs.items():
             recorded.add_output(name, value)
         recorded.calls = calls

@@ -32,8 +32,10 @@ options["intermediate_size"] = 4 * options["hidden_size"]
 with torch.no_grad():
     model = BertForSequenceClassification(BertConfig(**options))
 model.save_pretrained(directory)
+tree = ModuleTree.from_module(model)
+tree.build = type(None)  # gives no model: a reference to one cannot be pickled
 with open(directory + "/tree.pickle", "wb") as file:
-    pickle.dump(ModuleTree.from_module(model), file)
+    pickle.dump(tree, file)
 """
 
 

@@ -72,6 +72,8 @@ def print_comparison(
     """
     print_line((found.other, "bold"), " against ", (found.reference, "bold"))
     print_line(*_verdict(found))
+    for path in found.unpaired:
+        print_line(f"{path}: the other side has no such file: not compared", style="yellow")
     _print_fallen_back(found)
     width = max((len(path) for path in found.culprits[:_MOST_CULPRITS]), default=0)
     for path in found.culprits[:_MOST_CULPRITS]:

@@ -6,6 +6,7 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
 from modelexport_optimum.errors import UsageError, first_line
 from modelexport_optimum.onnx_file.skeleton import wanted_inputs
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelexport_optimum.example_inputs.generate import Arrays
-    from modelexport_optimum.onnx_file.skeleton import Graph
+    from modelexport_optimum.onnx_file.skeleton import Graph, Value
 
 
 def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
@@ -29,9 +30,10 @@ def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
         The arrays of this graph's inputs.
 
     Raises:
-        UsageError: The file cannot be read, or lacks an input.
+        UsageError: The file cannot be read, lacks an input, or has one of another type or shape.
     """
-    names = [value.name for value in wanted_inputs(graph)]
+    inputs = wanted_inputs(graph)
+    names = [value.name for value in inputs]
     try:
         with zipfile.ZipFile(archive_path), np.load(archive_path, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive]
@@ -40,7 +42,7 @@ def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
                     f"{archive_path} has no array {missing[0]}, which is an input of {path}: "
                     f"it has {', '.join(archive) or 'none'}"
                 )
-            return {name: archive[name] for name in names}
+            arrays = {name: archive[name] for name in names}
     except UsageError:
         raise
     except Exception as error:  # zipfile, zlib and numpy have ten classes for a damaged archive
@@ -48,3 +50,31 @@ def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
             f"cannot read {archive_path} as a .npz file ({first_line(error)}): "
             "write it with numpy.savez"
         ) from error
+    for value in inputs:
+        if not _fits(arrays[value.name], value):
+            array = arrays[value.name]
+            raise UsageError(
+                f"{archive_path}: {value.name} is {array.dtype}{list(array.shape)}, and {path} "
+                f"takes {_in_words(value)}"
+            )
+    return arrays
+
+
+def _fits(array: np.ndarray, value: Value) -> bool:
+    """Tell whether an input takes an array, as far as the graph says."""
+    if value.elem_type and array.dtype != onnx.helper.tensor_dtype_to_np_dtype(value.elem_type):
+        return False
+    return value.shape is None or (
+        array.ndim == len(value.shape)
+        and all(
+            size == dim
+            for size, dim in zip(array.shape, value.shape, strict=True)
+            if isinstance(dim, int)
+        )
+    )
+
+
+def _in_words(value: Value) -> str:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.elem_type) if value.elem_type else "?"
+    shape = ", ".join("?" if dim is None else str(dim) for dim in value.shape or ())
+    return f"{dtype}[{shape}]"

@@ -104,6 +104,12 @@ def compare_files(
             f"{on.name} takes no node of {', '.join(skipped)}: there is nothing to compare: "
             f"verify --by-module --provider {on.name} says why"
         )
+    if not outputs and not any(row.matched for row in rows):
+        files = ", ".join(pair.name for pair in pairs)
+        raise ModelExportError(
+            f"{other} and {reference} have no module and no output in common in {files}: are they "
+            "of one model, for one task?"
+        )
     return Comparison(
         reference=reference,
         other=other,

@@ -149,6 +149,7 @@ class Comparison(Displayed):
         outputs: The outputs of the graphs as they are deployed.
         skipped: Files of which the other side's provider takes no node: they would run on the
             CPU, and are not compared.
+        unpaired: Paths of the files that have none on the other side to be compared with.
     """
 
     reference: str
@@ -158,6 +159,7 @@ class Comparison(Displayed):
     modules: tuple[ModuleComparison, ...]
     outputs: tuple[OutputComparison, ...]
     skipped: tuple[str, ...] = ()
+    unpaired: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -205,6 +207,7 @@ class Comparison(Displayed):
             "modules": [module.to_dict() for module in self.modules],
             "outputs": [output.to_dict() for output in self.outputs],
             "skipped": list(self.skipped),
+            "unpaired": list(self.unpaired),
         }
 
 

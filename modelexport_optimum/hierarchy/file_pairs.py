@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from modelexport_optimum.errors import UsageError
+from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy.comparison import tolerance_of
 from modelexport_optimum.hierarchy.flat_graph import flatten
 from modelexport_optimum.hierarchy.recorded_run import record_graph
@@ -42,8 +42,19 @@ class ExportReference:
         return None
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Run the file."""
+        """Run the file.
+
+        Raises:
+            ModelExportError: It reads what the other side is not given, or cannot be run.
+        """
         graph = flatten(self.file, dict(branch))
+        read = {name for node in graph.nodes for name in node.reads}
+        missing = [v.name for v in graph.inputs if v.name in read and v.name not in feeds]
+        if missing:
+            raise ModelExportError(
+                f"{self.file.path} takes {', '.join(missing)}, and the file that it is compared "
+                "with does not: are the two exports of one model, for one task?"
+            )
         return record_graph(graph, TappedRun(graph), feeds)
 
 
@@ -97,3 +108,11 @@ def export_pairs(reference: Path, other: Path) -> list[FilePair]:
         )
         for name, ours_name in common
     ]
+
+
+def unpaired(pairs: Sequence[FilePair], *sides: Path) -> tuple[str, ...]:
+    """Return the paths of the files of each side that are in no pair."""
+    paired = {pair.file.path for pair in pairs}
+    paired |= {p.reference.file.path for p in pairs if isinstance(p.reference, ExportReference)}
+    files = [file for side in sides for file in onnx_files_by_name(side).values()]
+    return tuple(str(file) for file in dict.fromkeys(files) if file not in paired)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.example_inputs.archive import load
 from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import generate
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.hierarchy.file_pairs import FilePair
     from modelexport_optimum.hierarchy.flat_graph import FlatGraph
-    from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.hierarchy.tapped_run import Arrays
 
 LENGTH = 16
@@ -63,22 +62,8 @@ def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed
     if samples.file is not None:
         return load(samples.file, pair.file.path, pair.file.model.graph)
     feeds = None if samples.arrays else pair.reference.inputs(graph.branch, seed)
-    if samples.arrays:
-        feeds = _with_arrays(pair.file, samples)
     if feeds is None:
-        # Both branches of a merged decoder get as many new tokens. OpenVINO 1.24 keeps the branch
-        # of the first run, as in generation, but only while the inputs have the same shapes.
-        wishes = Wishes(
-            samples.batch_size, samples.sequence_length, samples.sizes, LENGTH, one_step=False
-        )
-        feeds = generate(
-            pair.file.path,
-            pair.file.model.graph,
-            wishes,
-            branch=graph.branch,
-            export=pair.export,
-            seed=seed,
-        ).arrays
+        feeds = _generated(pair, graph.branch, samples, seed)
     wanted = {value.name for value in graph.inputs}
     read = {name for node in graph.nodes for name in node.reads}
     missing = (wanted & read) - feeds.keys()
@@ -90,12 +75,30 @@ def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed
     return {name: array for name, array in feeds.items() if name in wanted}
 
 
-def _with_arrays(file: TaggedFile, samples: SampleOptions) -> Arrays:
-    """Return the arrays that are given, and the other inputs of their length."""
-    first = next(iter(samples.arrays.values()))
-    wishes = Wishes(first.shape[0], first.shape[1], samples.sizes)
-    made = generate(file.path, file.model.graph, wishes).arrays
-    for name, array in samples.arrays.items():
-        if name in made and made[name].shape == array.shape:
-            made[name] = array.astype(made[name].dtype)
-    return made
+def _generated(
+    pair: FilePair, branch: Mapping[str, bool], samples: SampleOptions, seed: int
+) -> Arrays:
+    """Return the arrays that are given, and made up ones of their length for the other inputs."""
+    sizes = samples.batch_size, samples.sequence_length
+    for array in samples.arrays.values():
+        sizes = array.shape[0], array.shape[1]
+    # Both branches of a merged decoder get as many new tokens. OpenVINO 1.24 keeps the branch
+    # of the first run, as in generation, but only while the inputs have the same shapes.
+    wishes = Wishes(*sizes, samples.sizes, LENGTH, one_step=False)
+    path = pair.file.path
+    made = generate(
+        path, pair.file.model.graph, wishes, branch=branch, export=pair.export, seed=seed
+    ).arrays
+    taken = {
+        name: array.astype(made[name].dtype)
+        for name, array in samples.arrays.items()
+        if name in made and made[name].shape == array.shape
+    }
+    named = made.keys() & samples.arrays.keys()
+    if named and not taken:
+        name = min(named)
+        raise UsageError(
+            f"{path} takes {name} of the shape {list(made[name].shape)}, and the text has "
+            f"{list(samples.arrays[name].shape)}: give a text of as many tokens, or --inputs"
+        )
+    return {**made, **taken}
