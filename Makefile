@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-sources test-wheel zoo zoo-levels compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-gpu test-sources test-wheel zoo zoo-levels compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -78,6 +78,9 @@ $(TRANSFORMERS5)/.installed: pyproject.toml constraints-transformers5.txt
 
 test-sources: $(TRANSFORMERS5)/.installed ## run the tests of transformers 5's exports, without Optimum
 	@$(TRANSFORMERS5)/bin/python -m pytest -n auto --maxprocesses 4 tests/test_sources.py $(ARGS)
+
+test-gpu: $(STAMP) ## profile and compare models on a GPU, and print a table; without one it says so
+	@$(BIN)/python scripts/gpu $(ARGS)
 
 test-wheel: ## install the wheel into a fresh environment, without extras, and export there
 	@$(PYTHON) scripts/wheel_test.py

@@ -342,3 +342,18 @@ def test_make_help_shows_each_target_once() -> None:
     )
     assert shown.stderr == ""  # make says so where one target has two recipes
     assert sorted(line.split()[1] for line in shown.stdout.splitlines()) == sorted(phony[1].split())
+
+
+def test_the_gpu_script_runs_without_a_gpu() -> None:
+    """It is the same code but for the provider and the exports, which need CUDA."""
+    script = [sys.executable, str(REPOSITORY / "scripts" / "gpu")]
+    small = ["--provider", "cpu", "--small", "--model", "vit", "--iterations", "1"]
+    printed = end(start(*script, *small, cwd=REPOSITORY), 0)
+    rows = [line.split() for line in printed.splitlines() if line.startswith(" ViT ")]
+    assert [row[:4] for row in rows] == [
+        ["ViT", "fp32", "cpu", "ok"],
+        ["ViT", "O3", "cpu", "ok"],
+    ]
+    assert all(float(time) > 0 for row in rows for time in row[4:6])
+    if shutil.which("nvidia-smi") is None:
+        assert "there is no GPU here" in end(start(*script, cwd=REPOSITORY), 0)
