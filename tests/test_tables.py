@@ -9,7 +9,7 @@ import pytest
 from terminals import WIDTHS, printed
 
 from modelexport_optimum import diff, extract, inspect, profile
-from modelexport_optimum.cli import batch_progress, run_tables, tables, view_tables
+from modelexport_optimum.cli import batch_progress, profile_tables, run_tables, tables, view_tables
 from modelexport_optimum.cli.tables import Cell, Column
 
 if TYPE_CHECKING:
@@ -112,19 +112,19 @@ def test_extract(bert: Path, tmp_path: Path, show: Callable[..., list[str]], wid
 
 @pytest.fixture(scope="module")
 def profiled(bert: Path) -> Any:
-    (file,) = profile(bert, iterations=1, sequence_length=8).files
-    return file
+    return profile(bert, iterations=1, sequence_length=8)
 
 
 def test_profile(profiled: Any, show: Callable[..., list[str]], width: int) -> None:
-    lines = show(view_tables.print_profile, profiled, depth=None)
+    lines = show(profile_tables.print_profiles, profiled, depth=None)
     rows = rows_below(lines, "module ", width)
-    assert_left_out_are_said(rows, view_tables._TIMES, width)
-    for row, module in zip(rows[1:], profiled.modules, strict=False):
-        assert f"{profiled.milliseconds(module.total):,.3f}" in row.split()
-        assert row.endswith(f"{profiled.share(module.total):.1%}")
+    assert_left_out_are_said(rows, profile_tables._TIMES, width)
+    (file,) = profiled.files
+    for row, module in zip(rows[1:], file.modules, strict=False):
+        assert f"{file.milliseconds(module.total):,.3f}" in row.split()
+        assert f"{file.share(module.total):.1%}" in row.split()
     assert_left_out_are_said(
-        rows_below(lines, "modules ", width), view_tables._SLOWEST_MODULES, width
+        rows_below(lines, "modules ", width), profile_tables._SLOWEST_MODULES, width
     )
 
 
