@@ -36,6 +36,14 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'modelexpor
 
 CUSTOM = "--task text-classification --trust-remote-code --provider cpu"
 
+PATIENT_PROGRAM = """
+from modelexport_optimum.batches import scheduler
+from modelexport_optimum.cli.main import main
+scheduler._GRACE_SECONDS = 600
+main()
+"""
+"""The command; it never kills a job that was asked to end, however busy the machine is."""
+
 SAYS = """
 import json, os, pathlib, ray
 said = [ray.get_runtime_context().get_assigned_resources(), os.environ["CUDA_VISIBLE_DEVICES"]]
@@ -90,7 +98,7 @@ def without_gpu(
 
 def batch(place: Path, lines: list[str], *options: str) -> subprocess.Popen[str]:
     (place / "models.txt").write_text("\n".join(lines))
-    command = [sys.executable, "-m", "modelexport_optimum", "batch", "models.txt", "-o", "exports"]
+    command = [sys.executable, "-c", PATIENT_PROGRAM, "batch", "models.txt", "-o", "exports"]
     return subprocess.Popen(
         [*command, *options],
         cwd=place,
@@ -147,13 +155,13 @@ def test_a_job_that_kills_and_one_that_hangs_cost_themselves_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scheduler, "_GRACE_SECONDS", 1)
+    monkeypatch.setattr(scheduler, "_GRACE_SECONDS", 5)
     custom(model_directory("custom-code"), tmp_path / "killer", KILLS)
     custom(model_directory("custom-code"), tmp_path / "hangs", HANGS)
     lines = [
         f"killer {CUSTOM}",
         f"{model_directory('bert')} --provider cpu",
-        f"hangs {CUSTOM} --timeout 2 --num-gpus 0.5 --memory 100MB",
+        f"hangs {CUSTOM} --timeout 10 --num-gpus 0.5 --memory 100MB",
     ]
     Path("models.txt").write_text("\n".join(lines))
     told = Recorder()
@@ -167,7 +175,7 @@ def test_a_job_that_kills_and_one_that_hangs_cost_themselves_alone(
         "hangs-onnx": "timed-out",
     }
     assert found["killer-onnx"]["error"].startswith("its process died 2 times")
-    assert "longer than 2 s" in found["hangs-onnx"]["error"]
+    assert "longer than 10 s" in found["hangs-onnx"]["error"]
     assert hidden(tmp_path / "exports") == []
     assert told.stages["killer-onnx"].count("start") == 2
     assert told.stages["bert-onnx"][0] == "start"
@@ -199,7 +207,7 @@ def test_a_node_that_is_killed_loses_nothing(
         with suppress(ProcessLookupError):
             os.kill(lost, signal.SIGKILL)
         flag.unlink()
-        _, err = running.communicate(timeout=120)
+        _, err = running.communicate(timeout=240)
     found = records(tmp_path / "exports")
     assert running.returncode == 0, err
     assert len(found) == 6
@@ -214,7 +222,7 @@ def test_a_node_that_is_killed_loses_nothing(
 
 def test_what_no_node_has_is_told(without_gpu: tuple[Path, subprocess.Popen[str]]) -> None:
     place, running = without_gpu
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=240)
     assert running.returncode == 1
     found = records(place / "exports")
     for output, error in [
@@ -236,11 +244,9 @@ def test_ctrl_c(model_directory: ModelDirectory, tmp_path: Path) -> None:
     with batch(tmp_path, [f"one {CUSTOM}", f"./none {CUSTOM}"], "--ray", "local") as running:
         until(lambda: list(tmp_path.glob("worker-*")))
         os.killpg(running.pid, signal.SIGINT)
-        started = time.monotonic()
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=240)  # it was not killed: patience is longer
     assert running.returncode == 130, err
     assert "stopped: ending what runs" in err
-    assert time.monotonic() < started + scheduler._GRACE_SECONDS  # it was not killed
     assert hidden(tmp_path / "exports") == []
     assert not (tmp_path / "exports" / "one-onnx").exists()
     with pytest.raises(ProcessLookupError):

@@ -481,17 +481,17 @@ def test_signal_that_is_lost_on_its_way(
         with staging.staging_directory(tmp_path / "out"):
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(20)
+                time.sleep(120)
             except BaseException as error:
                 if fate == "replaced":
                     raise ImportError("a library's") from error
-            time.sleep(20)
+            time.sleep(120)
 
     started = time.monotonic()
     with pytest.raises(SystemExit) as raised:
         run()
     assert raised.value.code == 128 + signal.SIGTERM
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 100
     assert names(tmp_path) == set()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

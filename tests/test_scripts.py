@@ -56,7 +56,7 @@ def start(
 
 def end(process: subprocess.Popen[str], status: int) -> str:
     """What it printed; it must end with this status."""
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == status, printed
     return printed
 
@@ -155,7 +155,7 @@ def job_server() -> Iterator[dict[str, str]]:
                 start_new_session=True,
             )
         try:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 240
             while "Ray runtime started" not in log.read_text():
                 assert head.poll() is None, log.read_text()
                 assert time.monotonic() < until, log.read_text()

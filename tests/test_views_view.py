@@ -130,7 +130,7 @@ class Served:
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGINT)
-        self.process.communicate(timeout=120)
+        self.process.communicate(timeout=300)
         assert self.process.returncode == 0
 
 
