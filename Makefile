@@ -122,6 +122,7 @@ docs: $(STAMP) ## write anew what is written from the code: the reference, the d
 	@$(BIN)/python scripts/documents.py
 
 site: $(STAMP) ## build the site of docs/ into site/; a broken link or reference fails
+	@test -x $(BIN)/zensical || { echo 'the site needs Python 3.11 or newer' >&2; exit 2; }
 	@$(BIN)/zensical build --clean --strict
 
 faults: $(STAMP) ## let every system call of tag, strip and publishing fail in turn (some minutes)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    tomllib = pytest.importorskip("tomli")  # zensical brings it
+    tomllib = pytest.importorskip("tomli")  # mypy brings it
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
