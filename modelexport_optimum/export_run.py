@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.exporting import optimum_export
 from modelexport_optimum.exporting.hub import HubPlace
 from modelexport_optimum.exporting.source import Source, find_source
-from modelexport_optimum.exporting.staging import check_output, publish, staging_directory
+from modelexport_optimum.exporting.staging import (
+    check_output,
+    flushed_meanwhile,
+    publish,
+    staging_directory,
+)
+from modelexport_optimum.system.atomic_write import unflushed
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import ONE_THREAD
 from modelexport_optimum.system.notebook import line, shown, table
@@ -26,7 +32,10 @@ from modelexport_optimum.uploading.upload import check_repository, push, skipped
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from modelexport_optimum.exporting.optimum_export import ComparisonWithPyTorch, ConvertedModel
+    from onnxruntime import InferenceSession
+
+    from modelexport_optimum.exporting.optimum_export import ConvertedModel
+    from modelexport_optimum.exporting.pytorch_comparison import ComparisonWithPyTorch
     from modelexport_optimum.providers.choice import Settings
     from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.uploading.upload import Upload
@@ -189,6 +198,7 @@ def export(
         staging_directory(path) as staging,
         ONE_THREAD,
         optimum_export.optimum_imported(stages.begin),
+        optimum_export.unchanged(model),
     ):
         # Another run may have published since, or while this one waited for its turn.
         check_output(path, directory, overwrite=overwrite)
@@ -205,22 +215,31 @@ def export(
 
         stages.begin("tag")
         trees = exported.trees or (None if source is None else str(source))
-        tags = htp.tag(
-            staging, model=trees, source=name, trust_remote_code=trust, traced=exported.traced
-        )
+        with unflushed():  # `publish` does
+            tags = htp.tag(
+                staging, model=trees, source=name, trust_remote_code=trust, traced=exported.traced
+            )
 
-        stages.begin("check")
-        gc.collect()  # the PyTorch model lies in reference cycles, and is a session's size
-        verification = verify(
-            staging,
-            providers=providers,
-            provider_options=provider_options,
-            provider_libraries=provider_libraries,
-            task=None if exported.task == "auto" else exported.task,
-            library=exported.library,
-            model=exported.model,
-            trust_remote_code=trust,
-        )
+        def compare(sessions: Mapping[Path, InferenceSession]) -> None:
+            exported.comparison.make(sessions)
+            stages.begin("check")
+            gc.collect()  # the PyTorch model lies in reference cycles, and is a session's size
+
+        stages.begin("compare" if exported.comparison.pending else "check")
+        with flushed_meanwhile(staging):
+            verification = verify(
+                staging,
+                providers=providers,
+                provider_options=provider_options,
+                provider_libraries=provider_libraries,
+                task=None if exported.task == "auto" else exported.task,
+                library=exported.library,
+                model=exported.model,
+                trust_remote_code=trust,
+                loaded=compare,
+            )
+        if exported.comparison.pending:  # it did not run on the CPU
+            compare({})
         stages.end()
         result = _result(name, exported, tags, verification, stages.seconds, staging, path)
         card = ""
@@ -252,7 +271,7 @@ def _result(
         task=exported.task,
         files=file_sizes(staging),
         tags=_moved(tags, staging, output),
-        comparison=exported.comparison,
+        comparison=exported.comparison.result,
         verification=_moved(verification, staging, output),
         warnings=tuple(exported.warnings),
         stages=stages,
@@ -343,6 +362,8 @@ class _Stages:
         self._current: tuple[str, float] | None = None
 
     def begin(self, name: str) -> None:
+        if self._current is not None and self._current[0] == name:
+            return
         self.end()
         self._current = name, time.perf_counter()
         if self._progress is not None:

@@ -59,20 +59,42 @@ def tiny_bert(**config: Any) -> BertForSequenceClassification:
 # --- The run --------------------------------------------------------------------------------------
 
 
+SESSIONS: list[object] = []
+"""What `run` opened sessions of ONNX Runtime for."""
+
+FLUSHED: list[int] = []
+"""The inodes that `run` flushed to the disk."""
+
+
 @pytest.fixture(scope="module")
 def run(
     tmp_path_factory: pytest.TempPathFactory, model_directory: ModelDirectory
 ) -> tuple[ExportResult, list[tuple[str, float | None]]]:
     """A checkpoint of BertForMaskedLM exported for another task, and the progress told."""
     told: list[tuple[str, float | None]] = []
+    create = onnxruntime.InferenceSession.__init__
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        SESSIONS.append(args[1])
+        create(*args, **kwargs)
+
+    flush = os.fsync
+
+    def noted(descriptor: int) -> None:
+        FLUSHED.append(os.fstat(descriptor).st_ino)
+        flush(descriptor)
+
     gc.unfreeze()  # as in a process of its own
-    result = export(
-        model_directory("bert"),
-        tmp_path_factory.mktemp("run") / "out",
-        task="text-classification",
-        providers=CPU,
-        progress=lambda stage, seconds: told.append((stage, seconds)),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", noted)
+        patch.setattr(onnxruntime.InferenceSession, "__init__", counted)
+        result = export(
+            model_directory("bert"),
+            tmp_path_factory.mktemp("run") / "out",
+            task="text-classification",
+            providers=CPU,
+            progress=lambda stage, seconds: told.append((stage, seconds)),
+        )
     return result, told
 
 
@@ -99,6 +121,31 @@ def test_garbage_collector_is_left_as_it_was(run: tuple[ExportResult, Any]) -> N
     assert gc.get_freeze_count() == 0
 
 
+def test_what_is_published_is_flushed_and_nothing_else(run: tuple[ExportResult, Any]) -> None:
+    output = run[0].output
+    assert set(FLUSHED) == {path.stat().st_ino for path in (output, *output.rglob("*"))}
+
+
+def test_disk_that_fails_before_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(ModelExportError, match=r"cannot write .* to the disk: Input/output error"),
+        staging.staging_directory(output) as directory,
+        staging.flushed_meanwhile(directory),
+    ):
+        (directory / "config.json").write_text("{}")
+    assert names(tmp_path) == set()
+
+
+def test_one_session_serves_the_comparison_and_the_check(run: tuple[ExportResult, Any]) -> None:
+    assert run[0].comparison.status == "ok"
+    assert len(SESSIONS) == 1
+
+
 def test_result_tells_what_was_done(run: tuple[ExportResult, Any]) -> None:
     result, _ = run
     assert result.task == "text-classification"
@@ -114,7 +161,7 @@ def test_result_tells_what_was_done(run: tuple[ExportResult, Any]) -> None:
 
 def test_stages_are_told_in_order(run: tuple[ExportResult, list[tuple[str, float | None]]]) -> None:
     result, told = run
-    stages = ["import", "load", "export", "compare", "tag", "check"]
+    stages = ["import", "load", "export", "tag", "compare", "check"]
     assert [stage for stage, seconds in told if seconds is None] == stages
     assert [stage for stage, seconds in told if seconds is not None] == stages
     assert list(result.stages) == stages

@@ -193,7 +193,7 @@ def test_verify(show: Callable[..., list[str]], width: int) -> None:
 
 def test_export(show: Callable[..., list[str]], width: int) -> None:
     from modelexport_optimum.export_run import ExportResult
-    from modelexport_optimum.exporting.optimum_export import ComparisonWithPyTorch
+    from modelexport_optimum.exporting.pytorch_comparison import ComparisonWithPyTorch
     from modelexport_optimum.tagging.tag_report import FileReport, TagReport
 
     output = Path.cwd() / "an export"

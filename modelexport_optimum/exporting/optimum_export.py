@@ -11,17 +11,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import (
     UsageError,
     did_you_mean,
-    one_line,
 )
 from modelexport_optimum.exporting.companions import copy_companions, fetch_companions
 from modelexport_optimum.exporting.optimum_errors import errors_explained
 from modelexport_optimum.exporting.options import check_conflicts
+from modelexport_optimum.exporting.pytorch_comparison import PendingComparison
 from modelexport_optimum.exporting.source import Source
 from modelexport_optimum.exporting.task_inference import (
     library_of_model,
@@ -30,6 +31,7 @@ from modelexport_optimum.exporting.task_inference import (
     task_of_model,
 )
 from modelexport_optimum.exporting.tasks import check_task
+from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.own_code.named_code import in_words
 from modelexport_optimum.system.lean_imports import (
@@ -43,6 +45,7 @@ from modelexport_optimum.system.private_names import (
     DUMMY_SHAPES,
     EXPORT_OF_LOADED_MODEL,
     LIBRARY_OF_MODEL,
+    MENDING_OF_AXES,
     TOKENIZER_LOADER,
 )
 
@@ -57,21 +60,6 @@ if TYPE_CHECKING:
     """Called with the name of the stage that begins."""
 
 
-@dataclass(frozen=True)
-class ComparisonWithPyTorch:
-    """How the outputs of the exported model compare with PyTorch's.
-
-    Attributes:
-        status: "ok"; "differs" (by more than Optimum's own tolerance, which it takes for
-            a warning); "failed" (by more than the tolerance that was asked for, in their
-            shape, or the model did not run); "skipped".
-        message: One line.
-    """
-
-    status: str
-    message: str
-
-
 @dataclass
 class ConvertedModel:
     """What Optimum exported.
@@ -81,7 +69,7 @@ class ConvertedModel:
         library: "transformers", "diffusers", "timm" or "sentence_transformers".
         trees: The modules of the exported model, one tree for each component of a pipeline.
         traced: Which module's call made each node of each graph that was traced.
-        comparison: Its outputs against PyTorch's.
+        comparison: Its outputs against PyTorch's, which are yet to be compared.
         warnings: What the user must know, a line each.
         model: The directory of the model's files beside its weights, if it has one.
     """
@@ -90,9 +78,7 @@ class ConvertedModel:
     library: str | None = None
     trees: list[ModuleTree] = field(default_factory=list)
     traced: list[TracedGraph] = field(default_factory=list)
-    comparison: ComparisonWithPyTorch = ComparisonWithPyTorch(
-        "skipped", "Optimum did not compare with PyTorch"
-    )
+    comparison: PendingComparison = field(default_factory=PendingComparison)
     warnings: list[str] = field(default_factory=list)
     model: Path | None = None
 
@@ -194,7 +180,7 @@ def export_model(
     options: Mapping[str, Any],
     begin: Begin,
 ) -> ConvertedModel:
-    """Let Optimum export a model in memory, and leave the model as it was."""
+    """Let Optimum export a model in memory, which changes it: see `unchanged`."""
     if preprocessors is None:
         preprocessors = []
     elif not isinstance(preprocessors, list | tuple):
@@ -210,7 +196,6 @@ def export_model(
     # own for a class derived from one of transformers'.
     with (
         errors_explained(Source(type(model).__name__, None)),
-        _unchanged(model),
         LIBRARY_OF_MODEL.replaced(infer_library),
     ):
         if task == "auto":
@@ -241,8 +226,7 @@ def _export_loaded(
     task: str,
     **arguments: Any,  # noqa: ANN401
 ) -> None:
-    """Call `onnx_export_from_model`, noting what it is given and how its comparison ends."""
-    from optimum.exporters.error_utils import AtolError, OutputMatchError
+    """Call `onnx_export_from_model`, noting what it is given; its comparison is put off."""
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager
     from transformers.utils.import_utils import is_accelerate_available
@@ -259,35 +243,44 @@ def _export_loaded(
             "installed: pip install accelerate, and export again"
         )
 
-    validate = COMPARISON_WITH_PYTORCH.get()
-
-    def compare(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        begin("compare")
-        try:
-            validate(*args, **kwargs)
-        except (AtolError, OutputMatchError) as error:
-            asked = options.get("atol") is not None
-            exported.comparison = ComparisonWithPyTorch(
-                "failed" if asked else "differs", one_line(error)
-            )
-        except Exception as error:
-            exported.comparison = ComparisonWithPyTorch("failed", one_line(error))
-        else:
-            atol = kwargs.get("atol")
-            within = "" if atol is None else f" within {atol:g}"
-            exported.comparison = ComparisonWithPyTorch(
-                "ok", f"the outputs equal PyTorch's{within}"
-            )
-
+    exported.comparison.asked = options.get("atol") is not None
     begin("export")
     with (
-        COMPARISON_WITH_PYTORCH.replaced(compare),
+        _axes_mended_where_needed(),
+        COMPARISON_WITH_PYTORCH.replaced(exported.comparison.put_off),
         traced_graphs(model) as exported.traced,
     ):
         convert.onnx_export_from_model(
             model=model, output=output, task=task, preprocessors=preprocessors, **arguments
         )
     name_architecture(output / "config.json", model)
+
+
+@contextlib.contextmanager
+def _axes_mended_where_needed() -> Iterator[None]:
+    """Spare a session of each file, the whole of its weights, where there is nothing to mend.
+
+    What ONNX Runtime infers of a shape adds numbers to the names that the file has, and no names.
+    A type that it may not compute is still found out at once.
+    """
+    mend = MENDING_OF_AXES.get()
+
+    def mend_if_needed(config: Any, model_path: Path, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        known = {name for axes in (config.inputs, config.outputs) for name in _axis_names(axes)}
+        dims = [
+            dim for value in read_model(model_path).graph.outputs for dim in value.shape or (None,)
+        ]
+        if kwargs.get("dtype") == "bf16" or any(
+            not isinstance(dim, int) and dim not in known for dim in dims
+        ):
+            mend(config, model_path, *args, **kwargs)
+
+    with MENDING_OF_AXES.replaced(mend_if_needed):
+        yield
+
+
+def _axis_names(values: Mapping[str, Mapping[int, str]]) -> set[str]:
+    return {name for axes in values.values() for name in axes.values()}
 
 
 def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
@@ -341,8 +334,14 @@ def _random_weights_noted(exported: ConvertedModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unchanged(model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Restore the modes and the configuration, both of which Optimum changes."""
+def unchanged(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Restore a model in memory after the block: its modes and its configuration.
+
+    Optimum changes both, and compares the exported files with the model as it has changed it.
+    """
+    if isinstance(model, str | os.PathLike):
+        yield
+        return
     import torch
 
     if not isinstance(model, torch.nn.Module):

@@ -138,8 +138,50 @@ def _system_errors_named(output: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def flushed_meanwhile(directory: Path) -> Iterator[None]:
+    """Flush a directory to the disk while the block does something else, which may read there.
+
+    Raises:
+        ModelExportError: It cannot be written to the disk.
+    """
+    failures: list[ModelExportError] = []
+
+    def run() -> None:
+        try:
+            _flush(directory)
+        except ModelExportError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _flush(directory: Path) -> None:
+    """Write everything in a directory to the disk: from here on it survives a power failure."""
+    path = directory
+    try:
+        for path in [*directory.rglob("*"), directory]:
+            if path.is_symlink():
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise ModelExportError(
+            f"cannot write {path.name} of the finished export to the disk: {error.strerror}: "
+            "give another disk with -o"
+        ) from error
+
+
 def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
-    """Make the staging directory the output, in one step.
+    """Make the staging directory the output, in one step, when it is on the disk.
 
     With `overwrite` the old output takes the staging directory's name, which is then
     removed with everything in it.
@@ -148,6 +190,7 @@ def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
         SystemExit: The run was asked to end, which something lost that runs before this.
         ModelExportError: The output was written in the meantime, or cannot be.
     """
+    _flush(staging)
     if _asked:
         raise SystemExit(128 + _asked[0])
     try:

@@ -233,7 +233,8 @@ def torch_parts(
             source = find_source(model, library=library, trust_remote_code=trust_remote_code)
             optimum_export.export_source(source, directory, task, given, _ignore_stage)
         else:
-            optimum_export.export_model(model, None, directory, task, given, _ignore_stage)
+            with optimum_export.unchanged(model):
+                optimum_export.export_model(model, None, directory, task, given, _ignore_stage)
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import re
 import secrets
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+
+_flushed = contextvars.ContextVar("_flushed", default=True)
+
+
+@contextlib.contextmanager
+def unflushed() -> Iterator[None]:
+    """Leave the flush to the disk to a later step, in a directory that is nobody's until then."""
+    token = _flushed.set(False)
+    try:
+        yield
+    finally:
+        _flushed.reset(token)
 
 
 @contextlib.contextmanager
@@ -49,7 +62,8 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
             with contextlib.suppress(PermissionError):  # only root may give files away
                 os.fchown(target, status.st_uid, status.st_gid)
             os.fchmod(target, stat.S_IMODE(status.st_mode))
-        os.fsync(target)
+        if _flushed.get():
+            os.fsync(target)
         temporary.replace(path)
     except OSError as error:
         _remove(temporary)

@@ -109,7 +109,23 @@ COMPARISON_WITH_PYTORCH = PrivateName(
     "optimum.exporters.onnx.convert",
     "validate_models_outputs",
     "Called at the end of a conversion, where its error would take the files away that are "
-    "written. Replaced, so that a failed comparison is a result and not the end.",
+    "written. Replaced, so that it is called when the files are tagged, and a failed comparison is "
+    "a result and not the end.",
+)
+SESSION_OF_COMPARISON = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.convert",
+    "PickableInferenceSession",
+    "The session that the comparison opens for a file. Replaced by the one that the check has "
+    "opened.",
+)
+MENDING_OF_AXES = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx",
+    "OnnxConfig.fix_dynamic_axes",
+    "Loads each file that was exported into ONNX Runtime, only to see whether an axis of its "
+    "outputs has a name that Optimum does not know. Replaced, so that the file's header is asked "
+    "first.",
 )
 CONVERSION_OF_MODEL = PrivateName(
     "optimum-onnx",

@@ -33,11 +33,13 @@ from modelexport_optimum.verifying.inference import infer
 from modelexport_optimum.verifying.run_plan import LOADING, RUNNING, Run, RunPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import onnxruntime
 
     At = Callable[[str, str | None], None]
+    Loaded = Callable[[Mapping[Path, onnxruntime.InferenceSession]], None]
+    """Called with the sessions of a run, by their files, before they are released."""
 
 _LONGEST_MESSAGE = 20_000
 """Characters of an error to keep: OpenVINO's repeat what they say for each layer of its code."""
@@ -48,13 +50,17 @@ _OTHER_SEED = 1000
 _SESSION_CREATION = threading.Lock()
 
 
-def run_reference(plan: RunPlan) -> Run:
+def run_reference(plan: RunPlan, loaded: Loaded | None = None) -> Run:
     """Run on the CPU, whose outputs the other providers' are compared with.
 
     If a graph draws random numbers it is run with two seeds, which tells the outputs that are
     random: no two providers agree on these.
+
+    Args:
+        plan: What to run.
+        loaded: Called with the sessions, if they ran.
     """
-    result = run(plan, Provider(CPU))
+    result = run(plan, Provider(CPU), loaded=loaded)
     if plan.draws and result.complete:
         other = run(plan, Provider(CPU), seed=_OTHER_SEED)
         result.drawn = {
@@ -66,7 +72,14 @@ def run_reference(plan: RunPlan) -> Run:
     return result
 
 
-def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = None) -> Run:
+def run(
+    plan: RunPlan,
+    provider: Provider,
+    *,
+    seed: int = 0,
+    at: At | None = None,
+    loaded: Loaded | None = None,
+) -> Run:
     """Load the export on a provider, run it once, release it. What is raised is told.
 
     Args:
@@ -74,6 +87,7 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
         provider: The provider.
         seed: Of ONNX Runtime's random numbers.
         at: Called with each stage and the file that it is at, None if it is at several.
+        loaded: Called with the sessions, if they ran.
     """
     import onnxruntime
 
@@ -87,6 +101,7 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
     if plan.by_module:
         record_assignment(options)
     model: Any = None
+    sessions: list[onnxruntime.InferenceSession] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             with _watched(plan, provider, options, Path(folder), note):
@@ -108,11 +123,13 @@ def run(plan: RunPlan, provider: Provider, *, seed: int = 0, at: At | None = Non
             failed = _session_of(error)
             result.file = None if failed is None else plan.file_of(failed)
             traceback.clear_frames(error.__traceback__)  # they hold sessions
+        result.seconds = time.perf_counter() - started
+        if loaded is not None and result.complete:
+            loaded({plan.directory / plan.file_of(session): session for session in sessions})
         sessions = []
         model = None
         if plan.library == "diffusers":  # its pipelines are in reference cycles
             gc.collect()
-    result.seconds = time.perf_counter() - started
     return result
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.providers.placement import Placement
     from modelexport_optimum.verifying.exported_files import Exported
     from modelexport_optimum.verifying.ort_classes import Loader
+    from modelexport_optimum.verifying.provider_run import Loaded
 
     Place = Callable[[Path, Assignment, Mapping[str, np.ndarray]], Placement]
     """Says which module's nodes each provider took, of a graph run on some inputs."""
@@ -115,6 +116,7 @@ def check_providers(
     *,
     asked: bool,
     place: Place | None = None,
+    loaded: Loaded | None = None,
 ) -> tuple[list[ProviderResult], Run | None, list[Placement]]:
     """Run the providers that this build of ONNX Runtime has, one after the other.
 
@@ -124,6 +126,7 @@ def check_providers(
         providers: The providers.
         asked: Whether they were asked for by name.
         place: Says which module's nodes a provider took, where that is asked for.
+        loaded: Called with the CPU's sessions, if they ran.
 
     Returns:
         What each of them did, the CPU's run if there was one, and which modules' nodes the
@@ -136,7 +139,7 @@ def check_providers(
     if present and not exported.unreadable:
         if present - {CPU}:
             start_importing()
-        check.begin()
+        check.begin(loaded)
     results = []
     for one in providers:
         if one.available:
@@ -202,7 +205,7 @@ class _Check:
         self._plan: RunPlan | None = None
         self._problem = "not run: a file cannot be read (see the checks)"
 
-    def begin(self) -> None:
+    def begin(self, loaded: Loaded | None) -> None:
         """Make the inputs, and run on the CPU."""
         try:
             by_module = self._place is not None
@@ -210,7 +213,7 @@ class _Check:
         except ModelExportError as error:
             self._problem = f"not run: {error}"
         else:
-            self.cpu = run_reference(self._plan)
+            self.cpu = run_reference(self._plan, loaded)
 
     def result(self, provider: Provider) -> ProviderResult:
         """Run on a provider, and judge."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.providers.placement import Placement
     from modelexport_optimum.verifying.exported_files import Exported
+    from modelexport_optimum.verifying.provider_run import Loaded
     from modelexport_optimum.verifying.providers import Place
 
 DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt")
@@ -101,10 +102,12 @@ def verify(
     model: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     place: Place | None = None,
+    loaded: Loaded | None = None,
 ) -> VerifyReport:
     """Check an exported directory, and run it on execution providers: see `verify_run.verify`.
 
-    `place` says which module's nodes a provider took, for the report's placements.
+    `place` says which module's nodes a provider took, for the report's placements. `loaded` is
+    called with the CPU's sessions by their files, if they ran, before they are released.
 
     Raises:
         UsageError: There is nothing to check, or no such provider or task.
@@ -117,7 +120,7 @@ def verify(
         exported = read_exported(
             Path(directory), task=task, library=library, trust_remote_code=trust_remote_code
         )
-        return _verify(exported, chosen, source, asked=bool(providers), place=place)
+        return _verify(exported, chosen, source, asked=bool(providers), place=place, loaded=loaded)
 
 
 def chosen_providers(
@@ -140,11 +143,14 @@ def _verify(
     *,
     asked: bool,
     place: Place | None,
+    loaded: Loaded | None,
 ) -> VerifyReport:
     loader = Loader(None, "its files cannot be read")
     if not exported.unreadable:
         loader = find_loader(exported)
-    results, cpu, placements = check_providers(exported, loader, chosen, asked=asked, place=place)
+    results, cpu, placements = check_providers(
+        exported, loader, chosen, asked=asked, place=place, loaded=loaded
+    )
     return VerifyReport(
         directory=exported.directory,
         task=_full_task(exported),

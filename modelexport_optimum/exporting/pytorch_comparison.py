@@ -1,0 +1,96 @@
+"""The outputs of the exported files against PyTorch's: Optimum's own comparison, made at the end.
+
+Optimum makes it when it has written the files, in a session of its own. It is put off here until
+the files are tagged and loaded for the check, whose sessions then serve both.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.errors import one_line
+from modelexport_optimum.system.private_names import COMPARISON_WITH_PYTORCH, SESSION_OF_COMPARISON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import onnxruntime
+
+
+@dataclass(frozen=True)
+class ComparisonWithPyTorch:
+    """How the outputs of the exported model compare with PyTorch's.
+
+    Attributes:
+        status: "ok"; "differs" (by more than Optimum's own tolerance, which it takes for
+            a warning); "failed" (by more than the tolerance that was asked for, in their
+            shape, or the model did not run); "skipped".
+        message: One line.
+    """
+
+    status: str
+    message: str
+
+
+@dataclass
+class PendingComparison:
+    """The comparison that Optimum would have made.
+
+    Attributes:
+        asked: Whether the tolerance was asked for.
+        compare: Makes it, and raises what is wrong; None if Optimum made none, or it is made.
+        atol: The absolute tolerance, None if each file has one of its own.
+        result: How it ended.
+    """
+
+    asked: bool = False
+    compare: Callable[[], None] | None = None
+    atol: float | None = None
+    result: ComparisonWithPyTorch = field(
+        default=ComparisonWithPyTorch("skipped", "Optimum did not compare with PyTorch")
+    )
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is one to make."""
+        return self.compare is not None
+
+    def put_off(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Stand for Optimum's comparison, which is made when `make` is called."""
+        # By its name, under which this stands just now.
+        self.compare = lambda: COMPARISON_WITH_PYTORCH.get()(*args, **kwargs)
+        self.atol = kwargs.get("atol")
+
+    def make(self, sessions: Mapping[Path, onnxruntime.InferenceSession]) -> None:
+        """Compare, once, and let go of the PyTorch model.
+
+        Args:
+            sessions: Sessions on the CPU, by their files' absolute paths; other files are loaded.
+        """
+        compare, self.compare = self.compare, None
+        if compare is None:
+            return
+        from optimum.exporters.error_utils import AtolError, OutputMatchError
+
+        opened = {os.fspath(path): session for path, session in sessions.items()}
+        create = SESSION_OF_COMPARISON.get()
+
+        def session_of(path: str, *, providers: list[str], **options: Any) -> Any:  # noqa: ANN401
+            if path in opened and providers == ["CPUExecutionProvider"]:
+                return opened[path]
+            return create(path, providers=providers, **options)
+
+        try:
+            with SESSION_OF_COMPARISON.replaced(session_of):
+                compare()
+        except (AtolError, OutputMatchError) as error:
+            status = "failed" if self.asked else "differs"
+            self.result = ComparisonWithPyTorch(status, one_line(error))
+        except Exception as error:
+            self.result = ComparisonWithPyTorch("failed", one_line(error))
+        else:
+            within = "" if self.atol is None else f" within {self.atol:g}"
+            self.result = ComparisonWithPyTorch("ok", f"the outputs equal PyTorch's{within}")
