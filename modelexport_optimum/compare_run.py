@@ -107,7 +107,15 @@ def compare(
         names = f"PyTorch ({said})", str(first)
         length = sequence_length or LENGTH
         shapes = {"batch_size": batch_size, "sequence_length": length, **(sizes or {})}
-        pairs = _torch_pairs(first, source, task, shapes, model_kwargs, trust_remote_code)
+        try:
+            pairs = _torch_pairs(first, source, task, shapes, model_kwargs, trust_remote_code)
+        except UsageError as error:
+            if model is not None:
+                raise
+            raise UsageError(
+                f"{first} was made from {source}, which cannot be loaded ({first_line(error)}): "
+                "give --model NAME|DIR"
+            ) from error
     if node_data is not None:
         _check_node_data(Path(node_data), pairs, overwrite=overwrite)
     tokens = _tokens(text, pairs) if text is not None else {}

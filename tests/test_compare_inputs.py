@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 from test_compare import planted, run
 
-from modelexport_optimum import ModelExportError, UsageError, compare
+from modelexport_optimum import ModelExportError, UsageError, compare, strip, tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +69,14 @@ def test_a_text_that_cannot_be_given(tagged: Tagged) -> None:
         compare(tagged("resnet"), tagged("resnet"), text="the quick brown fox")
     with pytest.raises(UsageError, match="makes no token of it"):
         compare(tagged("gpt2"), tagged("gpt2"), text="")
+
+
+def test_a_source_that_has_gone(tagged: Tagged, tmp_path: Path) -> None:
+    shutil.copytree(tagged("bert"), tmp_path / "export")
+    strip(tmp_path / "export")
+    tag(tmp_path / "export", source=str(tmp_path / "gone"))
+    with pytest.raises(UsageError, match=r"was made from .*gone, which cannot .*: give --model"):
+        compare(tmp_path / "export")
 
 
 def test_sides_that_do_not_fit(tagged: Tagged, tmp_path: Path) -> None:

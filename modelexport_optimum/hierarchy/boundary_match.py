@@ -271,7 +271,10 @@ def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
         if entry.recorded.path in fused:
             parameter, place = fused[entry.recorded.path]
             where = place or "the root"
-            entry.reason = f"its {parameter} is applied in {where}: both were fused into one"
+            entry.reason = (
+                f"its {parameter} is applied by a node of {where}: it was fused into it, or the "
+                "tags do not tell the two apart"
+            )
             entry.pairs = {}
 
 
