@@ -319,7 +319,7 @@ def _uploaded(
 
 
 def files_to_list(files: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Files and their sizes as JSON has them."""
+    """List files and their sizes as JSON has them."""
     return [{"file": name, "bytes": size} for name, size in files.items()]
 
 
