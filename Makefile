@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-gpu test-sources test-wheel zoo zoo-levels compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-gpu test-sources test-wheel zoo zoo-levels profile-zoo compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -93,6 +93,9 @@ zoo-levels: $(STAMP) ## run every architecture at every optimization level of ON
 
 compare-zoo: $(STAMP) ## compare PyTorch with the export of every architecture of the tests: none may differ
 	@$(BIN)/python scripts/compare_zoo.py $(ARGS)
+
+profile-zoo: $(STAMP) ## profile every architecture of the tests, without an option: each must run
+	@$(BIN)/python scripts/profile_zoo.py $(ARGS)
 
 compare-faults: $(STAMP) ## plant 40 faults, and see that compare accuses the modules that have them
 	@$(BIN)/python scripts/compare_faults.py $(ARGS)

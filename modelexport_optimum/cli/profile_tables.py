@@ -139,8 +139,11 @@ def _print_profile(profile: FileProfile, *, depth: int | None) -> None:
         rows.append((label, "", *_times(profile, time, time), "", "", ""))
     print_table(_TIMES, rows, elsewhere="--json has all")
     print_blank()
-    print_line("slowest by their own kernels, repeated modules together", style=DIM)
-    print_blank()
+    _print_slowest(profile)
+
+
+def _print_slowest(profile: FileProfile) -> None:
+    """Print what is slowest; nothing where a provider has compiled all into kernels of its own."""
     slowest: list[Row] = [
         (
             Cell(path or "(root)", "bold"),
@@ -151,6 +154,10 @@ def _print_profile(profile: FileProfile, *, depth: int | None) -> None:
         )
         for path, module_class, count, time in profile.repeated()[:_SLOWEST]
     ]
+    if not slowest:
+        return
+    print_line("slowest by their own kernels, repeated modules together", style=DIM)
+    print_blank()
     print_table(_SLOWEST_MODULES, slowest, elsewhere="--json has all")
     print_blank()
 
