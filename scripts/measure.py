@@ -79,6 +79,10 @@ class Report:
         mark = "[green]ok" if good else "[red]above"
         self.table.add_row(what, model, ours, theirs, f"{ratio:.2f}", f"{most:.2f}", mark)
 
+    def add_without_bound(self, what: str, model: str, ours: str, theirs: str) -> None:
+        """Add a row that is only shown."""
+        self.table.add_row(what, model, ours, theirs)
+
 
 def seconds(value: float) -> str:
     """For the table."""

@@ -31,7 +31,7 @@ from modelexport_optimum.exporting.task_inference import (
     task_of_model,
 )
 from modelexport_optimum.exporting.tasks import check_task
-from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.exporting.written_files import headers_asked_first
 from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.own_code.named_code import in_words
 from modelexport_optimum.system.lean_imports import (
@@ -45,7 +45,6 @@ from modelexport_optimum.system.private_names import (
     DUMMY_SHAPES,
     EXPORT_OF_LOADED_MODEL,
     LIBRARY_OF_MODEL,
-    MENDING_OF_AXES,
     TOKENIZER_LOADER,
 )
 
@@ -246,7 +245,7 @@ def _export_loaded(
     exported.comparison.asked = options.get("atol") is not None
     begin("export")
     with (
-        _axes_mended_where_needed(),
+        headers_asked_first(),
         COMPARISON_WITH_PYTORCH.replaced(exported.comparison.put_off),
         traced_graphs(model) as exported.traced,
     ):
@@ -254,33 +253,6 @@ def _export_loaded(
             model=model, output=output, task=task, preprocessors=preprocessors, **arguments
         )
     name_architecture(output / "config.json", model)
-
-
-@contextlib.contextmanager
-def _axes_mended_where_needed() -> Iterator[None]:
-    """Spare a session of each file, the whole of its weights, where there is nothing to mend.
-
-    What ONNX Runtime infers of a shape adds numbers to the names that the file has, and no names.
-    A type that it may not compute is still found out at once.
-    """
-    mend = MENDING_OF_AXES.get()
-
-    def mend_if_needed(config: Any, model_path: Path, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        known = {name for axes in (config.inputs, config.outputs) for name in _axis_names(axes)}
-        dims = [
-            dim for value in read_model(model_path).graph.outputs for dim in value.shape or (None,)
-        ]
-        if kwargs.get("dtype") == "bf16" or any(
-            not isinstance(dim, int) and dim not in known for dim in dims
-        ):
-            mend(config, model_path, *args, **kwargs)
-
-    with MENDING_OF_AXES.replaced(mend_if_needed):
-        yield
-
-
-def _axis_names(values: Mapping[str, Mapping[int, str]]) -> set[str]:
-    return {name for axes in values.values() for name in axes.values()}
 
 
 def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401

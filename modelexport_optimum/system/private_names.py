@@ -127,6 +127,13 @@ MENDING_OF_AXES = PrivateName(
     "outputs has a name that Optimum does not know. Replaced, so that the file's header is asked "
     "first.",
 )
+LOADING_OF_FILES = PrivateName(
+    "optimum-onnx",
+    "optimum.exporters.onnx.convert",
+    "onnx",
+    "The package with which each file that was exported is loaded, all its weights, only to see "
+    "whether it has some beside it. Replaced, so that the file's header is asked first.",
+)
 CONVERSION_OF_MODEL = PrivateName(
     "optimum-onnx",
     "optimum.exporters.onnx.convert",
