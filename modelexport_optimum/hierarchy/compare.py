@@ -99,18 +99,7 @@ def compare_files(
             outputs += results
             for path, own in _culprits(calls, tolerance).items():
                 culprits[path] = max(own, culprits.get(path, 0.0))
-    if len(skipped) == len(pairs):
-        raise ModelExportError(
-            f"{on.name} takes no node of {', '.join(skipped)}: there is nothing to compare: "
-            f"verify --by-module --provider {on.name} says why"
-        )
-    if not outputs and not any(row.matched for row in rows):
-        files = ", ".join(pair.name for pair in pairs)
-        raise ModelExportError(
-            f"{other} and {reference} have no module and no output in common in {files}: are they "
-            "of one model, for one task?"
-        )
-    return Comparison(
+    found = Comparison(
         reference=reference,
         other=other,
         tolerance=tolerance,
@@ -119,6 +108,26 @@ def compare_files(
         outputs=tuple(outputs),
         skipped=tuple(skipped),
     )
+    _check_compared(found, [pair.name for pair in pairs], on)
+    return found
+
+
+def _check_compared(found: Comparison, files: Sequence[str], provider: Provider) -> None:
+    """Refuse a comparison of nothing.
+
+    Raises:
+        ModelExportError: The provider took nothing, or the two sides have nothing in common.
+    """
+    if len(found.skipped) == len(files):
+        raise ModelExportError(
+            f"{provider.name} takes no node of {', '.join(found.skipped)}: there is nothing to "
+            f"compare: verify --by-module --provider {provider.name} says why"
+        )
+    if not found.outputs and not any(row.matched for row in found.modules):
+        raise ModelExportError(
+            f"{found.other} and {found.reference} have no module and no output in common in "
+            f"{', '.join(files)}: are they of one model, for one task?"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
