@@ -499,3 +499,23 @@ def test_providers_are_checked_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]"]
+
+
+# --- Repositories on the Hub ----------------------------------------------------------------------
+
+
+def test_two_lines_are_not_uploaded_to_one_repository() -> None:
+    told = "would be uploaded to me/a, as line 1 is: give one of them another --push-to-hub"
+    found = problem("a --push-to-hub me/a\nb --push-to-hub me/b\nc --push-to-hub me/a\n")
+    assert found == f"models.txt:3: {told}"
+    assert problem("a\nb\n", push_to_hub="me/a") == f"models.txt:2: {told}"
+    (job,) = read("a --push-to-hub me/a --public\n")
+    assert job.arguments["push_to_hub"] == "me/a"
+    assert job.arguments["private"] is False
+
+
+def test_a_repository_that_cannot_be_is_told_at_once() -> None:
+    assert problem("a --push-to-hub a//b\n").startswith(
+        "models.txt:1: --push-to-hub 'a//b' is no name on the Hub"
+    )
+    assert "--public is for --push-to-hub" in problem("a --public\n")

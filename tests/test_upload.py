@@ -17,6 +17,9 @@ from schemas import valid
 from typer.testing import CliRunner
 
 from modelexport_optimum import UsageError, export
+from modelexport_optimum.batches.earlier_runs import published_record
+from modelexport_optimum.batches.jobs import Job
+from modelexport_optimum.batches.worker import run_job
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.uploading import model_card
 from modelexport_optimum.uploading.model_card import CardFacts, card_of, is_own
@@ -153,7 +156,11 @@ def test_the_export_is_kept_when_the_hub_refuses(
     last = result["stderr"].splitlines()[-1]
     assert last == f"error: {document['upload']['message']}"
     assert expected in last
-    assert f"`hf upload --private team/{output} {place / output}` uploads it" in last
+    if case == "public":  # `hf upload --private` does not mind that everybody would see it
+        assert last.endswith(f"; the export is in {place / output}")
+        assert "hf upload" not in last
+    else:
+        assert f"`hf upload --private team/{output} {place / output}` uploads it" in last
     assert "hf_" not in last.replace("hf_hub", "")
     assert (place / output / "model.onnx").stat().st_size > 0
     assert not (place / "uploads" / "team" / output / "model.onnx").exists()
@@ -190,6 +197,26 @@ def test_lines_of_a_batch_are_uploaded(uploads: Mapping[str, Any], place: Path) 
     assert Path(refused["log"]).is_file()
     assert (place / "exports" / "forbidden" / "model.onnx").is_file()
     assert (place / "uploads" / "team" / "one" / "model.onnx").is_file()
+
+
+def test_a_job_that_dies_during_its_upload_is_not_done(
+    model_directory: ModelDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object, **__: object) -> None:
+        raise SystemExit(9)
+
+    monkeypatch.setattr("modelexport_optimum.export_run.push", dies)
+    arguments = {"push_to_hub": "team/x", "providers": ["cpu"]}
+    log = tmp_path / "logs" / "out.log"
+    job = Job(1, str(model_directory("bert")), tmp_path / "out", arguments, log)
+    with pytest.raises(SystemExit):
+        run_job(job, lambda _: None, 1)
+    assert job.pending is not None
+    record = published_record(job.pending)
+    assert record is not None
+    assert (record["ok"], record["status"], record["exit_status"]) == (False, "upload-failed", 4)
+    assert record["error"] == "its process ended before it was uploaded"
+    assert (tmp_path / "out" / "model.onnx").is_file()
 
 
 # --- The model card -------------------------------------------------------------------------------

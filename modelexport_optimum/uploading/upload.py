@@ -96,6 +96,8 @@ def push(
     """
     try:
         return _push(directory, files, card, repository, private=private, token=token)
+    except _PublicRepositoryError as error:
+        return Upload(repository, "failed", f"{error}; the export is in {directory}")
     except Exception as error:
         flag = " --private" if private else ""
         by_hand = f"`hf upload{flag} {shlex.quote(repository)} {shlex.quote(str(directory))}`"
@@ -111,6 +113,10 @@ def push(
 def skipped(repository: str) -> Upload:
     """Say of an export whose checks failed that it was not uploaded."""
     return Upload(repository, "skipped", f"not uploaded to {repository}, since a check failed")
+
+
+class _PublicRepositoryError(ModelExportError):
+    """The repository is there and public, and `hf upload --private` would not mind."""
 
 
 def _push(
@@ -130,7 +136,7 @@ def _push(
     place = api.create_repo(repository, private=private, exist_ok=True)
     found = api.model_info(place.repo_id)
     if private and not found.private:
-        raise ModelExportError(
+        raise _PublicRepositoryError(
             f"{place.repo_id} is there and public: add --public to upload to it, or give another "
             "name with --push-to-hub"
         )
