@@ -217,7 +217,9 @@ def _print_growth(growth: FileGrowth, *, depth: int | None) -> None:
 
 
 def _powers_in_words(powers: Mapping[str, float]) -> str:
-    return ", ".join(f"{_SIZE_WORDS[name]}^{power:.1f}" for name, power in powers.items())
+    return ", ".join(
+        f"{_SIZE_WORDS[name]}^{round(power, 1) + 0.0}" for name, power in powers.items()
+    )
 
 
 def _sizes_in_words(profile: FileProfile) -> str:
