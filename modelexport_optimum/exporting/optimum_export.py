@@ -31,7 +31,6 @@ from modelexport_optimum.exporting.task_inference import (
     task_of_model,
 )
 from modelexport_optimum.exporting.tasks import check_task
-from modelexport_optimum.exporting.written_files import headers_asked_first
 from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.own_code.named_code import in_words
 from modelexport_optimum.system.lean_imports import (
@@ -230,6 +229,7 @@ def _export_loaded(
     from optimum.exporters.tasks import TasksManager
     from transformers.utils.import_utils import is_accelerate_available
 
+    from modelexport_optimum.exporting.written_files import headers_asked_first
     from modelexport_optimum.tagging.module_tree import model_trees
     from modelexport_optimum.tagging.traced_graphs import traced_graphs
 
