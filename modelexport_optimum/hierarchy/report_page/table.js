@@ -25,10 +25,11 @@ function headings() {
     if (measured().length > 1) names.push(["change", "number"]);
     names.push([measure.label.toLowerCase(), "shown"]);
   } else {
-    for (const one of file.measures) names.push([one.label.toLowerCase(), one === measure ? "number shown" : "number"]);
     const name = measure.label.toLowerCase();
     const drawn = measure.unit === "relative" ? `${name}, from 10⁻⁸ to 1` : `${name}, of the largest`;
     names.push([measure.additive ? `share of ${name}` : drawn, "shown"]);
+    // The share comes first: of many measures the last ones are seen only by scrolling.
+    for (const one of file.measures) names.push([one.label.toLowerCase(), one === measure ? "number shown" : "number"]);
   }
   const row = element("tr");
   row.append(...names.map(([name, type]) => {
@@ -103,10 +104,11 @@ function rowOf(row, wanted) {
   if (both()) {
     for (const side of measured()) made.append(numberCell(row, side, measure));
     if (measured().length > 1) made.append(element("td", changed(row), "number"));
+    made.append(shareCell(row));
   } else {
+    made.append(shareCell(row));
     for (const one of file.measures) made.append(numberCell(row, 0, one, one === measure ? "shown" : ""));
   }
-  made.append(shareCell(row));
   made.onclick = () => choose(row.index, "table");
   return made;
 }
