@@ -40,6 +40,7 @@ USED_BY_ALL = {"system", "errors"}
 """Rooms at which no arrow is drawn: every room may use them."""
 
 PASSED_ON = {
+    "require_optimum": ("system", "", "an error, or nothing"),
     "check_repository": ("uploading", "--push-to-hub", "an error, or nothing"),
     "find_source": ("exporting", "the model's name", "its directory, or the Hub"),
     "check_output": ("exporting", "the output's name", "its path, if it may be written"),

@@ -18,9 +18,12 @@ import pytest
 
 pytest.importorskip("transformers.exporters", reason="needs transformers 5: make test-sources")
 
+import torch
 import transformers_exports as exports
 from replaced_nodes import Replaced, is_whole, record
 
+import modelexport_optimum as package
+from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
@@ -115,3 +118,79 @@ def test_tags_change_nothing_in_what_runs(exported: Callable[[str], Path], tmp_p
         for t in (False, True)
     ]
     assert counts[0] == counts[1]
+
+
+# Everything else on such an export, without Optimum
+
+
+@pytest.fixture
+def bert(exported: Callable[[str], Path], tmp_path: Path) -> Path:
+    directory = shutil.copytree(exported("bert"), tmp_path / "bert")
+    htp.tag(directory / "model.onnx")
+    htp.tag(directory / exports.UNFUSED)
+    return directory
+
+
+def test_verify_runs_plain_sessions_and_reads_export_json(bert: Path) -> None:
+    report = package.verify(bert, providers=["cpu"])
+    checks = {check.name: (check.status, check.message) for check in report.checks}
+    assert report.ok, checks
+    assert checks["export.json"] == ("ok", "BertForSequenceClassification")
+    assert checks["dimensions"][0] == "ok"
+    assert checks["architectures"][0] == "unavailable"
+    assert "Optimum" in checks["architectures"][1]
+    (result,) = report.providers
+    assert (result.status, result.ran, result.ort_class) == ("ok", "session", None)
+    manifest = json.loads((bert / "export.json").read_text())
+    manifest["components"]["model"]["metadata"]["kwargs"]["input_ids"]["dtype"] = "int32"
+    (bert / "export.json").write_text(json.dumps(manifest))
+    wrong = {check.name: check for check in package.verify(bert, providers=["cpu"]).checks}
+    assert wrong["export.json"].status == "failed"
+    assert "takes input_ids as int64 of rank 2" in wrong["export.json"].message
+
+
+def test_config_json_gains_the_hierarchy(bert: Path) -> None:
+    described = json.loads((bert / "config.json").read_text())["htp_metadata"]
+    assert "BertSelfOutput" in described["module_types"]
+
+
+def test_views_read_it(bert: Path, tmp_path: Path) -> None:
+    unfused = bert / exports.UNFUSED
+    (view,) = package.inspect(bert / "model.onnx", modules=["bert.encoder.layer.0"])
+    assert {node.module.path for node in view.nodes} >= {
+        "bert.encoder.layer.0.attention.self",
+        "bert.encoder.layer.0.attention.output",
+    }
+    assert package.diff(unfused / "model.onnx", bert / "model.onnx").to_dict()
+    cut = package.extract(
+        bert / "model.onnx", module="bert.encoder.layer.0", output=tmp_path / "cut.onnx"
+    )
+    onnxruntime.InferenceSession(cut.file)
+    assert package.profile(bert / "model.onnx", iterations=2).to_dict()
+    compared = package.compare(unfused / "model.onnx", bert / "model.onnx")
+    assert compared.to_dict()["modules"]
+
+
+def test_what_needs_optimum_says_so_in_one_line(bert: Path, tmp_path: Path) -> None:
+    for work in (
+        lambda: package.export(bert, tmp_path / "out"),
+        lambda: package.compare(bert, model=bert),
+    ):
+        with pytest.raises(ModelExportError, match=r"^Optimum's exporter is not installed") as told:
+            work()
+        assert "transformers.exporters" in str(told.value)
+
+
+def test_classes_are_known_from_the_config_alone(bert: Path) -> None:
+    """As for a graph whose nodes have no record: the model is built without weights."""
+    from modelexport_optimum.tagging.model_classes import candidates
+
+    (found,) = candidates(bert)
+    tree = found.tree()
+    model, _ = exports.model_of("bert")
+    assert {p: m.module_class for p, m in tree.modules.items()} == {
+        p: type(m).__name__ for p, m in model.named_modules(remove_duplicate=False)
+    }
+    shapes = {n: tuple(t.shape) for n, t in model.named_parameters(remove_duplicate=False)}
+    assert shapes.items() <= tree.tensors.items()
+    assert isinstance(found.tree().build(), torch.nn.Module)

@@ -39,6 +39,7 @@ from modelexport_optimum.system.lean_imports import (
     import_diffusers,
     import_lean,
 )
+from modelexport_optimum.system.optimum_package import require_optimum
 from modelexport_optimum.system.private_names import (
     COMPARISON_WITH_PYTORCH,
     DUMMY_SHAPES,
@@ -84,6 +85,7 @@ class ConvertedModel:
 @contextlib.contextmanager
 def optimum_imported(begin: Begin) -> Iterator[None]:
     """Import what a run needs, and keep the garbage collector off it in the block."""
+    require_optimum()
     begin("import")
     import_lean(EXPORTER)
     import optimum.onnxruntime  # noqa: F401

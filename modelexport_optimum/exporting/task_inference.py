@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import (
-    ModelExportError,
-    UsageError,
-)
+from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.system.optimum_package import require_optimum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +42,7 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
 
     With past wherever Optimum makes that the default.
     """
+    require_optimum()
     from optimum.exporters.onnx import model_configs  # noqa: F401 (they register themselves)
     from optimum.exporters.tasks import TasksManager
 

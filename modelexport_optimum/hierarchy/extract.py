@@ -242,7 +242,7 @@ def _types(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> dict[str
     with damage_named(file.path):
         skeleton = _skeleton(file, part, weights)
     with _inference_errors_named(file.path):
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+        inferred = _inferred(skeleton).graph
     values = itertools.chain(inferred.value_info, inferred.input, inferred.output)
     types = {v.name: v.type for v in values if v.name in wanted and v.type.WhichOneof("value")}
     for kind in types.values():
@@ -259,6 +259,18 @@ def _types(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> dict[str
             "cut the module out of the model before it was optimized or quantized"
         )
     return types
+
+
+def _inferred(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer shapes; those that the file says are believed, unless they contradict its operators.
+
+    What rewrites a graph may leave the shape that a value had before.
+    """
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        del skeleton.graph.value_info[:]
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.optimum_package import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +72,11 @@ class PrivateName:
         finally:
             setattr(owner, name, original)
 
+    def _missing(self) -> str:
+        if self.package.startswith("optimum"):
+            return MISSING
+        return f"{self.package} is not installed, which this needs: pip install {self.package}"
+
     def _owner_and_name(self) -> tuple[Any, str]:
         *outer, name = self.path.split(".")
         try:
@@ -79,7 +85,10 @@ class PrivateName:
                 owner = getattr(owner, part)
             getattr(owner, name)
         except (ModuleNotFoundError, AttributeError) as error:
-            version = importlib.metadata.version(self.package)
+            try:
+                version = importlib.metadata.version(self.package)
+            except importlib.metadata.PackageNotFoundError:
+                raise ModelExportError(self._missing()) from error
             raise ModelExportError(
                 f"{self.package} {version} has no {self.module}.{self.path} any longer: install a "
                 "version that this package was tested with (constraints.txt)"

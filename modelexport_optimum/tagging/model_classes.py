@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +12,7 @@ from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
 from modelexport_optimum.own_code.named_code import find_own_code, in_words, refuse_needed
 from modelexport_optimum.system.json_files import read_json
 from modelexport_optimum.system.lean_imports import EXPORT_CONFIGS, import_lean
+from modelexport_optimum.system.optimum_package import has_optimum
 from modelexport_optimum.system.private_names import (
     CLASS_OF_REMOTE_CODE,
     CLASSES_OF_AUTO_CLASS,
@@ -18,10 +20,12 @@ from modelexport_optimum.system.private_names import (
     EMPTY_WEIGHTS,
     NO_INITIALIZATION,
 )
+from modelexport_optimum.tagging.export_json import exported_architectures
 from modelexport_optimum.tagging.module_tree import ModuleTree, model_trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
     import torch
@@ -51,6 +55,16 @@ class Candidate:
         return tree
 
 
+def _empty_weights() -> list[AbstractContextManager[Any]]:
+    """Return what makes models without weights: since transformers 5, PyTorch's own device."""
+    try:
+        return [NO_INITIALIZATION.get()(), EMPTY_WEIGHTS.get()()]
+    except ModelExportError:
+        import torch
+
+        return [torch.device("meta")]
+
+
 def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN401
     """Build a model without weights, in the way that `from_pretrained` prepares one.
 
@@ -58,8 +72,9 @@ def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN
         model_class: A class of transformers or diffusers.
         config: Its configuration.
     """
-    no_init_weights, init_empty_weights = NO_INITIALIZATION.get(), EMPTY_WEIGHTS.get()
-    with no_init_weights(), init_empty_weights():
+    with contextlib.ExitStack() as stack:
+        for context in _empty_weights():
+            stack.enter_context(context)
         from_config = CONSTRUCTION_FROM_CONFIG.of(model_class)
         if from_config is not None:
             model = from_config(config)
@@ -125,7 +140,8 @@ def _diffusers_candidates(described: dict[str, Any]) -> list[Candidate]:
 def _transformers_candidates(
     directory: Path, described: dict[str, Any], trust_remote_code: bool
 ) -> list[Candidate]:
-    import_lean(EXPORT_CONFIGS)
+    if has_optimum():
+        import_lean(EXPORT_CONFIGS)
     import transformers
 
     custom = described.get("auto_map", {})
@@ -147,7 +163,7 @@ def _transformers_candidates(
     )
     named = [
         Candidate(model_class, config)
-        for name in described.get("architectures") or []
+        for name in described.get("architectures") or exported_architectures(directory)
         if (model_class := class_named(name, transformers, transformers.PreTrainedModel))
     ]
     by_task = exportable_classes(config)
@@ -158,6 +174,8 @@ def _transformers_candidates(
 
 def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
     """Return the classes of a model type that Optimum exports, with their outputs."""
+    if not has_optimum():
+        return []
     import_lean(EXPORT_CONFIGS)  # it registers what is exported
     from optimum.exporters.tasks import TasksManager
 

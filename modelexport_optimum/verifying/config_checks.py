@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.errors import first_line
 from modelexport_optimum.onnx_file.skeleton import walk_initializers, walk_nodes
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.optimum_package import has_optimum
+from modelexport_optimum.tagging.export_json import exported_architectures
 from modelexport_optimum.verifying.dimensions import check_dimensions, first_of
 from modelexport_optimum.verifying.embeddings import check_embeddings, is_of_sentences
+from modelexport_optimum.verifying.export_json_check import check_export_json
 from modelexport_optimum.verifying.exported_files import configured
 from modelexport_optimum.verifying.source_files import check_files
 
@@ -58,6 +61,9 @@ def check_all(exported: Exported, cpu: Run | None, model: Path | None) -> Iterat
         yield Check("architectures", *_check_architectures(exported))
         if _has_labels(exported):
             yield Check("labels", *_check_labels(exported, cpu))
+    described = check_export_json(exported)
+    if described is not None:
+        yield Check("export.json", *described)
     yield Check("dimensions", *check_dimensions(exported))
     if _TEXT_INPUTS & exported.inputs:
         yield Check("tokenizer", *_check_tokenizers(exported))
@@ -126,7 +132,7 @@ def _check_components(exported: Exported) -> tuple[str, str]:
 
 def _check_architectures(exported: Exported) -> tuple[str, str]:
     assert exported.config is not None
-    names = exported.config.architectures or []
+    names = exported.config.architectures or exported_architectures(exported.directory)
     if not names:
         return "failed", "config.json has no architectures: add the class that was exported"
     named = ", ".join(names)
@@ -135,6 +141,8 @@ def _check_architectures(exported: Exported) -> tuple[str, str]:
         return "ok", f"{named}, {exported.task}"
     if "feature-extraction" in exported.shown:  # what any architecture does without its head
         return "ok", f"{named} without its head, feature-extraction"
+    if not has_optimum():
+        return "unavailable", f"{named}: Optimum, which knows each task's outputs, is not installed"
     if not exported.shown:
         return "unavailable", f"{named}: Optimum knows no task with the outputs of these graphs"
     declared = " or ".join(exported.declared) or "no task that Optimum exports"

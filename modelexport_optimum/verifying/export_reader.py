@@ -15,6 +15,7 @@ from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code.named_code import find_own_code, in_words
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.lean_imports import EXPORTER, import_diffusers, import_lean
+from modelexport_optimum.system.optimum_package import has_optimum
 from modelexport_optimum.tagging.model_classes import class_named
 from modelexport_optimum.verifying.exported_files import Exported
 from modelexport_optimum.verifying.exported_task import with_tasks
@@ -47,7 +48,8 @@ def read_exported(
     if not directory.is_dir():
         reason = "is a file" if directory.exists() else "does not exist"
         raise UsageError(f"{directory} {reason}: give an exported directory")
-    import_lean(EXPORTER)
+    if has_optimum():
+        import_lean(EXPORTER)
     graphs: dict[str, Graph] = {}
     unreadable: dict[str, str] = {}
     for name, file in onnx_files_by_name(directory).items():
@@ -102,6 +104,8 @@ def _read_settings(directory: Path) -> tuple[dict[str, Any], str]:
 
 def _known_task(task: str) -> str:
     """Return Optimum's own name of a task, without the suffix that tells how decoders are split."""
+    if not has_optimum():
+        return task.removesuffix("-with-past")
     from optimum.exporters.tasks import TasksManager
 
     name: str = TasksManager.map_from_synonym(task.removesuffix("-with-past"))
@@ -112,6 +116,8 @@ def _known_task(task: str) -> str:
 
 
 def _find_library(directory: Path, settings: Mapping[str, Any]) -> str:
+    if not has_optimum():
+        return "transformers"
     from optimum.exporters.tasks import TasksManager
 
     if "export_model_type" in settings:  # Optimum's exporter writes it for this library

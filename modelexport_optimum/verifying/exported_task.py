@@ -6,7 +6,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.system.optimum_package import has_optimum
 from modelexport_optimum.system.private_names import AUTO_CLASS, COMMON_OUTPUTS
+from modelexport_optimum.tagging.export_json import exported_architectures
 from modelexport_optimum.tagging.model_classes import candidates, class_named
 from modelexport_optimum.verifying.described_model import compared_shapes, described_models
 from modelexport_optimum.verifying.exported_files import CACHE_PREFIXES, Exported
@@ -26,7 +28,7 @@ def with_tasks(exported: Exported) -> Exported:
         classes = candidates(exported.directory, trust_remote_code=exported.trust_remote_code)
     except OSError:  # config.json names code that is not in the directory
         classes = candidates(exported.directory)
-    named = set(exported.config.architectures or ())
+    named = set(exported.config.architectures or exported_architectures(exported.directory))
     declared = _declared_custom(exported.settings, named)
     for found in classes:
         if found.model_class.__name__ in named:
@@ -52,6 +54,8 @@ def with_tasks(exported: Exported) -> Exported:
 
 def _task_of_class(model_class: type) -> str:
     """Return the task of a class that Optimum does not export, "" if it knows none."""
+    if not has_optimum():
+        return ""
     from optimum.exporters.tasks import TasksManager
 
     try:
@@ -108,6 +112,8 @@ def _mismatch(
 
 def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
     """Return what Optimum's export configurations give by default to each task."""
+    if not has_optimum():
+        return {}
     common: Mapping[str, Mapping[str, Mapping[int, str]]] = COMMON_OUTPUTS.get()
     return common
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.system.optimum_package import has_optimum
 from modelexport_optimum.system.private_names import CLASSES_OF_AUTO_CLASS, DIFFUSION_CLASS
 from modelexport_optimum.verifying.exported_task import has_common_outputs
 
@@ -39,6 +40,8 @@ class Loader:
 
 def find_loader(exported: Exported) -> Loader:
     """Return the `ORTModel` class that loads the export and can run it."""
+    if not has_optimum():
+        return Loader(None, "Optimum is not installed")
     task = exported.task
     if exported.settings_error or task is None:
         return Loader(None, "it is not known what the model is for")

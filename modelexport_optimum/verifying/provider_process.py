@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.system.lean_imports import EXPORTER, import_lean
+from modelexport_optimum.system.optimum_package import has_optimum
 from modelexport_optimum.system.processes import ending
 from modelexport_optimum.verifying.provider_run import run
 from modelexport_optimum.verifying.run_plan import Run
@@ -210,9 +211,10 @@ def serve(descriptor: int, *, forks: bool) -> None:
         descriptor: The server's end of the pipe.
         forks: Whether each run gets a process of its own; else the first run is the last.
     """
-    import_lean(EXPORTER)
-    import optimum.onnxruntime.modeling_decoder
-    import optimum.onnxruntime.modeling_seq2seq  # noqa: F401 (with it, all but diffusion)
+    if has_optimum():
+        import_lean(EXPORTER)
+        import optimum.onnxruntime.modeling_decoder
+        import optimum.onnxruntime.modeling_seq2seq  # noqa: F401 (with it, all but diffusion)
 
     gc.freeze()  # the collector would touch, and so copy, what the processes share
     with Connection(descriptor) as pipe:
