@@ -95,6 +95,18 @@ def test_sides_that_do_not_fit(tagged: Tagged, tmp_path: Path) -> None:
     assert f"{missing}: the other side has no such file" in run(*sides, "--depth", 0).stdout
 
 
+def test_a_damaged_constant(tagged: Tagged, tmp_path: Path) -> None:
+    bert, broken = tagged("bert"), tmp_path / "broken"
+    shutil.copytree(bert, broken)
+    model = onnx.load(broken / "model.onnx")
+    constant = next(node for node in model.graph.node if node.op_type == "Constant")
+    constant.attribute[0].t.dims[:] = [1] * 100
+    onnx.save(model, broken / "model.onnx")
+    for sides in ((bert, broken), (broken, bert)):
+        with pytest.raises(ModelExportError, match=r"cannot run .*broken"):
+            compare(*sides)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_no_number(value: float, tagged: Tagged, tmp_path: Path) -> None:
     bert, broken = tagged("bert"), tmp_path / "broken"

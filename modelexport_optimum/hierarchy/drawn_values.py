@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from modelexport_optimum.hierarchy.flat_graph import values_after
+from modelexport_optimum.hierarchy.weights import array_or_none
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS
 
 if TYPE_CHECKING:
@@ -43,4 +44,5 @@ def _is_true(graph: FlatGraph, name: str) -> bool:
         header = graph.initializers.get(name)
         message = None if header is None else bytes(graph.weights.message(header))
         tensors = [] if message is None else [onnx.TensorProto.FromString(message)]
-    return all(onnx.numpy_helper.to_array(tensor).any() for tensor in tensors)
+    arrays = [array_or_none(tensor) for tensor in tensors]
+    return all(array is None or array.any() for array in arrays)

@@ -14,6 +14,7 @@ import onnx
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_errors
 from modelexport_optimum.hierarchy.extract import model_fields
+from modelexport_optimum.hierarchy.weights import array_or_none
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.session import open_session, unfused_options
 
@@ -282,8 +283,10 @@ def _not_computed(
                 known[node.makes[0]] = feeds[source]
         elif node.proto.op_type == "Constant":
             for attribute in node.proto.attribute:
-                if attribute.name == "value":
-                    known[node.makes[0]] = onnx.numpy_helper.to_array(attribute.t)
+                # ONNX Runtime says what is wrong with a damaged one.
+                array = array_or_none(attribute.t) if attribute.name == "value" else None
+                if array is not None:
+                    known[node.makes[0]] = array
     return known
 
 

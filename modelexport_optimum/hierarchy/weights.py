@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import numpy as np
+
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Tensor
 
 _GRAPH_INITIALIZER = 5
@@ -132,6 +134,15 @@ def _raw_data(message: memoryview) -> memoryview:
         return memoryview(onnx.numpy_helper.to_array(tensor).tobytes())
     except (LookupError, TypeError, ValueError, NotImplementedError) as error:
         raise DecodeError(f"the data of {tensor.name!r:.100}: {first_line(error)}") from error
+
+
+def array_or_none(tensor: onnx.TensorProto) -> np.ndarray | None:
+    """Return what a tensor holds, or None if it is damaged or of a type that NumPy lacks."""
+    try:
+        array: np.ndarray = onnx.numpy_helper.to_array(tensor)
+    except (LookupError, TypeError, ValueError, NotImplementedError):
+        return None
+    return array
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
