@@ -376,14 +376,17 @@ def test_time_grows_with_the_nodes(tmp_path: Path) -> None:
 def test_stripped_export_is_what_optimum_writes(
     name: str,
     model_directory: Callable[[str], Path],
-    exported: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
     import zoo
+    from optimum.exporters.onnx import main_export
 
     [row] = [row for row in zoo.ARCHITECTURES if row.name == name]
     source = model_directory(name)
-    export(source, tmp_path / "ours", task=row.task, **row.arguments(source))
+    options = row.arguments(source)
+    # In this process, as ours: PyTorch's numbers in names depend on what was exported before.
+    main_export(str(source), tmp_path / "plain", task=row.task, do_validation=False, **options)
+    export(source, tmp_path / "ours", task=row.task, **options)
     htp.strip(tmp_path / "ours")
-    for file in onnx_files(exported(name)):
+    for file in onnx_files(tmp_path / "plain"):
         assert (tmp_path / "ours" / file.name).read_bytes() == file.read_bytes()
