@@ -205,9 +205,10 @@ def export(
         # Another run may have published since, or while this one waited for its turn.
         check_output(path, directory, overwrite=overwrite)
         from modelexport_optimum.tagging import htp
-        from modelexport_optimum.verifying.verify import chosen_providers, verify
+        from modelexport_optimum.verifying.verify import chosen_providers
 
-        chosen_providers(providers, provider_options, provider_libraries)
+        chosen = providers, provider_options, provider_libraries
+        chosen_providers(*chosen)
         optimum_export.check_options(task, options, in_memory=source is None)
         how = staging, task, options, stages.begin
         if source is None:
@@ -221,27 +222,7 @@ def export(
             tags = htp.tag(
                 staging, model=trees, source=name, trust_remote_code=trust, traced=exported.traced
             )
-
-        def compare(sessions: Mapping[Path, InferenceSession]) -> None:
-            exported.comparison.make(sessions)
-            stages.begin("check")
-            gc.collect()  # the PyTorch model lies in reference cycles, and is a session's size
-
-        stages.begin("compare" if exported.comparison.pending else "check")
-        with flushed_meanwhile(staging):
-            verification = verify(
-                staging,
-                providers=providers,
-                provider_options=provider_options,
-                provider_libraries=provider_libraries,
-                task=None if exported.task == "auto" else exported.task,
-                library=exported.library,
-                model=exported.model,
-                trust_remote_code=trust,
-                loaded=compare,
-            )
-        if exported.comparison.pending:  # it did not run on the CPU
-            compare({})
+        verification = _check(exported, staging, stages, *chosen, trust_remote_code=trust)
         stages.end()
         result = _result(name, exported, tags, verification, stages.seconds, staging, path)
         card = ""
@@ -255,6 +236,42 @@ def export(
         return result
     settings = {"private": private, "token": options.get("token")}
     return _uploaded(result, card, push_to_hub, settings, stages)
+
+
+def _check(
+    exported: ConvertedModel,
+    staging: Path,
+    stages: _Stages,
+    providers: Sequence[str] | None,
+    provider_options: Settings,
+    provider_libraries: Settings,
+    *,
+    trust_remote_code: bool,
+) -> VerifyReport:
+    """Check the tagged files; the sessions on the CPU serve the comparison with PyTorch first."""
+    from modelexport_optimum.verifying.verify import verify
+
+    def compare(sessions: Mapping[Path, InferenceSession]) -> None:
+        exported.comparison.make(sessions)
+        stages.begin("check")
+        gc.collect()  # the PyTorch model lies in reference cycles, and is a session's size
+
+    stages.begin("compare" if exported.comparison.pending else "check")
+    with flushed_meanwhile(staging):
+        verification = verify(
+            staging,
+            providers=providers,
+            provider_options=provider_options,
+            provider_libraries=provider_libraries,
+            task=None if exported.task == "auto" else exported.task,
+            library=exported.library,
+            model=exported.model,
+            trust_remote_code=trust_remote_code,
+            loaded=compare,
+        )
+    if exported.comparison.pending:  # it did not run on the CPU
+        compare({})
+    return verification
 
 
 def _result(

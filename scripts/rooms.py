@@ -61,6 +61,9 @@ PASSED_ON = {
 """What is passed on in one run, by the function that `export()` calls: the function's room, what
 it takes and what it gives."""
 
+CHECK = "_check"
+"""The part of `export()` that is a function of its own: what it calls is drawn, too."""
+
 
 def rooms_picture() -> str:
     """Return the rooms and what each imports, as Mermaid."""
@@ -123,11 +126,10 @@ def calls_of_export() -> list[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE)
         for alias in node.names
     }
-    function = next(
-        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "export"
-    )
-    called = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
-    called.sort(key=lambda node: (node.lineno, node.col_offset))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    called = _calls(functions["export"])
+    at = [isinstance(node, ast.Name) and node.id == CHECK for node in called].index(True)
+    called[at : at + 1] = _calls(functions[CHECK])
     names = []
     for node in called:
         if isinstance(node, ast.Name) and node.id in imported:
@@ -139,6 +141,12 @@ def calls_of_export() -> list[str]:
         if name not in PASSED_ON:
             sys.exit(f"export() calls {name}: say in {__file__} what it takes and gives")
     return list(dict.fromkeys(names))
+
+
+def _calls(function: ast.FunctionDef) -> list[ast.expr]:
+    """Return what a function calls, in the order of its lines."""
+    called = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
+    return sorted(called, key=lambda node: (node.lineno, node.col_offset))
 
 
 def rooms_table() -> str:

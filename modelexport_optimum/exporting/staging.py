@@ -168,7 +168,10 @@ def _flush(directory: Path) -> None:
         for path in [*directory.rglob("*"), directory]:
             if path.is_symlink():
                 continue
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:  # a temporary file of the check
+                continue
             try:
                 os.fsync(descriptor)
             finally:
