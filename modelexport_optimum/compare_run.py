@@ -86,7 +86,7 @@ def compare(
     """
     from modelexport_optimum.hierarchy import comparison, file_pairs
     from modelexport_optimum.hierarchy.compare import compare_files
-    from modelexport_optimum.hierarchy.samples import LENGTH, SampleOptions
+    from modelexport_optimum.hierarchy.samples import LENGTH, SampleOptions, check_sizes
     from modelexport_optimum.providers.choice import CPU, choose_provider
 
     if samples < 1:
@@ -98,9 +98,11 @@ def compare(
     if other is not None:
         names = str(first), str(other)
         pairs = file_pairs.export_pairs(first, Path(other))
+        check_sizes(first, pairs, sizes or {})
     elif chosen.name != CPU:
         names = f"{first} on the CPU", f"{first} on {chosen.name}"
         pairs = file_pairs.export_pairs(first, first)
+        check_sizes(first, pairs, sizes or {})
     else:
         source = _recorded_source(first) if model is None else model
         said = source if isinstance(source, str | Path) else type(source).__name__

@@ -46,6 +46,13 @@ def test_inputs_that_do_not_fit(tagged: Tagged, tmp_path: Path) -> None:
         compare(bert, bert, inputs=tmp_path / "other.npz")
 
 
+def test_a_size_that_no_input_has(tagged: Tagged) -> None:
+    bert = tagged("bert")
+    said = "--size height=8 changes no input of .*, whose dimensions are batch_size, sequence_len"
+    with pytest.raises(UsageError, match=said):
+        compare(bert, bert, sizes={"height": 8})
+
+
 def test_inputs_that_pytorch_does_not_take(
     tagged: Tagged, model_directory: Callable[[str], Path], tmp_path: Path
 ) -> None:
