@@ -5,6 +5,7 @@ A comment in the line above a block says what is special:
     <!-- not run by the tests: REASON -->   what cannot run here, or is run by another test
     <!-- file: NAME -->                     the block is written to this file
     <!-- needs: PROGRAM ... -->             it is run where these programs are installed
+    <!-- if: COMMAND -->                    it is run where this command succeeds, too
     <!-- the times are others each time --> words are compared, numbers are not
 """
 
@@ -19,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +72,10 @@ def run_page(page: Path) -> int:
     count = 0
     printed = ""
     for block in blocks(page):
-        missing = [name for name in block.value("needs").split() if shutil.which(name) is None]
-        if block.is_left_out or missing:
+        if block.is_left_out:
+            continue
+        if missing := missing_for(block):
+            warnings.warn(f"{page.name}: a block was not run, it needs {missing}", stacklevel=2)
             continue
         if file := block.value("file"):
             Path(file).write_text(block.text)
@@ -88,6 +92,15 @@ def run_page(page: Path) -> int:
             continue
         count += 1
     return count
+
+
+def missing_for(block: Block) -> str:
+    """What a block needs that this machine lacks: a program, or that a command succeeds."""
+    missing = [name for name in block.value("needs").split() if shutil.which(name) is None]
+    asked = block.value("if")
+    if not missing and asked and subprocess.run(shlex.split(asked), capture_output=True).returncode:
+        return asked
+    return " and ".join(missing)
 
 
 def commands(text: str) -> list[tuple[str, str]]:
