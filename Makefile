@@ -50,10 +50,9 @@ verify: $(STAMP) ## check an export, DIR=...
 	@test -n "$(DIR)" || { echo 'usage: make verify DIR=...' >&2; exit 2; }
 	@$(RUN) verify "$(DIR)" $(ARGS)
 
-# One process more than cores, since tests wait for the processes that they start. The order of the
-# groups is tests/conftest.py's.
+# The order of the groups is tests/conftest.py's.
 test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 $(OTHER)/%/.installed: $(STAMP) Makefile pyproject.toml
 	@rm -rf $(@D)
