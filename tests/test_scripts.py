@@ -31,13 +31,16 @@ SCRIPTS = REPOSITORY / "scripts" / "batch"
 WORKFLOW = SCRIPTS / "github-actions.yml"
 WORKFLOWS = [WORKFLOW, *sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))]
 BIN = Path(sys.executable).parent
+OF_MAKE = {"ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"}
 OPTIONS = ["--task", "feature-extraction", "--provider", "cpu"]
 
 
 def environment(*first: Path, **more: str) -> dict[str, str]:
     """The environment in which the programs of this Python are found, after those of `first`."""
     path = os.pathsep.join([*map(str, first), str(BIN), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, **more}
+    # Not what `make test ARGS=...` was given, which a `make` of the tests would take for its own.
+    own = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    return {**own, "PATH": path, **more}
 
 
 def start(
