@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.tagging import export_record
+from modelexport_optimum.tagging.scopes import common
+from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +106,7 @@ class CallNesting:
     ) -> tuple[Frames, str]:
         """Place it between two operations of one call; what packs parameters, in their module."""
         frames = innermost_common(before, after)
-        readers = common_frames(after)
+        readers = common(after)
         if len(readers) > len(frames) and self._packs(index) and self._holds_unread(readers[-1]):
             module = export_record.module_path(readers[-1])
             return readers, f"it reads what parameters of {module} were made into"
@@ -129,7 +131,7 @@ class CallNesting:
 
     def _holds_unread(self, frame: str) -> bool:
         path = export_record.module_path(frame)
-        return any(module == path or module.startswith(f"{path}.") for module in self._unread)
+        return any(is_inside(module, path) for module in self._unread)
 
     def _place_rewritten(
         self, index: int, found: dict[int, tuple[Frames, str]]
@@ -155,9 +157,9 @@ class CallNesting:
         if made and (several or not alone):
             producer, name = max(made)
             last = self._record_of(name, producer) or found.get(producer, (frames, ""))[0]
-            frames = common_frames([frames, last])
+            frames = common([frames, last])
         for owner in owners:
-            while not _holds(frames[-1], owner):
+            while not is_inside(owner, export_record.module_path(frames[-1])):
                 frames = frames[:-1]
         return frames, "PyTorch's record of one of the nodes that it replaces, and what it reads"
 
@@ -165,21 +167,6 @@ class CallNesting:
         """Tell whether a node reads a constant of the graph that is no parameter and no number."""
         named = (name for name in self._inputs(index) if not self._owners(name))
         return any(max(self._tensors.get(name, ()), default=1) > 1 for name in named)
-
-
-def _holds(frame: str, owner: str) -> bool:
-    path = export_record.module_path(frame)
-    return not path or owner == path or owner.startswith(f"{path}.")
-
-
-def common_frames(several: Iterable[Frames]) -> Frames:
-    """Return the calls that are open in all of several."""
-    shared: Frames | None = None
-    for frames in several:
-        shared = frames if shared is None else shared
-        while shared != frames[: len(shared)]:
-            shared = shared[:-1]
-    return shared or ()
 
 
 def innermost_common(before: Iterable[Frames], after: Iterable[Frames]) -> Frames:

@@ -11,7 +11,7 @@ from modelexport_optimum.tagging.scopes import common
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from modelexport_optimum.onnx_file.skeleton import Function, Model, Node
+    from modelexport_optimum.onnx_file.skeleton import Function, FunctionKey, Model, Node
     from modelexport_optimum.tagging.scopes import Paths
 
 
@@ -33,29 +33,30 @@ def place_bodies(
         placed: The placement of the graph's nodes, by their start. Those of bodies are added.
         known: What a node itself says of its place.
     """
-    calls: dict[tuple[str, str, str], list[Node]] = {}
+    callers: dict[FunctionKey, list[Node]] = {}
     functions = {function.key: function for function in model.functions}
     if not functions:
         return
     for _, graph in walk_graphs(model.graph):
         for node in graph.nodes:
             if function_key(node) in functions:
-                calls.setdefault(function_key(node), []).append(node)
+                callers.setdefault(function_key(node), []).append(node)
     for function in _callers_first(model):
-        around = common(placed[call.start].paths for call in calls.get(function.key, ()))
-        called = bool(calls.get(function.key))
-        reason = f"it is in the body of {function.path}, "
-        reason += "where that is called" if called else "which nothing calls"
-        chains = {placed[call.start].paths for call in calls.get(function.key, ())}
+        chains = {placed[call.start].paths for call in callers.get(function.key, ())}
+        otherwise = NodePlacement(
+            common(chains) if chains else root,
+            DATA_FLOW if chains else ROOT,
+            f"it is in the body of {function.path}, "
+            + ("where that is called" if chains else "which nothing calls"),
+        )
         for _, graph in walk_graphs(function.body):
             for node in graph.nodes:
                 own = known(node)
                 if own is None or not all(_nested(own.paths, chain) for chain in chains):
-                    evidence = DATA_FLOW if called else ROOT
-                    own = NodePlacement(around if called else root, evidence, reason)
+                    own = otherwise
                 placed[node.start] = own
                 if function_key(node) in functions:
-                    calls.setdefault(function_key(node), []).append(node)
+                    callers.setdefault(function_key(node), []).append(node)
 
 
 def _nested(one: Paths, other: Paths) -> bool:
@@ -66,7 +67,7 @@ def _nested(one: Paths, other: Paths) -> bool:
 def _callers_first(model: Model) -> list[Function]:
     """Return the functions, each after those that call it; a circle is left in file order."""
     functions = {function.key: function for function in model.functions}
-    ordered: dict[tuple[str, str, str], Function] = {}
+    ordered: dict[FunctionKey, Function] = {}
     for function in model.functions:
         stack = [(function, iter(_called(function)))]
         entered = {function.key}
@@ -82,5 +83,5 @@ def _callers_first(model: Model) -> list[Function]:
     return list(reversed(ordered.values()))
 
 
-def _called(function: Function) -> list[tuple[str, str, str]]:
+def _called(function: Function) -> list[FunctionKey]:
     return [function_key(node) for _, graph in walk_graphs(function.body) for node in graph.nodes]
