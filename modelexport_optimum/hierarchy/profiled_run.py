@@ -214,7 +214,7 @@ class _Sums:
         self.own[module.path] += kernel.time
         self.own_given[module.path] += kernel.given
         self.counts[module.path] += 1
-        for one in _with_those_around(module):
+        for one in (module, *module.around()):
             self.total[one.path] += kernel.time
             self.given[one.path] += kernel.given
 
@@ -223,11 +223,5 @@ class _Sums:
         if kernel.in_use is None:
             return
         self.peak = max(kernel.in_use, self.peak or 0)
-        for one in _with_those_around(module):
+        for one in () if module is None else (module, *module.around()):
             self.peaks[one.path] = max(kernel.in_use, self.peaks.get(one.path, 0))
-
-
-def _with_those_around(module: TaggedModule | None) -> Iterator[TaggedModule]:
-    while module is not None:
-        yield module
-        module = module.parent

@@ -196,14 +196,12 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
     tree = _Tree()
     nodes: list[TaggedNode] = []
     initializers: list[Tensor] = []
-    graphs: list[tuple[str, Graph, TaggedNode | None, dict[str, Read]]]
-    graphs = [(function.path, function.body, None, {}) for function in reversed(model.functions)]
-    bodies = len(graphs)
-    graphs.append(("", model.graph, None, {}))
+    # Each with its path, the node that holds it, what it sees, and whether it is in a function.
+    graphs: list[tuple[str, Graph, TaggedNode | None, dict[str, Read], bool]]
+    graphs = [(body.path, body.body, None, {}, True) for body in reversed(model.functions)]
+    graphs.append(("", model.graph, None, {}, False))
     while graphs:
-        path_in_file, graph, holder, around = graphs.pop()
-        in_function = len(graphs) < bodies
-        bodies = min(bodies, len(graphs))
+        path_in_file, graph, holder, around, in_function = graphs.pop()
         initializers += graph.initializers
         names = dict(around)  # a graph sees the names of those around it
         names.update((value.name, value) for value in graph.inputs)
@@ -227,7 +225,7 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
             for attribute, nested in node.subgraphs:
                 name = f"{node.name or node.op_type}.{attribute}"
                 nested_path = f"{path_in_file}/{name}" if path_in_file else name
-                nested_graphs.append((nested_path, nested, tagged, names))
+                nested_graphs.append((nested_path, nested, tagged, names, in_function))
             names.update((name, tagged) for name in node.outputs)
         graphs += reversed(nested_graphs)
     untagged = [node for node in nodes if node.module is None]
