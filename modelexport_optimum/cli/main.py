@@ -127,9 +127,10 @@ def export(
 ) -> None:
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
     arguments = instance_of(ExportOptions, given).arguments()
-    kept = ["nothing was written or replaced; the same command starts again"]
     with (
-        saying_what_was_kept(kept),
+        saying_what_was_kept(
+            "nothing was written or replaced; the same command starts again"
+        ) as kept,
         printing.command(as_json=as_json, verbose=verbose) as progress,
     ):
         model, output = instance_of(ModelAndOutput, given).resolve()
@@ -138,7 +139,7 @@ def export(
 
         def noted(stage: str, seconds: float | None) -> None:
             if stage == "upload":
-                kept[:] = ["the export is written, and was not uploaded"]
+                kept.message = "the export is written, and was not uploaded"
             progress(stage, seconds)
 
         result = run(model, output or default_output(model), progress=noted, **arguments)

@@ -9,6 +9,7 @@ command or option is told which one was meant, and a flag is shown without a typ
 import contextlib
 import json
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +79,17 @@ class Commands(_FlagsHaveNoType, TyperGroup):
         return [] if self._without_options else super().get_params(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (Typer's own)
-        """Print the commands, and the options after them."""
+        """Print the commands, and the options after them; without rich, as Typer orders them."""
+        if self.rich_markup_mode is None:
+            super().format_help(ctx, formatter)
+            return
         options = self.get_params(ctx)
-        self._without_options = self.rich_markup_mode is not None
+        self._without_options = True
         try:
             super().format_help(ctx, formatter)
         finally:
-            shown, self._without_options = not self._without_options, False
-        if not shown:
-            print_options(options)
+            self._without_options = False
+        print_options(options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
         """Parse the arguments, with `export` before what is no command."""
@@ -159,19 +162,34 @@ class Commands(_FlagsHaveNoType, TyperGroup):
             typer.echo(json.dumps(document, indent=2))
 
 
+@dataclass
+class Kept:
+    """What is kept of a command's work if it is stopped.
+
+    Attributes:
+        message: What it is, and how to go on.
+    """
+
+    message: str
+
+
 @contextlib.contextmanager
-def saying_what_was_kept(message: "str | list[str]") -> "Iterator[None]":
+def saying_what_was_kept(message: str) -> "Iterator[Kept]":
     """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
 
     Args:
-        message: What was kept, and how to go on; a list of one, if it changes in the block.
+        message: What was kept, and how to go on.
+
+    Yields:
+        The same, for a block in which it changes.
     """
+    kept = Kept(message)
     try:
-        yield
+        yield kept
     except KeyboardInterrupt as error:
-        typer.echo(f"stopped: {''.join(message)}", err=True)
+        typer.echo(f"stopped: {kept.message}", err=True)
         raise typer.Exit(128 + signal.SIGINT) from error
     except SystemExit as error:
         if isinstance(error.code, int) and error.code > 128:
-            typer.echo(f"stopped: {''.join(message)}", err=True)
+            typer.echo(f"stopped: {kept.message}", err=True)
         raise
