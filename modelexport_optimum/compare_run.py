@@ -95,13 +95,12 @@ def compare(
         raise UsageError("give another export or --model, not both: one side is the reference")
     first = Path(reference)
     chosen = choose_provider(provider, options=provider_options, libraries=provider_libraries)
-    if other is not None:
-        names = str(first), str(other)
-        pairs = file_pairs.export_pairs(first, Path(other))
-        check_sizes(first, pairs, sizes or {})
-    elif chosen.name != CPU:
-        names = f"{first} on the CPU", f"{first} on {chosen.name}"
-        pairs = file_pairs.export_pairs(first, first)
+    if other is not None or chosen.name != CPU:
+        second = first if other is None else Path(other)
+        names = str(first), str(second)
+        if other is None:
+            names = f"{first} on the CPU", f"{first} on {chosen.name}"
+        pairs = file_pairs.export_pairs(first, second)
         check_sizes(first, pairs, sizes or {})
     else:
         source = _recorded_source(first) if model is None else model
