@@ -14,15 +14,15 @@ from modelexport_optimum.system.version import __version__ as __version__
 if TYPE_CHECKING:
     from modelexport_optimum.batches.run import BatchResult, batch
     from modelexport_optimum.compare_run import compare
+    from modelexport_optimum.comparing.comparison import Comparison
     from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
     from modelexport_optimum.export_run import ExportResult, export
-    from modelexport_optimum.hierarchy.comparison import Comparison
     from modelexport_optimum.hierarchy.diff import diff
     from modelexport_optimum.hierarchy.extract import extract
     from modelexport_optimum.hierarchy.inspect import inspect
-    from modelexport_optimum.hierarchy.profile import profile
-    from modelexport_optimum.hierarchy.report import report
     from modelexport_optimum.hierarchy.view import view
+    from modelexport_optimum.profiling.profile import profile
+    from modelexport_optimum.reporting.report import report
     from modelexport_optimum.tagging.htp import NodeTag, read_hierarchy, strip, tag
     from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.verify_run import verify
@@ -55,7 +55,7 @@ __all__ = [
 
 _MODULE_OF = {
     "BatchResult": "batches.run",
-    "Comparison": "hierarchy.comparison",
+    "Comparison": "comparing.comparison",
     "ExportResult": "export_run",
     "InvalidModelError": "errors",
     "ModelExportError": "errors",
@@ -69,9 +69,9 @@ _MODULE_OF = {
     "export": "export_run",
     "extract": "hierarchy.extract",
     "inspect": "hierarchy.inspect",
-    "profile": "hierarchy.profile",
+    "profile": "profiling.profile",
     "read_hierarchy": "tagging.htp",
-    "report": "hierarchy.report",
+    "report": "reporting.report",
     "strip": "tagging.htp",
     "tag": "tagging.htp",
     "verify": "verify_run",

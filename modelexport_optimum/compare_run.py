@@ -1,7 +1,7 @@
 """`compare()`: one comparison of an export with PyTorch, another export, or another provider.
 
 It finds the two sides and brings them together; what a comparison is stands in
-`hierarchy.compare`, PyTorch's side in `exporting.torch_reference`.
+`comparing.compare`, PyTorch's side in `exporting.torch_reference`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    from modelexport_optimum.comparing.comparison import Comparison
+    from modelexport_optimum.comparing.file_pairs import FilePair
     from modelexport_optimum.exporting.torch_reference import TorchPart
-    from modelexport_optimum.hierarchy.comparison import Comparison
-    from modelexport_optimum.hierarchy.file_pairs import FilePair
-    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+    from modelexport_optimum.graph_runs.recorded_run import RecordedRun
+    from modelexport_optimum.graph_runs.tapped_run import Arrays
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
-    from modelexport_optimum.hierarchy.tapped_run import Arrays
     from modelexport_optimum.providers.choice import Settings
 
 
@@ -84,9 +84,9 @@ def compare(
         UsageError: There is no such export or provider, or the sides do not fit together.
         ModelExportError: A file is not tagged, or one side cannot be run.
     """
-    from modelexport_optimum.hierarchy import comparison, file_pairs
-    from modelexport_optimum.hierarchy.compare import compare_files
-    from modelexport_optimum.hierarchy.samples import LENGTH, SampleOptions, check_sizes
+    from modelexport_optimum.comparing import comparison, file_pairs
+    from modelexport_optimum.comparing.compare import compare_files
+    from modelexport_optimum.comparing.samples import LENGTH, SampleOptions, check_sizes
     from modelexport_optimum.providers.choice import CPU, choose_provider
 
     if samples < 1:
@@ -205,7 +205,7 @@ class TorchReference:
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
         """Run the part."""
-        from modelexport_optimum.hierarchy.recorded_run import RecordedRun
+        from modelexport_optimum.graph_runs.recorded_run import RecordedRun
         from modelexport_optimum.tagging.recorded_call import RecordedCall
 
         recorded = RecordedRun()
@@ -288,7 +288,7 @@ def _pairs_by_name(
 
     It exports a merged decoder as two, and merges them.
     """
-    from modelexport_optimum.hierarchy.file_pairs import FilePair
+    from modelexport_optimum.comparing.file_pairs import FilePair
 
     by_file = {part.file: part for part in parts}
     decoders = [part for part in parts if "decoder" in part.file]

@@ -70,7 +70,7 @@ def verify(
 
 
 def _placed(path: Path, assignment: Assignment, feeds: Mapping[str, np.ndarray]) -> Placement:
-    from modelexport_optimum.hierarchy.placement import place_nodes
     from modelexport_optimum.hierarchy.tagged_model import read_tagged
+    from modelexport_optimum.profiling.placement import place_nodes
 
     return place_nodes(read_tagged(path), assignment, feeds)

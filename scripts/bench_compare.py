@@ -20,7 +20,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 what, source, export, tokens = *sys.argv[1:4], int(sys.argv[4])
 from modelexport_optimum.compare_run import compare
-import modelexport_optimum.hierarchy.compare
+import modelexport_optimum.comparing.compare
 ids = numpy.ones((1, tokens), numpy.int64)
 if source:
     import optimum.exporters.onnx.model_configs, torch

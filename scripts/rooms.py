@@ -22,6 +22,10 @@ ROOMS = (
     *("cli", "batches", "export_run", "compare_run", "verify_run"),
     *(
         "uploading",
+        "reporting",
+        "comparing",
+        "profiling",
+        "graph_runs",
         "exporting",
         "verifying",
         "hierarchy",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from modelexport_optimum.hierarchy.comparison import Comparison
+    from modelexport_optimum.comparing.comparison import Comparison
 
 LAYERS = [f"encoder.layer.{number}" for number in range(6)]
 LINEARS = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from modelexport_optimum.hierarchy.comparison import Comparison
+    from modelexport_optimum.comparing.comparison import Comparison
 
 RANDOM = "depends on numbers that are drawn at random"
 SCALED = "Scaled by what is drawn"

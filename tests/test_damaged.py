@@ -18,10 +18,10 @@ from modelexport_optimum.errors import InvalidModelError, ModelExportError, Usag
 from modelexport_optimum.hierarchy.diff import diff
 from modelexport_optimum.hierarchy.extract import extract
 from modelexport_optimum.hierarchy.inspect import inspect
-from modelexport_optimum.hierarchy.profile import profile
-from modelexport_optimum.hierarchy.report import report
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, read_model
 from modelexport_optimum.onnx_file.wire import length_delimited
+from modelexport_optimum.profiling.profile import profile
+from modelexport_optimum.reporting.report import report
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.tagging import carriers, htp, tag_grammar
 

@@ -25,8 +25,8 @@ from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import generate
-from modelexport_optimum.hierarchy.placement import place_nodes
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
+from modelexport_optimum.profiling.placement import place_nodes
 from modelexport_optimum.providers.choice import (
     CPU,
     Provider,

@@ -19,8 +19,8 @@ from modelexport_optimum import inspect, profile
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.cli.profile_tables import PROFILE_FIELDS
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.hierarchy.profile_growth import side_by_side
-from modelexport_optimum.hierarchy.profile_log import kernels_of, runs_of
+from modelexport_optimum.profiling.profile_growth import side_by_side
+from modelexport_optimum.profiling.profile_log import kernels_of, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,10 +15,10 @@ from modelexport_optimum import profile
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import generate
-from modelexport_optimum.hierarchy import isolated
-from modelexport_optimum.hierarchy.flat_graph import branches, flatten
+from modelexport_optimum.graph_runs.flat_graph import branches, flatten
+from modelexport_optimum.graph_runs.tapped_run import TappedRun
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
-from modelexport_optimum.hierarchy.tapped_run import TappedRun
+from modelexport_optimum.profiling import isolated
 from modelexport_optimum.providers.choice import CPU, Provider
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from modelexport_optimum.cli import view_commands
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import generate
-from modelexport_optimum.hierarchy.node_placement import Places
-from modelexport_optimum.hierarchy.profile import profile
-from modelexport_optimum.hierarchy.profile_result import WARM_UP, FileProfile
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.profiling.node_placement import Places
+from modelexport_optimum.profiling.profile import profile
+from modelexport_optimum.profiling.profile_result import WARM_UP, FileProfile
 from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ def test_missing_input_is_named(tagged: Callable[[str], Path], tmp_path: Path) -
 
 def test_neither_torch_nor_transformers_is_imported(tagged: Callable[[str], Path]) -> None:
     code = (
-        "import sys; from modelexport_optimum.hierarchy.profile import profile; "
+        "import sys; from modelexport_optimum.profiling.profile import profile; "
         f"profile({str(tagged('bert'))!r}, iterations=1, sequence_length=8); "
         "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     )

@@ -19,17 +19,17 @@ from typer.testing import CliRunner
 from modelexport_optimum import compare
 from modelexport_optimum.cli import view_commands
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.hierarchy.profile import profile
-from modelexport_optimum.hierarchy.report import report
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
+from modelexport_optimum.profiling.profile import profile
+from modelexport_optimum.reporting.report import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from selenium.webdriver import Chrome
 
-    from modelexport_optimum.hierarchy.comparison import Comparison
-    from modelexport_optimum.hierarchy.profile_result import ProfileReport
+    from modelexport_optimum.comparing.comparison import Comparison
+    from modelexport_optimum.profiling.profile_result import ProfileReport
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from modelexport_optimum.cli.tables import Row
-    from modelexport_optimum.hierarchy.comparison import (
+    from modelexport_optimum.comparing.comparison import (
         Comparison,
         ModuleComparison,
         OutputComparison,

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from modelexport_optimum.cli.tables import Row
-    from modelexport_optimum.hierarchy.profile_growth import FileGrowth
-    from modelexport_optimum.hierarchy.profile_result import FileProfile, ProfileReport
+    from modelexport_optimum.profiling.profile_growth import FileGrowth
+    from modelexport_optimum.profiling.profile_result import FileProfile, ProfileReport
 
 PROFILE_FIELDS = (
     "file", "branch", "batch_size", "sequence_length", "module", "class", "depth",

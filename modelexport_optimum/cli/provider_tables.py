@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from modelexport_optimum.cli.tables import Row
-    from modelexport_optimum.hierarchy.isolated import IsolatedRun
+    from modelexport_optimum.profiling.isolated import IsolatedRun
     from modelexport_optimum.providers.listing import ListedProvider, ProviderList
     from modelexport_optimum.providers.placement import Placement
 

@@ -176,7 +176,7 @@ def profile(
 
     with printing.exit_on_error(as_json=as_json):
         style = printing.chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
-        from modelexport_optimum.hierarchy.profile import profile as run
+        from modelexport_optimum.profiling.profile import profile as run
 
         with printing.quiet():
             found = run(
@@ -232,7 +232,7 @@ def report(
     from modelexport_optimum.cli import view_tables
 
     with printing.exit_on_error(as_json=as_json):
-        from modelexport_optimum.hierarchy.report import report as run
+        from modelexport_optimum.reporting.report import report as run
 
         written = run(
             path, html, against=against, profile=times, comparison=comparison, overwrite=overwrite

@@ -11,10 +11,8 @@ from modelexport_optimum.system.notebook import Part, line, shown, table, tree, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from modelexport_optimum.hierarchy.comparison import Comparison, ModuleComparison
     from modelexport_optimum.hierarchy.diff import Change, Diff, ModuleChange
     from modelexport_optimum.hierarchy.inspect import FileView
-    from modelexport_optimum.hierarchy.profile_result import FileProfile
 
 _MOST_CHANGES = 4
 """Changes of one module that are named."""
@@ -50,67 +48,6 @@ def show_modules(view: FileView) -> str:
     )
 
 
-def show_times(profile: FileProfile) -> str:
-    """Show where the time of a file's run goes."""
-    parts = [
-        Part(
-            level=module.depth,
-            name=module.name,
-            path=module.module,
-            kind=module.module_class,
-            size=module.total,
-            own=module.own,
-            cells=(
-                f"{profile.milliseconds(module.total):.3f}",
-                f"{profile.milliseconds(module.own):.3f}",
-                f"{profile.share(module.total):.1%}",
-            ),
-        )
-        for module in profile.modules
-    ]
-    inputs = ", ".join(f"{name} {kind}" for name, kind in profile.inputs.items())
-    return shown(
-        profile.name,
-        line(
-            f"{profile.milliseconds(profile.runs):.3f} ms a run, of which "
-            f"{profile.milliseconds(profile.kernels):.3f} ms in kernels on "
-            f"{', '.join(profile.providers)}; mean of {profile.iterations} runs"
-        ),
-        line(f"of {inputs}"),
-        treemap(parts, lambda size: f"{profile.milliseconds(int(size)):.3f} ms"),
-        tree(("ms", "own ms", "share"), parts),
-    )
-
-
-def show_comparison(comparison: Comparison) -> str:
-    """Show which modules differ, the worst first."""
-    if comparison.culprits:
-        named = ", ".join(path or "the model itself" for path in comparison.culprits)
-        verdict = line(f"differ by themselves: {named}", "bad")
-    elif comparison.ok:
-        verdict = line("no module differs", "ok")
-    else:
-        verdict = line("no module differs by itself, but an output does", "bad")
-    worst = sorted(
-        (module for module in comparison.modules if module.relative is not None),
-        key=lambda module: -_order(module),
-    )
-    outputs = ((row.file, row.name, f"{row.relative:.1e}") for row in comparison.outputs)
-    return shown(
-        f"{comparison.other} against {comparison.reference}",
-        verdict,
-        line(f"more than {comparison.tolerance:g} is a difference; the worst are first"),
-        table(
-            ("module", "class", "error", "own error"),
-            (
-                (one.path, one.module_class, _figure(one.relative), _figure(one.own_relative))
-                for one in worst
-            ),
-        ),
-        table(("file", "output", "error as deployed"), outputs),
-    )
-
-
 def show_difference(diff: Diff) -> str:
     """Show what differs, file by file."""
     if diff.same:
@@ -141,13 +78,3 @@ def _changes(changes: tuple[Change, ...]) -> str:
             yield f"{len(changes) - _MOST_CHANGES:,} more"
 
     return ", ".join(written())
-
-
-def _order(module: ModuleComparison) -> float:
-    """Return the difference to sort by; what is not a number is the worst."""
-    relative = module.relative
-    return float("inf") if relative is None or relative != relative else relative
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"

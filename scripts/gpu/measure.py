@@ -11,9 +11,9 @@ import onnxruntime
 from modelexport_optimum import compare, profile, verify
 from modelexport_optimum.errors import in_one_line
 from modelexport_optimum.example_inputs.generate import generate
-from modelexport_optimum.hierarchy.chained_files import GivenOutputs, in_order
-from modelexport_optimum.hierarchy.flat_graph import branches
+from modelexport_optimum.graph_runs.flat_graph import branches
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
+from modelexport_optimum.profiling.chained_files import GivenOutputs, in_order
 from modelexport_optimum.providers.choice import CPU, choose_provider
 from modelexport_optimum.providers.session import open_session, quiet_options
 

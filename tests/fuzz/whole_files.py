@@ -297,7 +297,7 @@ def _extract(case: Case) -> object:
 
 
 def _report(case: Case) -> object:
-    from modelexport_optimum.hierarchy.report import report
+    from modelexport_optimum.reporting.report import report
 
     return report(case.directory, case.scratch / "out" / "page.html")
 
@@ -371,7 +371,7 @@ def _apart(function: Callable[[Case], None], case: Case) -> None:
 
 
 def _profile(case: Case) -> None:
-    from modelexport_optimum.hierarchy.profile import profile
+    from modelexport_optimum.profiling.profile import profile
 
     found = profile(case.directory, iterations=1, sequence_length=8, sizes={"batch": 2})
     json.dumps(found.to_dict())

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from modelexport_optimum.comparing.comparison import tolerance_of
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.hierarchy.comparison import tolerance_of
-from modelexport_optimum.hierarchy.flat_graph import flatten
-from modelexport_optimum.hierarchy.recorded_run import record_graph
+from modelexport_optimum.graph_runs.flat_graph import flatten
+from modelexport_optimum.graph_runs.recorded_run import record_graph
+from modelexport_optimum.graph_runs.tapped_run import TappedRun
 from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
-from modelexport_optimum.hierarchy.tapped_run import TappedRun
 from modelexport_optimum.onnx_file.find import onnx_files_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
-    from modelexport_optimum.hierarchy.tapped_run import Arrays
+    from modelexport_optimum.graph_runs.recorded_run import RecordedRun
+    from modelexport_optimum.graph_runs.tapped_run import Arrays
 
 
 class Reference(Protocol):

@@ -16,9 +16,9 @@ import onnx
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
-    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
-    from modelexport_optimum.hierarchy.tapped_run import Arrays, TappedRun
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
+    from modelexport_optimum.graph_runs.recorded_run import RecordedRun
+    from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
 
 
 def differing_choices(recorded: RecordedRun, ours: RecordedRun) -> Arrays:

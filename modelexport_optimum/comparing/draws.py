@@ -10,15 +10,15 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.hierarchy.drawn_values import drawn_values
+from modelexport_optimum.graph_runs.drawn_values import drawn_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from modelexport_optimum.hierarchy.boundary_match import MatchedCall
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
-    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
-    from modelexport_optimum.hierarchy.tapped_run import TappedRun
+    from modelexport_optimum.comparing.boundary_match import MatchedCall
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
+    from modelexport_optimum.graph_runs.recorded_run import RecordedRun
+    from modelexport_optimum.graph_runs.tapped_run import TappedRun
 
 REASON = "what leaves it depends on numbers that are drawn at random: it cannot be compared"
 """Why a module is not compared that draws, or follows on what is drawn."""

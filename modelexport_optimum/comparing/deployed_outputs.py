@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from modelexport_optimum.comparing.comparison import OutputComparison, difference
 from modelexport_optimum.errors import onnxruntime_errors
-from modelexport_optimum.hierarchy.comparison import OutputComparison, difference
+from modelexport_optimum.graph_runs.tapped_run import unread_inputs
 from modelexport_optimum.providers.session import (
     assigned_nodes,
     open_session,
@@ -16,14 +17,13 @@ from modelexport_optimum.providers.session import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
 
     import onnxruntime
 
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
-    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
-    from modelexport_optimum.hierarchy.tapped_run import Arrays
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
+    from modelexport_optimum.graph_runs.recorded_run import RecordedRun
+    from modelexport_optimum.graph_runs.tapped_run import Arrays
     from modelexport_optimum.providers.choice import Provider
 
 
@@ -99,16 +99,3 @@ def deployed_outputs(
             )
         )
     return rows
-
-
-def unread_inputs(session: onnxruntime.InferenceSession, names: Collection[str]) -> Arrays:
-    """Return arrays without elements for inputs that the chosen branch does not read."""
-    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    return {
-        value.name: np.zeros(
-            [dim if isinstance(dim, int) else 1 for dim in value.shape],
-            dtypes.get(value.type, np.int64),
-        )
-        for value in session.get_inputs()
-        if value.name in names
-    }

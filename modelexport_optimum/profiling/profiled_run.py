@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_errors, onnxruntime_line
 from modelexport_optimum.hierarchy.inspect import amounts
-from modelexport_optimum.hierarchy.node_placement import Places
-from modelexport_optimum.hierarchy.placement import place_nodes
-from modelexport_optimum.hierarchy.profile_log import kernels_of, runs_of
-from modelexport_optimum.hierarchy.profile_result import WARM_UP, FileProfile, ModuleTime
 from modelexport_optimum.hierarchy.tagged_model import nbytes
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.profiling.node_placement import Places
+from modelexport_optimum.profiling.placement import place_nodes
+from modelexport_optimum.profiling.profile_log import kernels_of, runs_of
+from modelexport_optimum.profiling.profile_result import WARM_UP, FileProfile, ModuleTime
 from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.messages import Log, kept_log, log_reason
 from modelexport_optimum.providers.session import (
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
 
-    from modelexport_optimum.hierarchy.profile_log import Kernel
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
     from modelexport_optimum.onnx_file.skeleton import Model
+    from modelexport_optimum.profiling.profile_log import Kernel
     from modelexport_optimum.providers.choice import Provider
 
 

@@ -16,20 +16,20 @@ from modelexport_optimum.errors import UsageError
 from modelexport_optimum.example_inputs.archive import load
 from modelexport_optimum.example_inputs.dimensions import Wishes, check_wishes
 from modelexport_optimum.example_inputs.generate import ExampleInputs, generate
-from modelexport_optimum.hierarchy.chained_files import GivenOutputs, in_order
-from modelexport_optimum.hierarchy.flat_graph import branches
-from modelexport_optimum.hierarchy.isolated import isolate
-from modelexport_optimum.hierarchy.profile_result import ProfileReport
-from modelexport_optimum.hierarchy.profiled_run import profile_file
+from modelexport_optimum.graph_runs.flat_graph import branches
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
+from modelexport_optimum.profiling.chained_files import GivenOutputs, in_order
+from modelexport_optimum.profiling.isolated import isolate
+from modelexport_optimum.profiling.profile_result import ProfileReport
+from modelexport_optimum.profiling.profiled_run import profile_file
 from modelexport_optimum.providers.choice import Settings, choose_provider
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
-    from modelexport_optimum.hierarchy.profile_result import FileProfile
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.profiling.profile_result import FileProfile
     from modelexport_optimum.providers.choice import Provider
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.hierarchy.node_placement import Places
 from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.profiling.node_placement import Places
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.placement import Crossing, PlacedModule, Placement
 from modelexport_optimum.providers.session import open_session, quiet_options, unfused_options

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from modelexport_optimum.hierarchy.flat_graph import values_after
+from modelexport_optimum.graph_runs.flat_graph import values_after
 from modelexport_optimum.hierarchy.weights import array_or_none
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
 
 
 def drawn_values(graph: FlatGraph, known: Collection[str] = ()) -> set[str]:

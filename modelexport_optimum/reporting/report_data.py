@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from modelexport_optimum.hierarchy.inspect import amounts
-from modelexport_optimum.hierarchy.report_measure import measure
-from modelexport_optimum.hierarchy.report_profile import (
+from modelexport_optimum.hierarchy.tagged_model import elements, nbytes
+from modelexport_optimum.reporting.report_measure import measure
+from modelexport_optimum.reporting.report_profile import (
     profile_facts,
     profile_measures,
     profile_notes,
 )
-from modelexport_optimum.hierarchy.tagged_model import elements, nbytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from modelexport_optimum.hierarchy.report_figures import Errors, Times
-    from modelexport_optimum.hierarchy.report_measure import Measure
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.onnx_file.skeleton import Tensor
+    from modelexport_optimum.reporting.report_figures import Errors, Times
+    from modelexport_optimum.reporting.report_measure import Measure
 
 _DIRECTORIES = re.compile(r"(?<![^\s(])/([^/()]+/)+")
 """The directories of an absolute path, which do not concern those whom a page is shown to."""

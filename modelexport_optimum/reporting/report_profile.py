@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from modelexport_optimum.hierarchy.flat_graph import branch_in_words
-from modelexport_optimum.hierarchy.report_measure import measure
+from modelexport_optimum.graph_runs.flat_graph import branch_in_words
+from modelexport_optimum.reporting.report_measure import measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from modelexport_optimum.hierarchy.report_figures import Times
-    from modelexport_optimum.hierarchy.report_measure import Measure
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.reporting.report_figures import Times
+    from modelexport_optimum.reporting.report_measure import Measure
 
 
 def profile_measures(file: TaggedFile, times: Sequence[Times]) -> list[Measure]:

@@ -168,7 +168,7 @@ class Comparison(Displayed):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        from modelexport_optimum.hierarchy.notebook import show_comparison
+        from modelexport_optimum.comparing.notebook import show_comparison
 
         return show_comparison(self)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import onnxruntime
 
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph, FlatNode
     from modelexport_optimum.onnx_file.skeleton import Tensor
 
     Arrays: TypeAlias = dict[str, np.ndarray]
@@ -341,3 +341,16 @@ def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tupl
             start, count = index, 0
     if start < len(nodes):
         yield start, len(nodes)
+
+
+def unread_inputs(session: onnxruntime.InferenceSession, names: Collection[str]) -> Arrays:
+    """Return arrays without elements for inputs that the chosen branch does not read."""
+    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {
+        value.name: np.zeros(
+            [dim if isinstance(dim, int) else 1 for dim in value.shape],
+            dtypes.get(value.type, np.int64),
+        )
+        for value in session.get_inputs()
+        if value.name in names
+    }

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from modelexport_optimum.hierarchy.file_pairs import FilePair
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph
-    from modelexport_optimum.hierarchy.tapped_run import Arrays
+    from modelexport_optimum.comparing.file_pairs import FilePair
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
+    from modelexport_optimum.graph_runs.tapped_run import Arrays
 
 LENGTH = 16
 """Tokens of the inputs that are made up: few, since the values of every module are kept."""

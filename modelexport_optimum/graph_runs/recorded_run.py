@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelexport_optimum.hierarchy.drawn_values import drawn_values
+from modelexport_optimum.graph_runs.drawn_values import drawn_values
 from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, ModuleCall
-    from modelexport_optimum.hierarchy.tapped_run import Arrays, TappedRun
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph, ModuleCall
+    from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
 
 
 class ValueStore:

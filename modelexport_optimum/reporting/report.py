@@ -14,9 +14,9 @@ import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from modelexport_optimum.hierarchy.report_data import file_data
-from modelexport_optimum.hierarchy.report_figures import read_errors, read_times
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
+from modelexport_optimum.reporting.report_data import file_data
+from modelexport_optimum.reporting.report_figures import read_errors, read_times
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.output_files import check_output_file
 from modelexport_optimum.tagging.model_record import RECORDED_PACKAGES, record_of
@@ -24,10 +24,10 @@ from modelexport_optimum.tagging.model_record import RECORDED_PACKAGES, record_o
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from modelexport_optimum.hierarchy.comparison import Comparison
-    from modelexport_optimum.hierarchy.profile_result import ProfileReport
-    from modelexport_optimum.hierarchy.report_figures import Errors, Times
+    from modelexport_optimum.comparing.comparison import Comparison
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
+    from modelexport_optimum.profiling.profile_result import ProfileReport
+    from modelexport_optimum.reporting.report_figures import Errors, Times
 
 _Path: TypeAlias = "str | os.PathLike[str]"
 

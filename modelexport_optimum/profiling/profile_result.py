@@ -6,15 +6,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.hierarchy.flat_graph import branch_in_words
-from modelexport_optimum.hierarchy.profile_growth import FileGrowth, side_by_side
+from modelexport_optimum.graph_runs.flat_graph import branch_in_words
+from modelexport_optimum.profiling.profile_growth import FileGrowth, side_by_side
 from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from modelexport_optimum.example_inputs.dimensions import Size
-    from modelexport_optimum.hierarchy.isolated import IsolatedRun
+    from modelexport_optimum.profiling.isolated import IsolatedRun
     from modelexport_optimum.providers.placement import Placement
 
 WARM_UP = 3
@@ -115,7 +115,7 @@ class FileProfile(Displayed):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        from modelexport_optimum.hierarchy.notebook import show_times
+        from modelexport_optimum.profiling.notebook import show_times
 
         return show_times(self)
 

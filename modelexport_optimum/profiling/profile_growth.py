@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from modelexport_optimum.hierarchy.profile_result import FileProfile, ModuleTime
+    from modelexport_optimum.profiling.profile_result import FileProfile, ModuleTime
 
 _SIZES = ("batch_size", "sequence_length")
 """What may have several sizes, as `FileProfile` names it."""

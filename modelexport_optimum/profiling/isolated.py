@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelexport_optimum.errors import onnxruntime_errors, onnxruntime_line
-from modelexport_optimum.hierarchy.deployed_outputs import unread_inputs
-from modelexport_optimum.hierarchy.flat_graph import branch_in_words, branches, flatten
-from modelexport_optimum.hierarchy.profile_result import WARM_UP
-from modelexport_optimum.hierarchy.recorded_run import ValueStore
-from modelexport_optimum.hierarchy.tapped_run import TappedRun
+from modelexport_optimum.graph_runs.flat_graph import branch_in_words, branches, flatten
+from modelexport_optimum.graph_runs.recorded_run import ValueStore
+from modelexport_optimum.graph_runs.tapped_run import TappedRun, unread_inputs
+from modelexport_optimum.profiling.profile_result import WARM_UP
 from modelexport_optimum.providers.session import (
     assigned_nodes,
     open_session,
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
     import onnxruntime
 
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode, ModuleCall
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph, FlatNode, ModuleCall
+    from modelexport_optimum.graph_runs.tapped_run import Arrays
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
-    from modelexport_optimum.hierarchy.tapped_run import Arrays
     from modelexport_optimum.providers.choice import Provider
 
 

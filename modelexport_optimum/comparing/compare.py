@@ -13,31 +13,31 @@ import dataclasses
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.hierarchy.boundary_match import in_shape, match
-from modelexport_optimum.hierarchy.choices import take_choices
-from modelexport_optimum.hierarchy.comparison import (
+from modelexport_optimum.comparing.boundary_match import in_shape, match
+from modelexport_optimum.comparing.choices import take_choices
+from modelexport_optimum.comparing.comparison import (
     Comparison,
     ModuleComparison,
     OutputComparison,
     difference,
     worst,
 )
-from modelexport_optimum.hierarchy.deployed_outputs import (
+from modelexport_optimum.comparing.deployed_outputs import (
     deployed_outputs,
     deployed_session,
     took_nothing,
 )
-from modelexport_optimum.hierarchy.draws import leave_out_drawn, take_draws
-from modelexport_optimum.hierarchy.flat_graph import (
+from modelexport_optimum.comparing.draws import leave_out_drawn, take_draws
+from modelexport_optimum.comparing.samples import sample_inputs
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.graph_runs.flat_graph import (
     branch_in_words,
     branches,
     flatten,
     values_after,
 )
-from modelexport_optimum.hierarchy.recorded_run import record_graph
-from modelexport_optimum.hierarchy.samples import sample_inputs
-from modelexport_optimum.hierarchy.tapped_run import TappedRun
+from modelexport_optimum.graph_runs.recorded_run import record_graph
+from modelexport_optimum.graph_runs.tapped_run import TappedRun
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.tagging.tag_grammar import is_inside
 
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
 
-    from modelexport_optimum.hierarchy.boundary_match import MatchedCall
-    from modelexport_optimum.hierarchy.file_pairs import FilePair
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, FlatNode
-    from modelexport_optimum.hierarchy.recorded_run import RecordedRun
-    from modelexport_optimum.hierarchy.samples import SampleOptions
-    from modelexport_optimum.hierarchy.tapped_run import Arrays
+    from modelexport_optimum.comparing.boundary_match import MatchedCall
+    from modelexport_optimum.comparing.file_pairs import FilePair
+    from modelexport_optimum.comparing.samples import SampleOptions
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph, FlatNode
+    from modelexport_optimum.graph_runs.recorded_run import RecordedRun
+    from modelexport_optimum.graph_runs.tapped_run import Arrays
 
 
 def compare_files(

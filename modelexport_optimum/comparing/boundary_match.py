@@ -10,8 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.hierarchy.comparison import difference
-from modelexport_optimum.hierarchy.recorded_run import output_value
+from modelexport_optimum.comparing.comparison import difference
+from modelexport_optimum.graph_runs.recorded_run import output_value
 from modelexport_optimum.tagging.tag_grammar import is_inside, outer_paths
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from modelexport_optimum.hierarchy.flat_graph import FlatGraph, ModuleCall
-    from modelexport_optimum.hierarchy.recorded_run import RecordedRun, ValueStore
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph, ModuleCall
+    from modelexport_optimum.graph_runs.recorded_run import RecordedRun, ValueStore
     from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from modelexport_optimum.comparing.comparison import LARGEST_SHOWN, Comparison
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.hierarchy.comparison import LARGEST_SHOWN, Comparison
-from modelexport_optimum.hierarchy.profile_result import ProfileReport
+from modelexport_optimum.profiling.profile_result import ProfileReport
 from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
