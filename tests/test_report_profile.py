@@ -11,7 +11,7 @@ from test_views_report import data_of
 
 from modelexport_optimum import profile
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.profiling.profile_result import ProfileReport
+from modelexport_optimum.profiling.profile_report import ProfileReport
 from modelexport_optimum.providers.placement import PlacedModule, Placement
 from modelexport_optimum.reporting.report import report
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from modelexport_optimum import strip, tag
 from modelexport_optimum.cli import view_commands
-from modelexport_optimum.hierarchy.diff import Change, NodeChange, diff
+from modelexport_optimum.hierarchy.diff import diff
+from modelexport_optimum.hierarchy.difference import Change, NodeChange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from modelexport_optimum.hierarchy.diff import FileDiff, ModuleChange
+    from modelexport_optimum.hierarchy.difference import FileDiff, ModuleChange
 
 LAYER = "bert.encoder.layer.0"
 

@@ -24,11 +24,13 @@ from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.profiling.node_placement import Places
 from modelexport_optimum.profiling.profile import profile
-from modelexport_optimum.profiling.profile_result import WARM_UP, FileProfile
+from modelexport_optimum.profiling.profile_log import WARM_UP
 from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from modelexport_optimum.profiling.profile_result import FileProfile
 
 # The models of the zoo are tiny, with few positions.
 SHORT = 16

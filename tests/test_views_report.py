@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
     from modelexport_optimum.comparing.comparison import Comparison
-    from modelexport_optimum.profiling.profile_result import ProfileReport
+    from modelexport_optimum.profiling.profile_report import ProfileReport
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.cli.tables import Row
     from modelexport_optimum.profiling.profile_growth import FileGrowth
-    from modelexport_optimum.profiling.profile_result import FileProfile, ProfileReport
+    from modelexport_optimum.profiling.profile_report import ProfileReport
+    from modelexport_optimum.profiling.profile_result import FileProfile
 
 PROFILE_FIELDS = (
     "file", "branch", "batch_size", "sequence_length", "module", "class", "depth",

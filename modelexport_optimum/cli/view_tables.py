@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelexport_optimum.cli.tables import Row
-    from modelexport_optimum.hierarchy.diff import Change, Diff, FileDiff, ModuleChange
+    from modelexport_optimum.hierarchy.difference import Change, Diff, FileDiff, ModuleChange
     from modelexport_optimum.hierarchy.extract import Extracted
     from modelexport_optimum.hierarchy.inspect import FileView
 

@@ -14,6 +14,7 @@ import onnx
 
 from modelexport_optimum.hierarchy.inspect import matching_paths
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.notebook import line, shown, table
 from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
@@ -168,9 +169,31 @@ class Comparison(Displayed):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        from modelexport_optimum.comparing.notebook import show_comparison
-
-        return show_comparison(self)
+        if self.culprits:
+            named = ", ".join(path or "the model itself" for path in self.culprits)
+            verdict = line(f"differ by themselves: {named}", "bad")
+        elif self.ok:
+            verdict = line("no module differs", "ok")
+        else:
+            verdict = line("no module differs by itself, but an output does", "bad")
+        worst = sorted(
+            (module for module in self.modules if module.relative is not None),
+            key=lambda module: -_order(module),
+        )
+        outputs = ((row.file, row.name, f"{row.relative:.1e}") for row in self.outputs)
+        return shown(
+            f"{self.other} against {self.reference}",
+            verdict,
+            line(f"more than {self.tolerance:g} is a difference; the worst are first"),
+            table(
+                ("module", "class", "error", "own error"),
+                (
+                    (one.path, one.module_class, _figure(one.relative), _figure(one.own_relative))
+                    for one in worst
+                ),
+            ),
+            table(("file", "output", "error as deployed"), outputs),
+        )
 
     @property
     def only_deployed(self) -> tuple[OutputComparison, ...]:
@@ -290,3 +313,13 @@ def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:
     gradient = [{"stop": 0, "bgColor": "white"}, {"stop": 1, "bgColor": "red"}]
     graph = {"name": "own error", "results": results, "gradient": gradient}
     return {file.model.graph.name: graph}
+
+
+def _order(module: ModuleComparison) -> float:
+    """Return the difference to sort by; what is not a number is the worst."""
+    relative = module.relative
+    return float("inf") if relative is None or relative != relative else relative
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"

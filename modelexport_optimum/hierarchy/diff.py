@@ -10,21 +10,26 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import UsageError
+from modelexport_optimum.hierarchy.difference import (
+    Change,
+    Diff,
+    FileDiff,
+    ModuleChange,
+    NodeChange,
+)
 from modelexport_optimum.hierarchy.tagged_model import read_tagged, type_text
 from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
 from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, damage_named, parse_length
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value, wanted_inputs
 from modelexport_optimum.onnx_file.wire import bytes_fields
-from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tagging.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -35,112 +40,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Node
 
 _ATTRIBUTE_NAME, _ATTRIBUTE_TENSOR, _ATTRIBUTE_DOC_STRING = 1, 5, 13
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Change(Displayed):
-    """One thing that differs.
-
-    Attributes:
-        name: Its name: an operator, a parameter, an input or output, an opset.
-        a: What it is in the first export, "" if it is not there.
-        b: The same in the second one.
-    """
-
-    name: str
-    a: str
-    b: str
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ModuleChange(Displayed):
-    """A module that differs.
-
-    Attributes:
-        module: Module path.
-        module_class: Its class; of the second export, if the two differ.
-        only_in: "a" or "b" if the other export lacks it, else "".
-        class_changes: Its class, if it differs.
-        operator_changes: Its own operators, with how many there are, or with "other attributes".
-        parameter_changes: Its own parameters, with type and shape, or with "other values".
-    """
-
-    module: str
-    module_class: str
-    only_in: str = ""
-    class_changes: tuple[Change, ...] = ()
-    operator_changes: tuple[Change, ...] = ()
-    parameter_changes: tuple[Change, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class NodeChange(Displayed):
-    """A node that is in both exports, in another place.
-
-    Attributes:
-        name: Node name.
-        op_type: Operator.
-        a: The module that it is in, or the modules that it reads from, in the first export.
-        b: The same in the second one.
-    """
-
-    name: str
-    op_type: str
-    a: str
-    b: str
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class FileDiff(Displayed):
-    """What differs between two files.
-
-    Attributes:
-        file: The file, relative to the directories that were given.
-        only_in: "a" or "b" if the other export lacks it, else "".
-        interface: Opsets, inputs and outputs that differ.
-        modules: Modules that differ.
-        moved: Nodes whose module differs.
-        rewired: Nodes that read values of other modules, in modules of the same operators.
-    """
-
-    file: str
-    only_in: str = ""
-    interface: tuple[Change, ...] = ()
-    modules: tuple[ModuleChange, ...] = ()
-    moved: tuple[NodeChange, ...] = ()
-    rewired: tuple[NodeChange, ...] = ()
-
-    @property
-    def same(self) -> bool:
-        """Nothing differs."""
-        return not (self.only_in or self.interface or self.modules or self.moved or self.rewired)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Diff(Displayed):
-    """What differs between two exports, file by file."""
-
-    a: Path
-    b: Path
-    files: tuple[FileDiff, ...]
-
-    @property
-    def same(self) -> bool:
-        """Nothing differs."""
-        return all(file.same for file in self.files)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        from modelexport_optimum.hierarchy.notebook import show_difference
-
-        return show_difference(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the difference as JSON can carry it."""
-        files = [{"file": file.file, "same": file.same, **asdict(file)} for file in self.files]
-        for module in (module for file in files for module in file["modules"]):
-            module["class"] = module.pop("module_class")
-        return {"same": self.same, "a": str(self.a), "b": str(self.b), "files": files}
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:

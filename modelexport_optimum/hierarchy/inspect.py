@@ -1,6 +1,6 @@
 """The module tree with its operators and parameters, and the nodes of what one asks for.
 
-It counts what the headers say; no weight is read. How it is printed is `output.py`.
+It counts what the headers say; no weight is read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import (
     elements,
@@ -18,6 +20,7 @@ from modelexport_optimum.hierarchy.tagged_model import (
     unknown,
 )
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.notebook import Part, line, several, shown, tree, treemap
 
 if TYPE_CHECKING:
     import os
@@ -102,9 +105,32 @@ class FileView(Displayed):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        from modelexport_optimum.hierarchy.notebook import show_modules
-
-        return show_modules(self)
+        parts = [
+            Part(
+                level=module.level,
+                name=module.name,
+                path=module.module.path,
+                kind=module.module.module_class,
+                size=module.total.bytes,
+                own=module.own.bytes,
+                cells=(
+                    f"{module.total.node_count:,}",
+                    f"{module.total.parameters:,}",
+                    decimal(module.total.bytes),
+                    f"{module.share:.1%}",
+                ),
+            )
+            for module in self.modules
+        ]
+        return shown(
+            self.file.path.name,
+            line(
+                f"{self.file.root.module_class}: {self.whole.node_count:,} operators, "
+                f"{self.whole.parameters:,} parameters, {decimal(self.whole.bytes)}"
+            ),
+            treemap(parts, lambda size: decimal(int(size))),
+            tree(("operators", "parameters", "bytes", "share"), parts),
+        )
 
     @property
     def selected(self) -> Amount:
@@ -160,8 +186,6 @@ class Inspection(tuple[FileView, ...]):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        from modelexport_optimum.system.notebook import several
-
         return several(self)
 
 

@@ -17,7 +17,7 @@ from modelexport_optimum.errors import onnxruntime_errors, onnxruntime_line
 from modelexport_optimum.graph_runs.flat_graph import branch_in_words, branches, flatten
 from modelexport_optimum.graph_runs.recorded_run import ValueStore
 from modelexport_optimum.graph_runs.tapped_run import TappedRun, unread_inputs
-from modelexport_optimum.profiling.profile_result import WARM_UP
+from modelexport_optimum.profiling.profile_log import WARM_UP
 from modelexport_optimum.providers.session import (
     assigned_nodes,
     open_session,

@@ -20,7 +20,7 @@ from modelexport_optimum.graph_runs.flat_graph import branches
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 from modelexport_optimum.profiling.chained_files import GivenOutputs, in_order
 from modelexport_optimum.profiling.isolated import isolate
-from modelexport_optimum.profiling.profile_result import ProfileReport
+from modelexport_optimum.profiling.profile_report import ProfileReport
 from modelexport_optimum.profiling.profiled_run import profile_file
 from modelexport_optimum.providers.choice import Settings, choose_provider
 

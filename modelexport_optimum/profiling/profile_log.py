@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     _Event = dict[str, Any]
 
 
+WARM_UP = 3
+"""Runs before the measured ones: the first allocates memory, and some providers choose their
+kernels in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One kernel in one run.

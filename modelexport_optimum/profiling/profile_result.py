@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.graph_runs.flat_graph import branch_in_words
-from modelexport_optimum.profiling.profile_growth import FileGrowth, side_by_side
+from modelexport_optimum.profiling.profile_log import WARM_UP
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.notebook import Part, line, shown, tree, treemap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from modelexport_optimum.example_inputs.dimensions import Size
     from modelexport_optimum.profiling.isolated import IsolatedRun
     from modelexport_optimum.providers.placement import Placement
-
-WARM_UP = 3
-"""Runs before the measured ones: the first allocates memory, and some providers choose their
-kernels in it."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -115,9 +112,34 @@ class FileProfile(Displayed):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        from modelexport_optimum.profiling.notebook import show_times
-
-        return show_times(self)
+        parts = [
+            Part(
+                level=module.depth,
+                name=module.name,
+                path=module.module,
+                kind=module.module_class,
+                size=module.total,
+                own=module.own,
+                cells=(
+                    f"{self.milliseconds(module.total):.3f}",
+                    f"{self.milliseconds(module.own):.3f}",
+                    f"{self.share(module.total):.1%}",
+                ),
+            )
+            for module in self.modules
+        ]
+        inputs = ", ".join(f"{name} {kind}" for name, kind in self.inputs.items())
+        return shown(
+            self.name,
+            line(
+                f"{self.milliseconds(self.runs):.3f} ms a run, of which "
+                f"{self.milliseconds(self.kernels):.3f} ms in kernels on "
+                f"{', '.join(self.providers)}; mean of {self.iterations} runs"
+            ),
+            line(f"of {inputs}"),
+            treemap(parts, lambda size: f"{self.milliseconds(int(size)):.3f} ms"),
+            tree(("ms", "own ms", "share"), parts),
+        )
 
     def milliseconds(self, microseconds: int) -> float:
         """Return what a time is in one run."""
@@ -197,32 +219,4 @@ class FileProfile(Displayed):
             "isolated": None if self.isolated is None else self.isolated.to_dict(),
             "batch_size": self.batch_size,
             "sequence_length": self.sequence_length,
-        }
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ProfileReport(Displayed):
-    """The time of all files, of each with every size of the inputs that was asked for."""
-
-    files: tuple[FileProfile, ...]
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        from modelexport_optimum.system.notebook import several
-
-        return several(self.files)
-
-    @property
-    def growth(self) -> tuple[FileGrowth, ...]:
-        """The times of each file side by side; none if it was run with one size alone."""
-        groups: dict[str, list[FileProfile]] = defaultdict(list)
-        for file in self.files:
-            groups[file.name].append(file)
-        return tuple(side_by_side(group) for group in groups.values() if len(group) > 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can carry it."""
-        return {
-            "files": [file.to_dict() for file in self.files],
-            "growth": [file.to_dict() for file in self.growth],
         }

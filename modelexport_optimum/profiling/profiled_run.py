@@ -16,8 +16,8 @@ from modelexport_optimum.hierarchy.tagged_model import nbytes
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.profiling.node_placement import Places
 from modelexport_optimum.profiling.placement import place_nodes
-from modelexport_optimum.profiling.profile_log import kernels_of, runs_of
-from modelexport_optimum.profiling.profile_result import WARM_UP, FileProfile, ModuleTime
+from modelexport_optimum.profiling.profile_log import WARM_UP, kernels_of, runs_of
+from modelexport_optimum.profiling.profile_result import FileProfile, ModuleTime
 from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.messages import Log, kept_log, log_reason
 from modelexport_optimum.providers.session import (

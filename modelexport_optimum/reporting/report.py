@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.comparing.comparison import Comparison
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
-    from modelexport_optimum.profiling.profile_result import ProfileReport
+    from modelexport_optimum.profiling.profile_report import ProfileReport
     from modelexport_optimum.reporting.report_figures import Errors, Times
 
 _Path: TypeAlias = "str | os.PathLike[str]"

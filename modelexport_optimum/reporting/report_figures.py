@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from modelexport_optimum.comparing.comparison import LARGEST_SHOWN, Comparison
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.profiling.profile_result import ProfileReport
+from modelexport_optimum.profiling.profile_report import ProfileReport
 from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
