@@ -25,11 +25,7 @@ from modelexport_optimum import (
 )
 from modelexport_optimum.cli import printing
 from modelexport_optimum.cli.main import app
-from modelexport_optimum.comparing.comparison import (
-    Comparison,
-    ModuleComparison,
-    OutputComparison,
-)
+from modelexport_optimum.comparing.comparison import Comparison, ModuleComparison, OutputComparison
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.system import notebook
 

@@ -16,10 +16,7 @@ from unittest import mock
 import numpy as np  # noqa: TC002
 import torch
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 if TYPE_CHECKING:

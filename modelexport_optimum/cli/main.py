@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from modelexport_optimum.batches.resources import Resources
-from modelexport_optimum.cli import (
-    compare_command,
-    help_page,
-    printing,
-    run_tables,
-    view_commands,
-)
+from modelexport_optimum.cli import compare_command, help_page, printing, run_tables, view_commands
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     Depth,

@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from modelexport_optimum.cli.completion import (
-    complete_module,
-    complete_provider,
-    complete_task,
-)
+from modelexport_optimum.cli.completion import complete_module, complete_provider, complete_task
 from modelexport_optimum.exporting.options import ExportOptions, Option, options_of
 
 if TYPE_CHECKING:

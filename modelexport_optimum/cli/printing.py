@@ -20,12 +20,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 import typer
 
-from modelexport_optimum.errors import (
-    ManifestError,
-    ModelExportError,
-    UsageError,
-    in_one_line,
-)
+from modelexport_optimum.errors import ManifestError, ModelExportError, UsageError, in_one_line
 from modelexport_optimum.system.streams import (
     lost_output,
     open_descriptor,

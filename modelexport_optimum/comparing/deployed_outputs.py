@@ -10,11 +10,7 @@ import numpy as np
 from modelexport_optimum.comparing.comparison import OutputComparison, difference
 from modelexport_optimum.errors import onnxruntime_errors
 from modelexport_optimum.graph_runs.tapped_run import unread_inputs
-from modelexport_optimum.providers.session import (
-    assigned_nodes,
-    open_session,
-    quiet_options,
-)
+from modelexport_optimum.providers.session import assigned_nodes, open_session, quiet_options
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -58,7 +58,7 @@ class Declared:
         for name in _FILES:
             path = directory / name
             with contextlib.suppress(OSError, ModelExportError):
-                self._documents[name] = parse_json_object(path.read_bytes(), path, doubles=True)
+                self._documents[name] = parse_json_object(path.read_bytes(), path)
 
     def number(self, *names: str) -> tuple[int, str] | None:
         """Return the first number that is declared under one of the names, with that name."""

@@ -6,21 +6,15 @@ import contextlib
 import traceback
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.errors import (
-    ModelExportError,
-    first_line,
-)
+from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.exporting.hub import explain_hub_error
 from modelexport_optimum.own_code.guard import pickled_code
 from modelexport_optimum.own_code.named_code import in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from modelexport_optimum.exporting.source import Source
-
-    Begin = Callable[[str], None]
-    """Called with the name of the stage that begins."""
 
 
 @contextlib.contextmanager

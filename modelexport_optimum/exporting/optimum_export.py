@@ -15,10 +15,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import (
-    UsageError,
-    did_you_mean,
-)
+from modelexport_optimum.errors import UsageError, did_you_mean
 from modelexport_optimum.exporting.companions import copy_companions, fetch_companions
 from modelexport_optimum.exporting.optimum_errors import errors_explained
 from modelexport_optimum.exporting.options import check_conflicts

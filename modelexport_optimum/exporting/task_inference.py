@@ -9,11 +9,8 @@ from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.system.optimum_package import require_optimum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
-
-    Begin = Callable[[str], None]
-    """Called with the name of the stage that begins."""
 
 
 def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, str]:

@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.hierarchy.tagged_model import (
-    elements,
-    nbytes,
-    read_tagged_files,
-    unknown,
-)
+from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged_files, unknown
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.notebook import Part, line, several, shown, tree, treemap
 

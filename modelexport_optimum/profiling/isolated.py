@@ -18,11 +18,7 @@ from modelexport_optimum.graph_runs.flat_graph import branch_in_words, branches,
 from modelexport_optimum.graph_runs.recorded_run import ValueStore
 from modelexport_optimum.graph_runs.tapped_run import TappedRun, unread_inputs
 from modelexport_optimum.profiling.profile_log import WARM_UP
-from modelexport_optimum.providers.session import (
-    assigned_nodes,
-    open_session,
-    quiet_options,
-)
+from modelexport_optimum.providers.session import assigned_nodes, open_session, quiet_options
 from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:

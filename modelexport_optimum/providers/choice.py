@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.providers.plugins import (
-    Plugin,
-    built_in_providers,
-    installed_plugins,
-)
+from modelexport_optimum.providers.plugins import Plugin, built_in_providers, installed_plugins
 
 CPU = "CPUExecutionProvider"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modelexport_optimum.errors import ModelExportError
@@ -139,14 +139,8 @@ def _loaded(one: ListedProvider) -> ListedProvider:
             answer = json.loads(run.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         answer = {"problem": f"it was not loaded after {_SECONDS} s"}
-    return ListedProvider(
-        one.name,
-        one.kind,
-        one.package,
-        one.library,
-        tuple(Device(**device) for device in answer.get("devices", ())),
-        answer.get("problem", ""),
-    )
+    devices = tuple(Device(**device) for device in answer.get("devices", ()))
+    return replace(one, devices=devices, problem=answer.get("problem", ""))
 
 
 def print_devices(name: str, library: str) -> None:

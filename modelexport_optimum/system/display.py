@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from modelexport_optimum.system.text import visible
+from modelexport_optimum.system.notebook import line, shown, table
 
 _MOST_CHARACTERS = 80
 _MOST_ITEMS = 3
-_MOST_ROWS = 20
 
 
 class Displayed:
@@ -30,12 +28,15 @@ class Displayed:
         return f"{type(self).__name__}({', '.join(values)})"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        rows = "".join(
-            f"<tr>{_cell('th', name)}<td style='text-align:left'>{_html(getattr(self, name))}</td>"
-            for name in _fields_of(self)
-        )
-        return f"<b>{type(self).__name__}</b><table>{rows}</table>"
+        """Return what a notebook shows: the fields, and those that are results in tables below."""
+        values = {name: getattr(self, name) for name in _fields_of(self)}
+        results = {name: value for name, value in values.items() if _are_results(value)}
+        plain = [(name, _text(value)) for name, value in values.items() if name not in results]
+        parts = [table(("", ""), plain)]
+        for name, value in results.items():
+            rows = [{key: _text(cell) for key, cell in _row(item).items()} for item in value]
+            parts += [line(name), table(tuple(rows[0]), (tuple(row.values()) for row in rows))]
+        return shown(type(self).__name__, *parts)
 
 
 def _short(value: Any, depth: int = 1) -> str:  # noqa: ANN401 (a field of any result)
@@ -77,18 +78,8 @@ def _named(value: Any) -> str:  # noqa: ANN401
     return ""
 
 
-def _html(value: Any) -> str:  # noqa: ANN401
-    """Return a value in a notebook's table: results of one kind as a table, with a row for each."""
-    if not isinstance(value, tuple | list) or not value or not all(map(is_dataclass, value)):
-        return html.escape(_text(value))
-    rows = [_row(item) for item in value[:_MOST_ROWS]]
-    head = "".join(_cell("th", name) for name in rows[0])
-    body = "".join(
-        f"<tr>{''.join(_cell('td', cell) for cell in row.values())}</tr>" for row in rows
-    )
-    left = len(value) - _MOST_ROWS
-    more = f"<p>... {left:,} more</p>" if left > 0 else ""
-    return f"<table><tr>{head}</tr>{body}</table>{more}"
+def _are_results(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, tuple | list) and bool(value) and all(map(is_dataclass, value))
 
 
 def _row(value: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -99,12 +90,8 @@ def _row(value: Any) -> dict[str, Any]:  # noqa: ANN401
     return {name: getattr(value, name) for name in _fields_of(value)}
 
 
-def _cell(kind: str, value: object) -> str:
-    return f"<{kind} style='text-align:left'>{html.escape(_text(value))}</{kind}>"
-
-
 def _text(value: object) -> str:
-    return visible(value) if isinstance(value, str) else _short(value)
+    return value if isinstance(value, str) else _short(value)
 
 
 def _fields_of(value: Any) -> list[str]:  # noqa: ANN401

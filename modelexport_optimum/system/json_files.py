@@ -66,19 +66,20 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def parse_json_object(data: bytes, path: Path, *, doubles: bool = False) -> dict[str, Any]:
+def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
     """Read a JSON text that is to be one object, as that of a config.json is.
+
+    A key may stand twice, of which the last one counts, as for whoever loads the model.
 
     Args:
         data: The text.
         path: The file that it is from, for the error.
-        doubles: As for `parse_json`.
 
     Raises:
         ModelExportError: It is no such text.
     """
     try:
-        found = parse_json(data, doubles=doubles)
+        found = parse_json(data, doubles=True)
     except ValueError as error:
         raise ModelExportError(f"cannot read {path}: {error}: mend it or take it away") from error
     if not isinstance(found, dict):

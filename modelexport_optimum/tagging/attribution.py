@@ -56,11 +56,7 @@ from modelexport_optimum.tagging.placements import (
     Attribution,
     NodePlacement,
 )
-from modelexport_optimum.tagging.scopes import (
-    Scopes,
-    common,
-    inside,
-)
+from modelexport_optimum.tagging.scopes import Scopes, common, inside
 from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def check_counts(path: Path) -> None:
         return
     except OSError as error:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
-    waiting: list[tuple[str, Any]] = [("", parse_json_object(data, path, doubles=True))]
+    waiting: list[tuple[str, Any]] = [("", parse_json_object(data, path))]
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, dict):

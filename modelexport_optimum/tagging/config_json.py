@@ -79,7 +79,7 @@ class ConfigJson:
             return None
         except OSError as error:
             raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
-        content = parse_json_object(data, path, doubles=True)
+        content = parse_json_object(data, path)
         text = data.decode()
         if not os.access(path, os.W_OK):
             raise ModelExportError(f"{path} is read-only: make it writable or copy it")

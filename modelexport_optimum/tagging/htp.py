@@ -24,18 +24,9 @@ from modelexport_optimum.tagging.attribute_places import attribute_places
 from modelexport_optimum.tagging.config_json import ConfigJson
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
 from modelexport_optimum.tagging.model_record import PREFIX, is_marked, record_edits
-from modelexport_optimum.tagging.open_files import (
-    by_directory,
-    open_to_write,
-    tagged_beside,
-)
+from modelexport_optimum.tagging.open_files import by_directory, open_to_write, tagged_beside
 from modelexport_optimum.tagging.retracing import retrace
-from modelexport_optimum.tagging.tag_report import (
-    FileReport,
-    TagReport,
-    counted,
-    report_of_carried,
-)
+from modelexport_optimum.tagging.tag_report import FileReport, TagReport, counted, report_of_carried
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.onnx_file.skeleton import Graph
 
-    Shape = tuple[int | str | None, ...]
-
 
 def read_exported(
     directory: Path, *, task: str | None, library: str | None, trust_remote_code: bool

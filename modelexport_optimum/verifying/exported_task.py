@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
-    Shape = tuple[int | str | None, ...]
+    from modelexport_optimum.verifying.exported_files import Shape
 
 
 def with_tasks(exported: Exported) -> Exported:

@@ -22,10 +22,7 @@ from modelexport_optimum.providers.session import Assignment
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.text import listed
 from modelexport_optimum.verifying.exported_files import precision
-from modelexport_optimum.verifying.ort_messages import (
-    named_node,
-    tag_of,
-)
+from modelexport_optimum.verifying.ort_messages import named_node, tag_of
 from modelexport_optimum.verifying.provider_process import Outcome, run_in_child, start_importing
 from modelexport_optimum.verifying.provider_run import run_reference
 from modelexport_optimum.verifying.run_plan import COMPARING, Run, RunPlan

@@ -18,11 +18,7 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_nodes
 from modelexport_optimum.tagging import carriers
-from modelexport_optimum.tagging.model_record import (
-    is_marked,
-    read_silent,
-    silent_modules,
-)
+from modelexport_optimum.tagging.model_record import is_marked, read_silent, silent_modules
 from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
 from modelexport_optimum.tagging.node_names import paths_of_scope
 from modelexport_optimum.tagging.tag_grammar import outer_paths
