@@ -198,11 +198,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> str:
     """Return what follows an unknown name: ": did you mean a or b?", or nothing.
 
-    Args:
-        name: What was given.
-        known: What might have been meant.
-        most: How many to name, the closest first.
-        cutoff: How like it a name must be, from 0 to 1 (difflib's ratio).
+    `cutoff` is difflib's ratio: how like it a name must be, from 0 to 1.
     """
     import difflib  # 5 ms, which `--help` need not pay
 

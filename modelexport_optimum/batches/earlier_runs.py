@@ -23,12 +23,7 @@ _REQUESTS = 8
 
 
 def collect_pending(directory: Path, results: Results) -> None:
-    """Add the records of jobs whose batch died between their publication and its record of them.
-
-    Args:
-        directory: The batch's.
-        results: Gains the records.
-    """
+    """Add the records of jobs whose batch died between their publication and its record of them."""
     for pending in directory.glob(f"{LOGS}/**/*.pending"):
         if (record := published_record(pending)) is not None:
             results.add(Path(record["output"]), record)

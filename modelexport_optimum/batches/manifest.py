@@ -224,9 +224,7 @@ def _from_json(text: str) -> dict[str, Any] | None:
 def _values(document: Mapping[str, Any], classes: Iterable[type]) -> dict[str, Any]:
     """Return options by their fields' names, of which `document` may have any name or spelling.
 
-    Args:
-        document: Values of JSON or Python; None for what is not given.
-        classes: What declares the options.
+    What is None there is not given.
     """
     names = _names(*classes)
     given: set[str] = set()
@@ -272,13 +270,7 @@ def _read(option: Option, reader: Callable[[Any], Any], value: Any) -> Any:  # n
 
 
 def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
-    """Return the job of a line.
-
-    Args:
-        number: The line's.
-        values: All options, the batch's defaults included.
-        directory: The batch's.
-    """
+    """Return the job of a line, whose values are with the batch's defaults."""
     model, output = instance_of(ModelAndOutput, values).resolve()
     arguments = instance_of(ExportOptions, values).arguments()
     check_task(arguments["task"])

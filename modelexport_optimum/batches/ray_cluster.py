@@ -108,17 +108,9 @@ def _run_on_node(
     directory: str,
     version: str,
 ) -> dict[str, Any]:
-    """Run a job as a task of Ray, on whatever node.
+    """Run a job as a task of Ray, on whatever node, and return its record.
 
-    Args:
-        number: The task's.
-        job: What to run.
-        events: The event actor.
-        directory: The batch's current directory.
-        version: The batch's version of this package.
-
-    Returns:
-        The record.
+    The current directory and the version of this package are the batch's.
     """
     import ray
 

@@ -53,9 +53,7 @@ def new_record(job: Job) -> dict[str, Any]:
 def recipe(job: Job, source: str | None) -> dict[str, Any]:
     """Describe what decides what a job writes: another recipe is another export.
 
-    Args:
-        job: The job.
-        source: What `source.state_of` tells of its model.
+    `source` is what `source.state_of` tells of its model.
     """
     defaults = ExportOptions().arguments()
     options = {

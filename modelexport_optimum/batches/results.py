@@ -45,10 +45,7 @@ class Results:
     """The records of a batch's directory, by output."""
 
     def __init__(self, directory: Path) -> None:
-        """Read what earlier batches left.
-
-        Args:
-            directory: The batch's; it need not exist.
+        """Read what earlier batches left in a directory, which need not exist.
 
         Raises:
             UsageError: results.jsonl is something else.

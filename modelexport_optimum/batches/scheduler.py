@@ -73,14 +73,7 @@ class Scheduler:
     def __init__(
         self, jobs: Sequence[Job], results: Results, watcher: Watcher, *, fail_fast: bool
     ) -> None:
-        """Take up jobs.
-
-        Args:
-            jobs: What to run, in this order.
-            results: Gains the records.
-            watcher: Is told what happens.
-            fail_fast: Whether the first failure ends all.
-        """
+        """Take up jobs, to be run in this order."""
         self.records: dict[Path, Record] = {}
         self.signal: int | None = None
         self._waiting = deque(jobs)

@@ -46,12 +46,7 @@ _COLUMNS = (
 
 @contextlib.contextmanager
 def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
-    """Run a batch: quietly, with a line for each model that has ended.
-
-    Args:
-        as_json: Say a failure as a JSON document on stdout, too.
-        verbose: Show the log of each model that failed, and an error's traceback.
-    """
+    """Run a batch: quietly, with a line for each model that has ended."""
     with (
         exit_on_error(as_json=as_json, verbose=verbose),
         quiet() as stream,

@@ -49,12 +49,7 @@ _OUTPUTS = (Column("output", shrinks="path"), Column("error", right=True), Colum
 
 
 def rows(found: Comparison, shown: Collection[str] | None) -> Iterator[dict[str, Any]]:
-    """Yield the calls of modules as rows of `MODULE_FIELDS`.
-
-    Args:
-        found: What `compare` found.
-        shown: The paths of the modules to show; by default all.
-    """
+    """Yield the calls of modules, of all or of those shown, as rows of `MODULE_FIELDS`."""
     for module in found.modules:
         if shown is None or module.path in shown:
             yield module.to_dict()
@@ -63,13 +58,7 @@ def rows(found: Comparison, shown: Collection[str] | None) -> Iterator[dict[str,
 def print_comparison(
     found: Comparison, *, depth: int | None, shown: Collection[str] | None
 ) -> None:
-    """Print the culprits, the tree of each file, and the outputs as they are deployed.
-
-    Args:
-        found: What `compare` found.
-        depth: Levels of modules to show; by default all.
-        shown: The paths of the modules to show; by default all.
-    """
+    """Print the culprits, the tree of each file, and the outputs as they are deployed."""
     print_line((found.other, "bold"), " against ", (found.reference, "bold"))
     print_line(*_verdict(found))
     for path in found.unpaired:

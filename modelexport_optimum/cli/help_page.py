@@ -18,11 +18,7 @@ VIEWS = "Look into an export"
 
 
 def print_options(options: "Iterable[Any]") -> None:
-    """Print the program's own options as Typer prints those of a command.
-
-    Args:
-        options: Typer's options.
-    """
+    """Print the program's own options as Typer prints those of a command."""
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table

@@ -24,13 +24,7 @@ _COMPLETIONS = {"task": complete_task, "providers": complete_provider}
 
 
 def option(flags: str, text: str, **settings: Any) -> Any:  # noqa: ANN401
-    """Declare an option that one command alone has.
-
-    Args:
-        flags: The flags, separated by blanks.
-        text: What `--help` says.
-        **settings: Further arguments of `typer.Option`.
-    """
+    """Declare an option that one command alone has, with its flags separated by blanks."""
     return typer.Option(*flags.split(), help=text, **settings)
 
 

@@ -77,10 +77,7 @@ def command(
 ) -> Iterator[Progress]:
     """Run a command's function: quietly, its stages shown, its failure told in one line.
 
-    Args:
-        stage: The only stage of a function that reports none itself.
-        as_json: Print a failure as a JSON document on stdout, too.
-        verbose: Show what other libraries print, and an error's traceback.
+    `stage` is the only one of a function that reports none itself.
     """
     with (
         exit_on_error(as_json=as_json, verbose=verbose),
@@ -100,13 +97,7 @@ def command(
 def exit_on_error(
     *, as_json: bool, verbose: bool = False, status: int | None = None
 ) -> Iterator[None]:
-    """Print an error in one line, and exit with its status.
-
-    Args:
-        as_json: Print it as a JSON document on stdout, too.
-        verbose: Print its traceback, too.
-        status: The exit status, if it is not the error's own.
-    """
+    """Print an error in one line, and exit with its status or the one that is given."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -125,14 +116,7 @@ def exit_on_error(
 def print_error(
     message: str, status: int, problems: Sequence[str] = (), *, as_json: bool = False
 ) -> None:
-    """Print an error, and as a JSON document on stdout if that was asked for.
-
-    Args:
-        message: One line.
-        status: The exit status that follows.
-        problems: The lines of a manifest that are wrong.
-        as_json: Whether `--json` was given.
-    """
+    """Print an error, and as a JSON document on stdout if that was asked for."""
     if as_json:
         more = {"problems": list(problems)} if problems else {}
         print_json({"ok": False, "error": message, "exit_status": status, **more})
@@ -258,13 +242,7 @@ def chosen_format(**formats: bool) -> str:
 
 
 def print_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], style: str) -> None:
-    """Print rows as CSV or Markdown.
-
-    Args:
-        rows: The cells of each row by column.
-        columns: The columns.
-        style: "csv" or "markdown".
-    """
+    """Print rows, whose cells are by column, as CSV or Markdown."""
     cells = [[row[column] for column in columns] for row in rows]
     if style == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")

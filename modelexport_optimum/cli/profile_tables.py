@@ -81,13 +81,7 @@ def profile_rows(report: ProfileReport) -> Iterator[dict[str, Any]]:
 
 
 def print_profiles(report: ProfileReport, *, depth: int | None, legend: bool = False) -> None:
-    """Print what `profile` found: the tree of each file, or its times side by side.
-
-    Args:
-        report: What it found.
-        depth: Levels of modules to show; by default all.
-        legend: Whether to explain the columns.
-    """
+    """Print what `profile` found: the tree of each file, or its times side by side."""
     compared = {growth.name: growth for growth in report.growth}
     placed: set[str] = set()
     for profile in report.files:

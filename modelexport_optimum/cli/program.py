@@ -177,9 +177,6 @@ class Kept:
 def saying_what_was_kept(message: str) -> "Iterator[Kept]":
     """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
 
-    Args:
-        message: What was kept, and how to go on.
-
     Yields:
         The same, for a block in which it changes.
     """

@@ -59,11 +59,7 @@ def print_providers(found: ProviderList) -> None:
 
 
 def print_installs(commands: Iterable[tuple[str, str | None]]) -> None:
-    """Print the commands that install what is lacking, each on a line to paste.
-
-    Args:
-        commands: Each with the provider that it installs; None where there is nothing to install.
-    """
+    """Print the commands that install what is lacking, by provider, each on a line to paste."""
     for name, command in commands:
         if command:
             print_blank()
@@ -79,12 +75,7 @@ def _devices(one: ListedProvider) -> str:
 
 
 def print_placement(placement: Placement, *, depth: int | None) -> None:
-    """Print which provider took the nodes of which module, and what crosses between them.
-
-    Args:
-        placement: Where the nodes of a file run.
-        depth: Levels of modules to show; by default all.
-    """
+    """Print which provider took the nodes of which module, and what crosses between them."""
     whole = list(placement.providers) == [placement.provider]
     print_line(
         (str(placement.file), "bold"), "  ", (placement.answer(), "green" if whole else "red")

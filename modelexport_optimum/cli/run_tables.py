@@ -59,12 +59,7 @@ _CHECK_COLUMNS = (
 
 
 def print_export(result: ExportResult, *, legend: bool = False) -> None:
-    """Print the summary of a run, and what to do next.
-
-    Args:
-        result: The run's.
-        legend: Whether to explain the columns.
-    """
+    """Print the summary of a run, and what to do next."""
     print_blank()
     print_line((from_here(result.output), "bold"), f"  {result.task}")
     print_blank()
@@ -95,13 +90,7 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
 
 
 def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> None:
-    """Print what the pass did, file by file, and by which evidence the nodes were placed.
-
-    Args:
-        report: The pass's.
-        trusted: Whether code that comes with the export might run.
-        legend: Whether to explain the columns.
-    """
+    """Print what the pass did, file by file, and by which evidence the nodes were placed."""
     print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}), elsewhere="--json has all")
     if legend:
         print_legend({name: text for name, text in _LEGEND.items() if name != "size"})
@@ -121,10 +110,7 @@ def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> Non
 def _file_rows(report: TagReport, directory: Path, sizes: Mapping[str, int]) -> Iterator[Row]:
     """Yield a row for each file, with its size if that is known.
 
-    Args:
-        report: The pass over the `.onnx` files.
-        directory: What the names in `sizes` are relative to.
-        sizes: Bytes of the files, of which those with weights are shown.
+    The names in `sizes` are relative to the directory.
     """
     by_name = {from_here(file.file, directory): file for file in report.files}
     for name in sorted({*by_name, *filter(_is_model, sizes)}):
@@ -156,12 +142,7 @@ def print_stripped(changed: Sequence[Path]) -> None:
 
 
 def print_verification(report: VerifyReport, *, depth: int | None = None) -> None:
-    """Print the result of each check and each provider.
-
-    Args:
-        report: What was checked.
-        depth: Levels of modules to show, where it is said which provider took what.
-    """
+    """Print the result of each check and each provider."""
     print_table(_CHECK_COLUMNS, _check_rows(report))
     for placement in report.placements:
         print_blank()

@@ -105,12 +105,7 @@ def stdout() -> Console:
 
 
 def print_line(*parts: str | tuple[str, str], style: str = "") -> None:
-    """Print a line, which is broken nowhere: what is to be pasted can be.
-
-    Args:
-        *parts: Texts, or texts with their style.
-        style: The style of all.
-    """
+    """Print a line, which is broken nowhere: what is to be pasted can be."""
     shown = [(_drawn(p), "") if isinstance(p, str) else (_drawn(p[0]), p[1]) for p in parts]
     _print(stdout(), Text.assemble(*shown, style=style))
 
@@ -123,10 +118,8 @@ def print_blank() -> None:
 def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: str = "") -> None:
     """Print a table at the width of the terminal.
 
-    Args:
-        columns: Its columns. One that is empty in every row is not shown.
-        rows: Its cells.
-        elsewhere: Where the columns are that have no room, as "--json has them".
+    A column that is empty in every row is not shown. `elsewhere` says where those are that have
+    no room, as "--json has them".
     """
     console = stdout()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

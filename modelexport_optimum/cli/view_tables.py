@@ -90,13 +90,7 @@ def module_rows(views: Iterable[FileView]) -> Iterator[dict[str, Any]]:
 
 
 def print_modules(views: Iterable[FileView], *, narrowed: bool, legend: bool = False) -> None:
-    """Print the tree that `inspect` found in each file.
-
-    Args:
-        views: What it found in each file.
-        narrowed: Whether it was asked for a part of the files.
-        legend: Whether to explain the columns.
-    """
+    """Print the tree that `inspect` found in each file."""
     for view in views:
         if view.modules:
             _print_tree(view, narrowed)
@@ -148,12 +142,7 @@ def node_rows(views: Iterable[FileView]) -> Iterator[dict[str, str]]:
 
 
 def print_nodes(views: Iterable[FileView], *, legend: bool = False) -> None:
-    """Print a row for each node that `inspect` found.
-
-    Args:
-        views: What it found in each file.
-        legend: Whether to explain the columns.
-    """
+    """Print a row for each node that `inspect` found."""
     rows: list[Row] = [
         (row["name"], Cell(row["op_type"], "cyan"), row["module"], Cell(row["evidence"], DIM))
         for row in node_rows(views)

@@ -57,16 +57,7 @@ class MatchedCall:
 
 
 def match(recorded: RecordedRun, graph: FlatGraph, values: ValueStore) -> list[MatchedCall]:
-    """Find what stands in a graph for what left each call of the reference.
-
-    Args:
-        recorded: The reference.
-        graph: The other side.
-        values: What left the calls of the graph, by name.
-
-    Returns:
-        One entry for each call of the reference, in its order.
-    """
+    """Find what stands in a graph for what left each call of the reference, in their order."""
     by_path: dict[str, list[MatchedCall]] = defaultdict(list)
     matched = [MatchedCall(call) for call in recorded.calls]
     for entry in matched:

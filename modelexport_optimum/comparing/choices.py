@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 def differing_choices(recorded: RecordedRun, ours: RecordedRun) -> Arrays:
     """Return the choices of the reference that are not those of a graph.
 
-    Args:
-        recorded: The reference.
-        ours: The graph's run.
-
     Returns:
         The reference's indices by the name of the value of the graph that they stand for.
     """
@@ -56,14 +52,8 @@ def take_choices(
 ) -> RecordedRun:
     """Run a graph with the choices of the reference, if its own are not the same.
 
-    Args:
-        graph: The graph.
-        run: What runs it, and goes on doing so with the choices that are taken, too.
-        recorded: The reference.
-        ours: The graph's run with its own choices.
-        record: Runs it once more.
-        feeds: Its inputs.
-        tolerance: Scores whose relative difference is not larger are equal.
+    `run` goes on with the choices that are taken. Scores are equal whose relative difference is
+    not larger than the tolerance.
 
     Returns:
         The graph's run with the choices that are taken; `ours` if there are none.

@@ -66,13 +66,7 @@ def compare_files(
 ) -> Comparison:
     """Compare files with what they are to be compared to.
 
-    Args:
-        pairs: The files.
-        samples: What both sides are run on.
-        reference: The reference, in words.
-        other: The other side, in words.
-        provider: Execution provider of the other side; by default the CPU's.
-        tolerance: Largest relative difference that is none.
+    The reference and the other side are named in words.
 
     Raises:
         ModelExportError: ONNX Runtime cannot run a side, or the provider took nothing.

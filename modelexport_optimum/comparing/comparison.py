@@ -292,11 +292,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def node_data(found: Comparison, file: TaggedFile) -> dict[str, Any]:
-    """Return the own error of each node's module, as Model Explorer reads it.
-
-    Args:
-        found: A comparison of one file.
-        file: That file.
+    """Return the own error of each node's module in a file, as Model Explorer reads it.
 
     Returns:
         `ModelNodeData` of model_explorer/node_data_builder.py, for the graph of the file.

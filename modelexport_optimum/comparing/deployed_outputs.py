@@ -51,16 +51,6 @@ def deployed_outputs(
 ) -> list[OutputComparison]:
     """Compare the outputs of a file as it is deployed, with all optimizations.
 
-    Args:
-        path: The file.
-        graph: The same, laid out.
-        recorded: The reference's run.
-        ours: The run without optimizations.
-        feeds: The inputs of both.
-        provider: Execution provider to run on.
-        label: The file, in words.
-        session: What `deployed_session` gave; by default a new one.
-
     Raises:
         ModelExportError: ONNX Runtime cannot load or run it.
     """

@@ -29,11 +29,7 @@ def take_draws(
 ) -> RecordedRun:
     """Run a graph with the numbers that the reference has drawn, if it draws any.
 
-    Args:
-        run: What runs the graph, and goes on doing so with these numbers.
-        recorded: The reference.
-        ours: The graph's run with its own numbers.
-        record: Runs it once more.
+    `run` goes on with these numbers.
 
     Returns:
         The graph's run with the numbers that are taken; `ours` if there are none.
@@ -67,12 +63,6 @@ def leave_out_drawn(
     matched: Iterable[MatchedCall], graph: FlatGraph, run: TappedRun, recorded: RecordedRun
 ) -> set[str]:
     """Take back matches of what depends on random numbers that the two sides do not share.
-
-    Args:
-        matched: The calls of the reference, and what stands for them in the graph.
-        graph: The graph.
-        run: What runs it, with the numbers that it has taken from the reference.
-        recorded: The reference.
 
     Returns:
         The values of the graph that depend on such numbers.

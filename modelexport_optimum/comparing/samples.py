@@ -49,11 +49,6 @@ class SampleOptions:
 def check_sizes(given: Path, pairs: Sequence[FilePair], sizes: Mapping[str, int]) -> None:
     """See that each size that is asked for by name is one of some file's inputs.
 
-    Args:
-        given: What the user gave, for errors.
-        pairs: The files.
-        sizes: Sizes of dimensions by name.
-
     Raises:
         UsageError: There is no such dimension.
     """
@@ -66,12 +61,6 @@ def check_sizes(given: Path, pairs: Sequence[FilePair], sizes: Mapping[str, int]
 
 def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
     """Return the inputs of a graph, from a file, the reference, or what the graph says.
-
-    Args:
-        pair: The file that the graph is of.
-        graph: The graph.
-        samples: What is asked of them.
-        seed: What the numbers are made from, another one for each sample.
 
     Raises:
         UsageError: The file of inputs lacks one, or nothing tells the size of a dimension.

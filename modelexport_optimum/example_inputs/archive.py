@@ -19,15 +19,7 @@ if TYPE_CHECKING:
 
 
 def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
-    """Read the inputs of a graph.
-
-    Args:
-        archive_path: The `.npz` file, with an array for each input by its name.
-        path: The `.onnx` file, for errors.
-        graph: Its graph.
-
-    Returns:
-        The arrays of this graph's inputs.
+    """Read the inputs of a graph from a `.npz` file, which has an array for each by its name.
 
     Raises:
         UsageError: The file cannot be read, lacks an input, or has one of another type or shape.

@@ -46,10 +46,8 @@ class Declared:
 
         A damaged one declares nothing: `verify` says that it is damaged.
 
-        Args:
-            directory: Where the `.onnx` file is.
-            export: The directory of the export: where the file's own has no config.json, those
-                above it are looked in, up to this one.
+        Where the directory of the `.onnx` file has no config.json, those above it are looked in, up
+        to the export's.
         """
         above = [one for one in directory.parents if export in (one, *one.parents)]
         described = (one for one in (directory, *above) if (one / _FILES[0]).is_file())

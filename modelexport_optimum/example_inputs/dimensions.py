@@ -98,13 +98,7 @@ class Dimensions:
     ) -> None:
         """Prepare the search.
 
-        Args:
-            path: The `.onnx` file, for errors.
-            inputs: The inputs of the graph that need a value.
-            use: How the graph uses them.
-            declared: What the export declares.
-            wishes: What the user asks for.
-            uses_past: Whether the branch that runs reads what is cached.
+        `uses_past` says whether the branch that runs reads what is cached.
         """
         self._path = path
         self._use = use
@@ -301,11 +295,6 @@ class Dimensions:
 
 def check_wishes(path: Path, wishes: Wishes, sizes: Iterable[Mapping[str, Size]]) -> None:
     """See that each size that the user asks for by name is one of some graph.
-
-    Args:
-        path: What the user gave, for errors.
-        wishes: What the user asks for.
-        sizes: The sizes of the inputs of each graph.
 
     Raises:
         UsageError: There is no such dimension.

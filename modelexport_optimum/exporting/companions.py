@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 def fetch_companions(source: Source) -> Path:
     """Return the directory of a model's companion files: its own, or the Hub's cache.
 
-    Args:
-        source: The model.
-
     Raises:
         Exception: The Hub did not give them; `explain_hub_error` tells which errors these are.
     """
@@ -51,13 +48,7 @@ def fetch_companions(source: Source) -> Path:
 
 
 def copy_companions(model: Path, output: Path, *, pooled: bool) -> None:
-    """Copy the companion files that the output lacks.
-
-    Args:
-        model: The directory of the model.
-        output: The export.
-        pooled: Whether sentence-transformers' own modules run after the graph.
-    """
+    """Copy the companion files that the output lacks."""
     saved = {(file.folder, file.kind) for file in companion_files(output)}
     for file in companion_files(model, pooled=pooled):
         target = output / file.place

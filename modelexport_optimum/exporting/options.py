@@ -130,14 +130,7 @@ def _kind_and_choices(annotation: Any) -> tuple[type, tuple[str, ...]]:  # noqa:
 
 
 def option(flags: str, help_text: str, default: Any = None, **settings: Any) -> Any:  # noqa: ANN401
-    """Declare a field of a dataclass as an option.
-
-    Args:
-        flags: The flags, separated by blanks; "" for an argument.
-        help_text: See `Option`.
-        default: The field's.
-        **settings: Further attributes of `Option`.
-    """
+    """Declare a field of a dataclass as an option: its flags are separated by blanks."""
     declared = {"flags": tuple(flags.split()), "help": help_text, **settings}
     return dataclasses.field(default=default, metadata={"option": declared})
 
@@ -370,10 +363,6 @@ class ExportOptions:
 
 def check_conflicts(task: str, options: Mapping[str, Any]) -> None:
     """Refuse options that exclude one another, which can be seen before Optimum is imported.
-
-    Args:
-        task: What the model is for.
-        options: Further arguments of `export()`.
 
     Raises:
         UsageError: Two of them do.

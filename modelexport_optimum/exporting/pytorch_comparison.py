@@ -65,11 +65,7 @@ class PendingComparison:
         self.atol = kwargs.get("atol")
 
     def make(self, sessions: Mapping[Path, onnxruntime.InferenceSession]) -> None:
-        """Compare, once, and let go of the PyTorch model.
-
-        Args:
-            sessions: Sessions on the CPU, by their files' absolute paths; other files are loaded.
-        """
+        """Compare once, on these sessions or else on new ones, and let go of the PyTorch model."""
         compare, self.compare = self.compare, None
         if compare is None:
             return

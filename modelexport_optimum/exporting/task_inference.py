@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, str]:
     """Return the task and library of an export that exists, as Optimum names them.
 
-    Args:
-        directory: The export.
-        root_classes: The classes of the models that its files are of, as their tags say.
-
     Raises:
         UsageError: Its config.json does not tell.
     """

@@ -62,11 +62,7 @@ class TorchCalls:
 
     @contextlib.contextmanager
     def recorded(self, inputs: Iterable[torch.Tensor]) -> Iterator[None]:
-        """Record what runs in the block.
-
-        Args:
-            inputs: The inputs of the whole.
-        """
+        """Record what runs in the block, given the inputs of the whole."""
         whole = list(inputs)
         self._inputs = {id(tensor): tensor for tensor in whole}
         self._operations.begin(whole)

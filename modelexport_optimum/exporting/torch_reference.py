@@ -54,9 +54,6 @@ class TorchPart:
     def inputs(self, seed: int = 0) -> Arrays:
         """Make example inputs, the same ones every time.
 
-        Args:
-            seed: What the numbers are made from.
-
         Returns:
             The arrays by the name of the graph's input. Nothing is masked.
         """
@@ -109,10 +106,6 @@ class TorchPart:
 
     def run(self, feeds: Arrays, keep: Keep) -> tuple[list[RecordedCall], Arrays]:
         """Run the part.
-
-        Args:
-            feeds: Its inputs, by the name of the graph's input.
-            keep: Called with the name and value of each tensor that leaves a call.
 
         Returns:
             The calls in the order in which they began, and the outputs by name.
@@ -205,14 +198,6 @@ def torch_parts(
     trust_remote_code: bool = False,
 ) -> list[TorchPart]:
     """Load a model, and take it into the parts that Optimum exports.
-
-    Args:
-        model: A name on the Hub, a directory, or a model in memory.
-        task: Optimum's name of the task, or "auto".
-        library: Optimum's name of the library, or None to find it out.
-        options: Further options of Optimum's exporter.
-        model_kwargs: Further arguments of the model.
-        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         ModelExportError: The model cannot be loaded, or Optimum cannot export it.

@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def drawn_values(graph: FlatGraph, known: Collection[str] = ()) -> set[str]:
-    """Return the values of a graph that are drawn at random, and those that depend on them.
-
-    Args:
-        graph: The graph.
-        known: Values that are drawn, and given to the graph in place of those it draws.
-    """
+    """Return the values of a graph that are drawn and not known, and those that depend on them."""
     drawn = {name for n in graph.nodes if _draws(n.proto, graph) for name in n.makes}
     return values_after(graph, drawn.difference(known))
 

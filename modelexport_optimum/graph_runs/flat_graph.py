@@ -133,12 +133,7 @@ def branch_in_words(branch: Mapping[str, bool]) -> str:
 
 
 def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
-    """Lay a tagged file out as one list of nodes.
-
-    Args:
-        file: The file.
-        branch: One of the choices that `branches` gives.
-    """
+    """Lay a tagged file out as one list of nodes, with one of the choices that `branches` gives."""
     weights = Weights(file.model)
     tagged = {id(node.node): node for node in file.nodes}
     initializers: dict[str, Tensor] = {}

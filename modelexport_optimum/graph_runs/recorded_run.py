@@ -106,11 +106,6 @@ class RecordedRun:
 def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun:
     """Run a graph once, and keep what leaves the calls of its modules.
 
-    Args:
-        graph: The graph.
-        run: What runs it.
-        feeds: Its inputs.
-
     Raises:
         ModelExportError: ONNX Runtime cannot load or run it.
     """

@@ -81,12 +81,7 @@ class TappedRun:
     """Runs of one flat graph, or of parts of it."""
 
     def __init__(self, graph: FlatGraph, provider: Provider | None = None) -> None:
-        """Prepare runs.
-
-        Args:
-            graph: The graph.
-            provider: The execution provider; by default the CPU's.
-        """
+        """Prepare runs on a provider, by default the CPU's."""
         self._graph = graph
         self._provider = provider or Provider(CPU)
         self._base = _model_without_graph(graph)
@@ -96,10 +91,6 @@ class TappedRun:
 
     def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
         """Run the graph and yield the values that are wanted, in the order of the graph.
-
-        Args:
-            wanted: Names of values that nodes make.
-            feeds: The inputs of the graph.
 
         Raises:
             ModelExportError: ONNX Runtime cannot load or run it.
@@ -131,12 +122,6 @@ class TappedRun:
         replacement: Callable[[str], np.ndarray],
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Run the graph with some of the values that its nodes read replaced by others.
-
-        Args:
-            wanted: Names of values that nodes make.
-            feeds: The inputs of the graph.
-            is_replaced: Whether a node reads the replacement of a value.
-            replacement: The replacement of a value.
 
         Yields:
             The values that are wanted, as they are then.
@@ -209,11 +194,7 @@ class TappedRun:
     ) -> Part:
         """Make some nodes a model of their own, with what it is run on.
 
-        Args:
-            nodes: The nodes, each after those among them that make what it reads.
-            outputs: Names of the values that the model gives.
-            live: Values that other nodes make or the graph is given, by name.
-            renamed: Other names for what a node reads, by the node's identity.
+        `renamed` has other names for what a node reads, by the node's identity.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self._base)

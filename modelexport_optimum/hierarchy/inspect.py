@@ -231,10 +231,6 @@ def inspect(
 def amounts(file: TaggedFile, ops: Sequence[str] = ()) -> dict[str, tuple[Amount, Amount]]:
     """Count the operators and parameters of every module of a file.
 
-    Args:
-        file: The file.
-        ops: Patterns of the operators to count; by default all.
-
     Returns:
         By module path: what is the module's own, and the same with all modules inside it. An
         initializer that several modules read is each one's own, and counted once in the
@@ -323,11 +319,7 @@ def _is_any(name: str, patterns: Sequence[str]) -> bool:
 def matching_paths(paths: Iterable[str], patterns: Iterable[str], where: object) -> set[str]:
     """Return the module paths that match any of the patterns.
 
-    Args:
-        paths: Module paths.
-        patterns: `*` is anything within one part, `**` any number of parts; the first parts
-            may be left out.
-        where: What has these modules, for the message.
+    `*` is anything within one part, `**` any number of parts; the first parts may be left out.
 
     Raises:
         UsageError: A pattern matches nothing.

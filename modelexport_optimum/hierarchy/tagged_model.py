@@ -270,14 +270,7 @@ def type_text(elem_type: int, shape: Iterable[int | str | None] | None) -> str:
 
 
 def unknown(kind: str, name: str, path: object, known: Iterable[str]) -> UsageError:
-    """Return the error for a name or pattern that nothing in a file has.
-
-    Args:
-        kind: What was looked for.
-        name: The name or pattern.
-        path: Where it was looked for.
-        known: What there is, of which the closest are named.
-    """
+    """Return the error for a name or pattern that nothing in a file has."""
     command = f"modelexport-optimum inspect {shlex.quote(str(path))}"
     hint = did_you_mean(name, known) or f": `{command}` shows what there is"
     return UsageError(f"{path} has no {kind} {name!r}{hint}")

@@ -33,9 +33,6 @@ class MissingDataError(InvalidModelError):
 def check_external_data(model: Model) -> None:
     """Refuse a model whose weights are somewhere else; missing weights are let pass.
 
-    Args:
-        model: The model, as it was read.
-
     Raises:
         InvalidModelError: A file that the model names is not one in its directory.
     """
@@ -46,14 +43,7 @@ def check_external_data(model: Model) -> None:
 
 
 def open_external_data(model: Path, location: str) -> int:
-    """Open a file of a model's weights for reading.
-
-    Args:
-        model: The `.onnx` file.
-        location: Where the weights are, as the model says it.
-
-    Returns:
-        The file's descriptor.
+    """Open a file of a model's weights, where the model says it is: its descriptor, for reading.
 
     Raises:
         MissingDataError: There is no such file.

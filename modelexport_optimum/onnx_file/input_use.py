@@ -44,11 +44,7 @@ class InputUse:
     """How a graph, with the graphs nested in it, uses its inputs."""
 
     def __init__(self, graph: Graph) -> None:
-        """Index the graph.
-
-        Args:
-            graph: The graph.
-        """
+        """Index the graph."""
         nested = [inner for _, inner in walk_graphs(graph)]
         self._nodes = [node for inner in nested for node in inner.nodes]
         self._weights = {tensor.name: tensor for inner in nested for tensor in inner.initializers}

@@ -60,10 +60,6 @@ of that one's key in the file."""
 def read_model(path: Path, *, fd: int | None = None) -> Model:
     """Read a model's skeleton: nodes, headers of initializers, inputs and outputs.
 
-    Args:
-        path: The `.onnx` file.
-        fd: The file, if it is open already.
-
     Returns:
         The model, without weights; memory grows with the number of nodes and initializers.
 

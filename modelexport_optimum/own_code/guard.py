@@ -41,11 +41,7 @@ _installed = False
 
 
 def pickled_code(error: BaseException) -> str | None:
-    """Say what a checkpoint holds besides weights, if it is that which could not be loaded.
-
-    Args:
-        error: What the library raised; PyTorch's own error is among its causes.
-    """
+    """Say what a checkpoint holds besides weights, if it is that which could not be loaded."""
     for cause in causes(error):
         text = str(cause)
         if "Weights only load failed" in text:

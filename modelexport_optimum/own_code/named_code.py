@@ -57,10 +57,6 @@ def in_words(found: Sequence[OwnCode]) -> str:
 def refuse_needed(name: str, found: Sequence[OwnCode]) -> None:
     """Refuse a model that cannot be loaded without its code.
 
-    Args:
-        name: The model, as the user gave it.
-        found: What `find_own_code` found.
-
     Raises:
         ModelExportError: Some of it is needed.
     """

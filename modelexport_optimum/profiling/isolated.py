@@ -118,15 +118,7 @@ class IsolatedRun(Displayed):
 def isolate(
     file: TaggedFile, provider: Provider, feeds: Arrays, *, iterations: int, depth: int | None
 ) -> IsolatedRun:
-    """Measure each module of a file alone.
-
-    Args:
-        file: The tagged file.
-        provider: The provider.
-        feeds: Inputs of the graph, which choose the branch of a merged decoder.
-        iterations: Number of measured runs of each.
-        depth: Levels of modules down to which the file is cut; by default the first that has
-            some modules.
+    """Measure each module of a file alone, in the branch that the inputs choose.
 
     Raises:
         ModelExportError: The whole graph cannot be run.

@@ -41,13 +41,7 @@ _BUILT, _WEIGHTS, _SEEN = "built.onnx", "weights", "seen.onnx"
 def place_nodes(
     file: TaggedFile, assignment: Assignment, feeds: Mapping[str, np.ndarray]
 ) -> Placement:
-    """Say which provider took the nodes of which module.
-
-    Args:
-        file: The tagged file.
-        assignment: The nodes that each provider took, or ran.
-        feeds: Inputs of the graph, to know the size of what crosses; may be empty.
-    """
+    """Say which provider took the nodes of which module; with inputs, how large what crosses is."""
     provider = assignment.provider
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
         built = _built(file.path, Path(scratch))

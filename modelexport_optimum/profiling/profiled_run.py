@@ -45,12 +45,6 @@ def profile_file(
 ) -> tuple[FileProfile, dict[str, Any]]:
     """Run a file under ONNX Runtime's profiler.
 
-    Args:
-        file: The tagged file.
-        provider: The provider.
-        iterations: Number of measured runs.
-        arrays: Its inputs.
-
     Returns:
         Its profile, and the outputs of its last run by name.
 

@@ -38,11 +38,6 @@ class Provider:
 def choose_provider(name: str, *, options: Settings = None, libraries: Settings = None) -> Provider:
     """Return the execution provider of a name, which must be there.
 
-    Args:
-        name: Its full name or without `ExecutionProvider`, in any case.
-        options: Options of the provider.
-        libraries: Paths of providers' libraries, by the providers' names.
-
     Raises:
         UsageError: There is no such provider, or an option is not `NAME=TEXT`.
     """
@@ -92,11 +87,7 @@ def choose_providers(
 
 
 def settings_of(given: Settings, form: str) -> dict[str, str]:
-    """Return texts by name.
-
-    Args:
-        given: A mapping, or texts `NAME=TEXT`.
-        form: The option that they are given by, for the message.
+    """Return texts by name, from a mapping or texts `NAME=TEXT`; the form is named in the message.
 
     Raises:
         UsageError: One is not of this form.

@@ -164,10 +164,6 @@ def built_in_providers() -> list[str]:
 def devices_of(name: str, library: str) -> list[Any]:
     """Return what a provider of a library runs on here. Loads the library, once in a process.
 
-    Args:
-        name: The provider's name.
-        library: The path of the library that has it.
-
     Raises:
         ModelExportError: This ONNX Runtime takes no such libraries, the library cannot be
             loaded or has no such provider, or it has no device on this machine.

@@ -59,11 +59,7 @@ class Assignment:
 
 
 def quiet_options(*, recorded: bool = False) -> onnxruntime.SessionOptions:
-    """Return options of a session that logs nothing: its errors come as exceptions.
-
-    Args:
-        recorded: Whether the session keeps which provider took which nodes.
-    """
+    """Return options of a session that logs nothing: its errors come as exceptions."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -106,10 +102,7 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Make a session on a provider, which leaves to the CPU what it does not take.
 
-    Args:
-        model: The path of a model, or the model.
-        provider: The provider.
-        options: Options of the session; a plugin is added to them.
+    A plugin is added to the options.
 
     Raises:
         ModelExportError: The provider's library cannot be loaded.

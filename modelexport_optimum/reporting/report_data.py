@@ -38,11 +38,7 @@ def file_data(
 ) -> dict[str, Any]:
     """Return everything that the page shows of one file of one export.
 
-    Args:
-        file: The file.
-        times: What `profile` measured of it, once for each run.
-        found: What `compare` found of it.
-        classes: Numbers of the class names; a class that is new gets the next one.
+    `classes` numbers the class names: one that is new gets the next number.
     """
     modules = file.modules.values()
     for module in modules:

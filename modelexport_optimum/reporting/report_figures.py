@@ -122,10 +122,6 @@ def read_times(
 ) -> list[list[Times]]:
     """Return the times of each file, once for each way in which it was run.
 
-    Args:
-        profile: What `profile` returned, or the file that its `--json` wrote.
-        files: The files of the report.
-
     Raises:
         UsageError: The profile is not one of these files.
     """
@@ -177,10 +173,6 @@ def read_errors(
 
     A comparison names a file by its path in the directory that was compared, so that it fits
     the same export wherever it lies, and both of the exports that it is of.
-
-    Args:
-        comparison: What `compare` returned, or the file that its `--json` wrote.
-        files: The files of the report.
 
     Raises:
         UsageError: The comparison is not one of these files.

@@ -87,13 +87,9 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def remove_abandoned(directory: Path, matches: Callable[[str], bool]) -> None:
-    """Remove the temporary files that killed runs left; a live run holds the lock of its own.
+    """Remove the temporary files of these names that killed runs left, and no live run has locked.
 
     Where there are no locks nothing is removed: it may be a live run's.
-
-    Args:
-        directory: Where to look.
-        matches: Whether a file of this name was to be replaced.
 
     Raises:
         OSError: The directory cannot be read.

@@ -71,10 +71,6 @@ def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
 
     A key may stand twice, of which the last one counts, as for whoever loads the model.
 
-    Args:
-        data: The text.
-        path: The file that it is from, for the error.
-
     Raises:
         ModelExportError: It is no such text.
     """

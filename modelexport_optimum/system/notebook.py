@@ -126,10 +126,7 @@ def tree(columns: Sequence[str], parts: Sequence[Part]) -> str:
 def outermost(items: Sequence[_T], level: Callable[[_T], int], most: int) -> Sequence[_T]:
     """Return the items of as many levels as fit into a number of rows.
 
-    Args:
-        items: Modules of a tree, outer before inner.
-        level: How deep one is, from 0.
-        most: The number of rows; where the first level does not fit, its first rows are kept.
+    Where the first level does not fit, its first rows are kept.
     """
     count, deepest = 0, 0
     for at, more in sorted(Counter(map(level, items)).items()):
@@ -143,12 +140,7 @@ def outermost(items: Sequence[_T], level: Callable[[_T], int], most: int) -> Seq
 
 
 def treemap(parts: Sequence[Part], written: Callable[[float], str]) -> str:
-    """Return boxes as large as what modules make up, coloured by class; "" if it is nothing.
-
-    Args:
-        parts: The modules of one tree, the root first, outer before inner.
-        written: Writes a size for people.
-    """
+    """Return boxes as large as what modules make up, coloured by class; "" if it is nothing."""
     if not parts or parts[0].size <= 0:
         return ""
     boxes = sorted(_divided(parts), key=lambda box: -box[1])

@@ -6,11 +6,7 @@ import signal
 
 
 def ending(status: int) -> str:
-    """Tell how a process ended, by its exit code as `subprocess` gives it.
-
-    Args:
-        status: Its exit status, or the negative number of the signal that ended it.
-    """
+    """Tell how a process ended, by its exit code as `subprocess` gives it."""
     if status >= 0:
         return f"its process ended with exit status {status}"
     name = signal.Signals(-status).name

@@ -71,10 +71,7 @@ class _Descriptor(io.FileIO):
 def open_descriptor(number: int, like: TextIO | None, *, close: bool = False) -> TextIO:
     """Return a text stream to a descriptor, which never raises and encodes every character.
 
-    Args:
-        number: The descriptor.
-        like: The stream whose encoding it has; UTF-8 without one.
-        close: Close the descriptor with the stream.
+    Its encoding is that of `like`, or UTF-8.
     """
     codecs.register_error(_ASCII_ERRORS, _in_ascii)
     return io.TextIOWrapper(

@@ -17,23 +17,12 @@ bytes of a file name that is not UTF-8 (PEP 383)."""
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""Show the characters that would steer a terminal: ESC as `\x1b`.
-
-    Args:
-        text: Any text; names of nodes, modules and files are anybody's.
-        keep: The control characters to leave as they are.
-    """
+    r"""Show the characters that would steer a terminal, ESC as `\x1b`; those to keep stay."""
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
 def listed(names: Sequence[str], most: int, *, none: str = "none") -> str:
-    """Return the first names and the number of the others: "a, b and 3 more".
-
-    Args:
-        names: What to list.
-        most: How many to name.
-        none: What stands for an empty list.
-    """
+    """Return the first names and the number of the others: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more or none
 

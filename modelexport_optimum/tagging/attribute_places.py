@@ -39,10 +39,6 @@ def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
     free where all nodes of one number share a tag. It never stands in the body of a function,
     which ONNX Runtime copies to each of its calls.
 
-    Args:
-        model: The file's skeleton.
-        tags: The tag of each node, by the node's start.
-
     Returns:
         The starts of these nodes.
     """

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 class CallNesting:
     """The calls in which the nodes of a file ran, as far as the records of its nodes tell.
 
-    Args:
-        model: The file's skeleton.
-        flow: Its nodes.
-
     Attributes:
         recorded: Whether any node has a record.
     """

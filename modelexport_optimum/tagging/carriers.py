@@ -216,13 +216,6 @@ def encode(
 ) -> bytes:
     """Encode the fields that give a node its tag.
 
-    Args:
-        node: The node.
-        spelled: The chain of modules from the root to the node's own.
-        evidence: How the node was placed.
-        attribute: Whether the attribute may stand on it.
-        doc_string: The node's own doc_string.
-
     Returns:
         Bytes to append to the node's own.
     """
@@ -263,11 +256,6 @@ def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
     """Return the edits that take the tag out of a node's bytes.
-
-    Args:
-        node: The node.
-        data: Its message as it stands in the file.
-        carried: What `read` found on it.
 
     Returns:
         Edits at offsets of the file; none if the node carries nothing of ours.

@@ -29,9 +29,6 @@ def check_counts(path: Path) -> None:
 
     Counts are named `num_...`, `n_...`, `...layers` and `depth...`, in transformers and diffusers.
 
-    Args:
-        path: The file, which may be missing.
-
     Raises:
         ModelExportError: A number is too large, or the file cannot be read.
     """
@@ -61,10 +58,6 @@ def _is_count(name: str) -> bool:
 @contextlib.contextmanager
 def bounded_modules(path: Path, nodes: int) -> Iterator[None]:
     """Stop the building of a model that has far more modules than a graph has nodes.
-
-    Args:
-        path: The config.json that describes the model.
-        nodes: Number of nodes of the graphs that it is to be the model of.
 
     Raises:
         ModelExportError: It has.

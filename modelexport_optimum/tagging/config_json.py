@@ -103,12 +103,9 @@ class ConfigJson:
             )
 
     def write(self, metadata: Mapping[str, Any] | None) -> bool:
-        """Put the key into the file once, or take it out.
+        """Put the key into the file once with this value, or take it out if there is none.
 
         A key that is there stays where it is; a new one is the last.
-
-        Args:
-            metadata: The key's value; None takes the key out.
 
         Returns:
             Whether the file was changed.
@@ -180,12 +177,7 @@ class ConfigJson:
 
 
 def metadata_of(modules: Mapping[str, str]) -> dict[str, Any]:
-    """Return the key's value.
-
-    Args:
-        modules: Module path to class name, of the modules that stand in any tag of the
-            directory's files.
-    """
+    """Return the key's value, given the modules that stand in any tag of the directory's files."""
     return {
         "hierarchy_modules": len(modules),
         "module_types": sorted(set(modules.values())),

@@ -63,10 +63,6 @@ def place_by_flow(
 ) -> Iterator[tuple[int, Paths | None, str]]:
     """Place the nodes that have no place yet by those that have.
 
-    Args:
-        flow: The file's nodes.
-        known: For each node its chain of modules, or None.
-
     Yields:
         For each node without a place its number, its chain or None, and the reason.
     """

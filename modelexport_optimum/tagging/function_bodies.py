@@ -27,11 +27,7 @@ def place_bodies(
     each call; a record of one call is not that of another. Any other stands in the nearest common
     ancestor of the calls.
 
-    Args:
-        model: The file's skeleton.
-        root: The chain of the module that was traced.
-        placed: The placement of the graph's nodes, by their start. Those of bodies are added.
-        known: What a node itself says of its place.
+    They are added to `placed`, which has the graph's nodes, by their start.
     """
     callers: dict[FunctionKey, list[Node]] = {}
     functions = {function.key: function for function in model.functions}

@@ -341,16 +341,7 @@ def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[E
 def _write_config(
     directory: Path, group: Sequence[OpenFile], modules: Iterable[Mapping[str, str]]
 ) -> bool:
-    """Say in config.json what modules the tags of the directory's files have.
-
-    Args:
-        directory: The directory.
-        group: Its files that were tagged, or stripped.
-        modules: The modules of each that was tagged, module path to class name.
-
-    Returns:
-        Whether config.json was changed.
-    """
+    """Say in config.json what modules the files' tags have, and tell whether it was changed."""
     config = ConfigJson.read(directory)
     if config is None or not (config.is_of_model or config.has_key):
         return False

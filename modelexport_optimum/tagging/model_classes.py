@@ -66,12 +66,7 @@ def _empty_weights() -> list[AbstractContextManager[Any]]:
 
 
 def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN401
-    """Build a model without weights, in the way that `from_pretrained` prepares one.
-
-    Args:
-        model_class: A class of transformers or diffusers.
-        config: Its configuration.
-    """
+    """Build a model without weights, in the way that `from_pretrained` prepares one."""
     with contextlib.ExitStack() as stack:
         for context in _empty_weights():
             stack.enter_context(context)
@@ -95,10 +90,6 @@ def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Cand
     than of the export, so the other classes of its model type follow, with what Optimum
     knows of their outputs.
 
-    Args:
-        directory: Directory of a config.json.
-        trust_remote_code: Whether the code that the config names may be run.
-
     Returns:
         The classes; none if there is no config, or it describes nothing that is known.
     """
@@ -113,16 +104,7 @@ def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Cand
 
 
 def class_named(name: object, package: ModuleType, base: type) -> Any:  # noqa: ANN401 (a subclass)
-    """Return a class that a file names, looked up among the models of a package.
-
-    Args:
-        name: What the file says.
-        package: The library's package, which also holds functions and modules of its own.
-        base: The class of all that is meant.
-
-    Returns:
-        The class, or None if there is none of that name.
-    """
+    """Return the class of a package, below a base, that a file names; None if there is none."""
     try:
         found = getattr(package, name, None) if isinstance(name, str) else None
     except ImportError:  # the class needs a library that is not installed
@@ -210,10 +192,6 @@ def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
 
 def source_trees(source: str, *, trust_remote_code: bool = False) -> list[ModuleTree]:
     """Return the trees of a source model, which is not loaded where its config is enough.
-
-    Args:
-        source: Hub name or local directory.
-        trust_remote_code: Whether the code in its repository may be run.
 
     Raises:
         ModelExportError: There is no such model, or its classes cannot be built.

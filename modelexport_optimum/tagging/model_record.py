@@ -91,14 +91,7 @@ def record_edits(
     source: str | None,
     exported: ModuleTree | None,
 ) -> list[Edit]:
-    """Return the model's own record: who tagged it, from what, with what.
-
-    Args:
-        model: The file's skeleton.
-        chains: The modules of its nodes.
-        source: Name of the source model.
-        exported: The modules of the very model that was exported, if they are known.
-    """
+    """Return the model's own record: who tagged it, from what, with what."""
     from modelexport_optimum.system.version import __version__
 
     old = {key: value for key, value, *_ in model.metadata if key.startswith(PREFIX)}
@@ -133,12 +126,7 @@ def record_edits(
 
 
 def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:
-    """Return the outermost modules with parameters that neither are in a tag nor hold one that is.
-
-    Args:
-        tree: The model's modules.
-        shown: The paths that stand in tags.
-    """
+    """Return the outermost modules with parameters that are in no tag and hold none that is."""
     primary = {tree.modules[path].primary for path in shown if path in tree.modules}
     every = {*shown, *(path for path, module in tree.modules.items() if module.primary in primary)}
     held = {outer for path in every for outer in (path, *outer_paths(path))}

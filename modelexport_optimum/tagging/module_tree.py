@@ -73,11 +73,7 @@ class ModuleTree:
 
     @classmethod
     def from_module(cls, model: torch.nn.Module) -> ModuleTree:
-        """Read the tree of a model in memory, on any device.
-
-        Args:
-            model: The model; only names, classes and shapes are read.
-        """
+        """Read the tree of a model in memory, on any device: names, classes and shapes alone."""
         import torch
 
         tree = cls()
@@ -104,12 +100,7 @@ class ModuleTree:
     def from_names(
         cls, scopes: Iterable[str], tensors: Mapping[str, tuple[int, ...]]
     ) -> ModuleTree:
-        """Guess the paths, without classes, from the names in a graph.
-
-        Args:
-            scopes: Scopes of nodes, `/bert/encoder/layer.0`.
-            tensors: Named parameters and their shapes.
-        """
+        """Guess the paths, without classes, from the names in a graph."""
         paths: dict[str, None] = {"": None}
         for scope in scopes:
             paths.update(dict.fromkeys(paths_of_scope(scope)))
@@ -129,10 +120,6 @@ class ModuleTree:
 
 def model_trees(model: object) -> list[ModuleTree]:
     """Return the trees of a model in memory: its own, or one for each component of a pipeline.
-
-    Args:
-        model: A `torch.nn.Module`, or what holds some in its `components`, as a
-            `DiffusionPipeline` does.
 
     Raises:
         ModelExportError: It is neither.

@@ -21,10 +21,6 @@ def pairs_by_prefixes(
 ) -> dict[Prefixes, list[tuple[str, str]]]:
     """Pair names in a graph with those names in a model that differ by a prefix or not at all.
 
-    Args:
-        names: The names in the graph, dotted.
-        known: The names in the model.
-
     Returns:
         (name in the graph, name in the model) of each pair, by the prefixes.
     """

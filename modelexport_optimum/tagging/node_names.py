@@ -68,11 +68,7 @@ def spellings(scope: str) -> list[str]:
 
 
 def paths_of_scope(scope: str) -> Iterator[str]:
-    """Yield the module paths that a scope spells label by label, outer first.
-
-    Args:
-        scope: `/bert/encoder/layer.0`, without a count.
-    """
+    """Yield the module paths that a scope without a count spells label by label, outer first."""
     path = label = ""
     for part in scope.split("/")[1:]:
         # A Sequential's children carry its own label: `layer1/layer1.0`.

@@ -62,10 +62,6 @@ def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
 
     What killed runs left there is removed.
 
-    Args:
-        path: A `.onnx` file, or a directory with any number of them.
-        stack: Closes the files and gives the directories back.
-
     Raises:
         UsageError: There is no such file, or no `.onnx` file in the directory.
         ModelExportError: A file cannot be read or written, or is not a whole model.
@@ -109,10 +105,6 @@ def _exists(path: Path) -> bool:
 
 def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
     """Return the modules that stand in the tags of the directory's other files.
-
-    Args:
-        directory: The directory; what is below it does not count.
-        files: The files that do not count.
 
     Returns:
         Module path to class name. A file that is no whole model has no tags.

@@ -20,11 +20,6 @@ class Parameters:
 
     Tied parameters are one under several names. What optimizes a graph merges equal ones,
     and keeps one's name: then the others' names stand nowhere in it.
-
-    Args:
-        tree: The modules of the whole model.
-        base: Path of the module that was traced.
-        nodes: All nodes of the graph.
     """
 
     def __init__(self, tree: ModuleTree, base: str, nodes: Iterable[Node]) -> None:

@@ -41,10 +41,6 @@ class _NamedError(Exception):
 def retrace(model: torch.nn.Module, files: Sequence[Model]) -> list[TracedGraph]:
     """Export a model again as far as is needed to know which module made each node.
 
-    Args:
-        model: The model, with its weights or on the meta device.
-        files: The files that it was exported into, of one directory.
-
     Returns:
         The traced graphs that name all nodes of a graph in the files.
     """

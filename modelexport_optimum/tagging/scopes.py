@@ -40,11 +40,8 @@ def common(chains: Iterable[Paths]) -> Paths:
 class Scopes:
     """The scopes of a graph that was traced from one module of a tree.
 
-    Args:
-        tree: The modules of the whole model.
-        base: Path of the module that was traced.
-        ruled_out: Says of labels and a module that none of the calls with these labels was
-            a call of this module.
+    `ruled_out` says of labels and a module that none of the calls with these labels was a call of
+    this module.
     """
 
     def __init__(
@@ -86,10 +83,7 @@ class Scopes:
         return ".".join(parts if parts[start].isnumeric() else parts[start:])
 
     def chains(self, labels: str) -> list[Paths]:
-        """Return the chains of modules that may have been called with these labels.
-
-        Args:
-            labels: Each after a slash, without a count.
+        """Return the chains of modules that may have been called with labels that have no count.
 
         Returns:
             Every chain whose modules have the labels, one for each module at the end; none if

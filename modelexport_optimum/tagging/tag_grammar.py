@@ -78,9 +78,6 @@ def tag_of(modules: Sequence[tuple[str, str]]) -> str:
 def parse_tag(tag: str) -> Modules | None:
     """Read a tag.
 
-    Args:
-        tag: Any string.
-
     Returns:
         (module path, class name) of each module, root first, or None if it is no tag.
     """
@@ -117,9 +114,6 @@ def parse_texts(text: str) -> list[str] | None:
         string = "'" *character "'" / DQUOTE *character DQUOTE
         character: any but the quote, a backslash and ASCII's controls, or one of the escapes
             that Python's `repr` writes: \\ \' \" \n \r \t \xHH \uHHHH \UHHHHHHHH
-
-    Args:
-        text: Any string.
 
     Returns:
         The strings, or None if it is no such list, or longer than a tag's.
@@ -165,10 +159,6 @@ def _unescaped(text: str) -> str | None:
 
 def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
     """Read name_scopes and class_hierarchy.
-
-    Args:
-        scopes: Value of name_scopes.
-        classes: Value of class_hierarchy.
 
     Returns:
         (module path, qualified class) of each module, root first, without the node itself;

@@ -61,12 +61,7 @@ class Fit:
 
 
 def fit(model: Model, tree: ModuleTree) -> Fit:
-    """Find the module of a tree that explains a file best.
-
-    Args:
-        model: The file's skeleton.
-        tree: The modules of a whole model.
-    """
+    """Find the module of a tree that explains a file best."""
     named = _named_tensors(model)
     scopes = list(scopes_of(model))
     below = Counter(base for name in tree.tensors for base in ("", *outer_paths(name)))
@@ -87,9 +82,7 @@ def fit(model: Model, tree: ModuleTree) -> Fit:
 def total(fits: Sequence[Fit], agreeing: int = 0) -> tuple[int, ...]:
     """Sum the fits of one tree to several files, as a key to compare trees by.
 
-    Args:
-        fits: One for each file.
-        agreeing: Number of files whose outputs are those of the tree's class.
+    `agreeing` is the number of files whose outputs are those of the tree's class.
     """
     return (
         sum(fit.shapes for fit in fits),

@@ -74,12 +74,7 @@ class CardFacts:
 
 
 def card_of(directory: Path, facts: CardFacts) -> str:
-    """Return the model card of an export.
-
-    Args:
-        directory: The export.
-        facts: What else it says.
-    """
+    """Return the model card of an export."""
     sections = [
         _metadata(facts),
         f"# {_code(facts.loaded_from.rpartition('/')[2])}",
@@ -140,11 +135,6 @@ def check_card(directory: Path) -> None:
 
 def place_card(directory: Path, replaced: Path, card: str | None) -> list[str]:
     """Write the card of an export, or keep the one that somebody wrote for the export before it.
-
-    Args:
-        directory: The export.
-        replaced: The directory of the export that it will replace, if there is one.
-        card: The card; None if none is to be written.
 
     Returns:
         What to know of it, a line each.

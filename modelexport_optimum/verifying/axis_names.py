@@ -25,9 +25,6 @@ _ARITHMETIC = (
 def refuse_evaluated_axes(session: onnxruntime.InferenceSession) -> None:
     """Refuse a graph that would run code if its outputs' axes were evaluated.
 
-    Args:
-        session: A session of the graph.
-
     Raises:
         ModelExportError: An axis has such a name.
     """

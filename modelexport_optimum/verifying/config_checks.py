@@ -44,13 +44,7 @@ class Check(Displayed):
 
 
 def check_all(exported: Exported, cpu: Run | None, model: Path | None) -> Iterator[Check]:
-    """Yield the checks of an export that need no execution provider, in the order to be read.
-
-    Args:
-        exported: The export.
-        cpu: What the CPU gave, None if it was not run.
-        model: The directory of the model that was exported, if it is known.
-    """
+    """Yield the checks of an export that need no execution provider, in the order to be read."""
     yield Check("graphs", *_check_graphs(exported))
     yield Check("config", *_check_config(exported))
     if exported.settings_error:

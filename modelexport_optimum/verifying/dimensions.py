@@ -17,14 +17,7 @@ NAMED = 5
 
 
 def check_dimensions(exported: Exported) -> tuple[str, str]:
-    """Tell whether the graphs have the modules and the parameters that config.json describes.
-
-    Args:
-        exported: The export.
-
-    Returns:
-        A check's status and message.
-    """
+    """Tell whether the graphs have the modules and the parameters that config.json describes."""
     if exported.library == "timm":
         return "unavailable", "models of timm are not built from their config.json"
     named = {found.model_class.__name__ for found in exported.classes}

@@ -52,15 +52,7 @@ def is_of_sentences(exported: Exported) -> bool:
 
 
 def check_embeddings(exported: Exported, model: Path | None) -> tuple[str, str]:
-    """Tell whether the export gives the model's embeddings, in the way that its users ask for them.
-
-    Args:
-        exported: The export.
-        model: The directory of the model, if it is known.
-
-    Returns:
-        A check's status and message.
-    """
+    """Tell whether the export gives the model's embeddings in the way that users ask for them."""
     inside = exported.library == "sentence_transformers"
     try:
         import sentence_transformers  # noqa: F401

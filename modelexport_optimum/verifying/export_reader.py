@@ -34,12 +34,6 @@ def read_exported(
 ) -> Exported:
     """Read what can be read of an exported directory.
 
-    Args:
-        directory: Where it is.
-        task: What it is for, if it shall not be found out.
-        library: The library of the model, if it shall not be found out.
-        trust_remote_code: Whether code in the directory may run.
-
     Raises:
         UsageError: There is nothing to check, or no such task.
     """

@@ -73,13 +73,7 @@ def start_importing() -> None:
 
 
 def run_in_child(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
-    """Run on a provider in another process.
-
-    Args:
-        plan: What to run.
-        provider: The provider.
-        seconds: How long it may take.
-    """
+    """Run on a provider in another process."""
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as name:
         folder = Path(name)
         (folder / _PLAN).write_bytes(pickle.dumps((plan, provider)))

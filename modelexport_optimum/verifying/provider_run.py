@@ -55,10 +55,6 @@ def run_reference(plan: RunPlan, loaded: Loaded | None = None) -> Run:
 
     If a graph draws random numbers it is run with two seeds, which tells the outputs that are
     random: no two providers agree on these.
-
-    Args:
-        plan: What to run.
-        loaded: Called with the sessions, if they ran.
     """
     result = run(plan, Provider(CPU), loaded=loaded)
     if plan.draws and result.complete:

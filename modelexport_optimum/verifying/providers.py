@@ -117,14 +117,6 @@ def check_providers(
 ) -> tuple[list[ProviderResult], Run | None, list[Placement]]:
     """Run the providers that this build of ONNX Runtime has, one after the other.
 
-    Args:
-        exported: The export.
-        loader: How it is loaded.
-        providers: The providers.
-        asked: Whether they were asked for by name.
-        place: Says which module's nodes a provider took, where that is asked for.
-        loaded: Called with the CPU's sessions, if they ran.
-
     Returns:
         What each of them did, the CPU's run if there was one, and which modules' nodes the
         others took.
@@ -151,11 +143,6 @@ def check_providers(
 
 def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) -> RunPlan:
     """Return what every provider runs, with the inputs of each graph.
-
-    Args:
-        exported: The export.
-        loader: How it is loaded.
-        by_module: Whether it is to be kept which provider took which node.
 
     Raises:
         ModelExportError: The inputs of a graph cannot be made.

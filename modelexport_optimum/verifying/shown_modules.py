@@ -46,12 +46,7 @@ class _Tags:
 
 
 def missing_modules(exported: Exported, described: Mapping[str, Described]) -> list[str]:
-    """Return the described modules that the exported model cannot have had.
-
-    Args:
-        exported: The export.
-        described: The described model, or the components of a pipeline, by folder.
-    """
+    """Return the described modules that the exported model cannot have had."""
     found = []
     for folder, model in described.items():
         shown: set[str] = set()
@@ -79,10 +74,6 @@ def unknown_modules(exported: Exported, described: Mapping[str, Described]) -> l
 
     A tag names a module of the exported model for certain. A parameter's name may come from
     what Optimum wraps around the model, so only one more of a described list counts.
-
-    Args:
-        exported: The export.
-        described: The described model, or the components of a pipeline, by folder.
     """
     found: dict[str, None] = {}
     for folder, model in described.items():
@@ -153,10 +144,7 @@ def _aligned(paths: Iterable[str], model: Described, base: str = "") -> list[str
     What is before the names in the tree, or before those in the graph, is the same for most.
     Others are left out.
 
-    Args:
-        paths: What stands in the graph.
-        model: The described model.
-        base: What is before the names, if it is known and fits any.
+    `base` is what is before the names, if that is known and fits any.
     """
     given = list(dict.fromkeys(paths))
     pairs = pairs_by_prefixes(given, model.tree.modules)

@@ -31,12 +31,7 @@ def is_pooled_outside(exported: Exported) -> bool:
 
 
 def check_files(exported: Exported, model: Path) -> tuple[str, str]:
-    """Tell whether the export has each companion file that the model has.
-
-    Args:
-        exported: The export.
-        model: The directory of the model.
-    """
+    """Tell whether the export has each companion file that the model has."""
     wanted = companion_files(model, pooled=is_pooled_outside(exported))
     missing: dict[tuple[str, str], list[CompanionFile]] = {}
     for file in wanted:

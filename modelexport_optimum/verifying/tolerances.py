@@ -98,12 +98,6 @@ def compare_outputs(
     Each value may be off by the tolerance, relative to its own size or to its output's scale.
     The scale is the median of an output's sizes: a few values that stand for infinity, as what
     masks write, do not change it.
-
-    Args:
-        outputs: What the provider gave.
-        reference: What the CPU gave for the same inputs.
-        precision: What the provider computed in.
-        drawn: The outputs that are random numbers, which are not compared.
     """
     largest = None
     for name in _comparable(outputs, reference):
