@@ -262,7 +262,7 @@ def test_without_forks_a_server_does_one_run(
 ) -> None:
     """As on macOS."""
     monkeypatch.setattr(provider_process, "_waiting", [])
-    monkeypatch.setattr(provider_process, "_FORKS", False)
+    monkeypatch.setattr(provider_process, "FORKS", False)
     plan = plan_of(exported("bert"))
     assert provider_process.run_in_child(plan, Provider(AZURE), 60).run.complete
     assert provider_process._waiting == []

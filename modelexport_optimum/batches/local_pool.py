@@ -12,7 +12,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -20,11 +19,19 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches.jobs import Done, Lost, Stage
-from modelexport_optimum.system.processes import ending
+from modelexport_optimum.system.processes import (
+    FORKS,
+    ending,
+    kill_group,
+    lead_group,
+    release_memory,
+)
+from modelexport_optimum.system.signals import TERMINAL_CLOSED, send_to_self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
     from pathlib import Path
 
     from modelexport_optimum.batches.jobs import Job
@@ -83,10 +90,9 @@ class LocalPool:
         self._directory = directory
         self._threads = max(1, available_cores() // size)
         self._workers: list[_Worker] = []
-        # Apple's libraries do not survive a fork.
-        method = "spawn" if sys.platform == "darwin" else "forkserver"
-        self._context: Any = multiprocessing.get_context(method)
-        self._context.set_forkserver_preload(["modelexport_optimum.batches.preload"])
+        self._context: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
+        if FORKS:
+            self._context.set_forkserver_preload(["modelexport_optimum.batches.preload"])
         self._importing = threading.Thread(target=self._import, daemon=True)
         self._importing.start()
 
@@ -156,7 +162,7 @@ class LocalPool:
     def _remove_dead(self, worker: _Worker) -> list[Lost]:
         """Forget a worker that has ended, and kill what it started; its job is lost."""
         worker.process.join()
-        _kill_group(worker)
+        kill_group(worker.process.pid, wait=_KILL_SECONDS)
         worker.pipe.close()
         self._workers.remove(worker)
         return [] if worker.job is None else [Lost(worker.job, ending(worker.process.exitcode))]
@@ -171,8 +177,7 @@ class LocalPool:
         for worker in self._workers:
             if worker.job is job:
                 if force:
-                    _kill_group(worker)
-                    worker.process.kill()
+                    _kill(worker)
                 else:
                     worker.process.terminate()
 
@@ -180,22 +185,17 @@ class LocalPool:
         """Kill the workers that have a job, and let the others end."""
         for worker in list(self._workers):
             if worker.job is not None:
-                _kill_group(worker)
-                worker.process.kill()
+                _kill(worker)
             worker.pipe.close()
         for worker in self._workers:
             worker.process.join()
         self._workers.clear()
 
 
-def _kill_group(worker: _Worker) -> None:
-    """Kill the processes that a worker started: they may outlive it, and hold an output's lock."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + _KILL_SECONDS
-        while time.monotonic() < deadline:
-            os.killpg(worker.process.pid, 0)
-            time.sleep(0.01)
+def _kill(worker: _Worker) -> None:
+    """Kill a worker, and what it started: that may outlive it, and hold an output's lock."""
+    kill_group(worker.process.pid, wait=_KILL_SECONDS)
+    worker.process.kill()  # of a group if it had the time to lead one
 
 
 @contextlib.contextmanager
@@ -224,30 +224,32 @@ def _environment(threads: int) -> Iterator[None]:
 
 def _work(pipe: Connection, threads: int, directory: Path) -> None:
     """Run jobs as they come through the pipe, in a worker process, until it is closed."""
-    os.setpgid(0, 0)
+    lead_group()
     # A terminal sends these to all its processes. The batch ends its workers itself.
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, *TERMINAL_CLOSED):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_batch, daemon=True).start()
-    from modelexport_optimum.batches import worker
-    from modelexport_optimum.batches.results import hold
-
-    hold(directory)
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        pipe.send("start")
-        record = worker.run_job(job, pipe.send, threads)
-        pipe.send({**record, "memory": worker.release_memory()})
-
-
-def _end_with_batch() -> None:
-    """End this worker when its batch has died, in an orderly way or else by force."""
     batch = multiprocessing.parent_process()
     assert batch is not None
+    threading.Thread(target=_end_with, args=(batch,), daemon=True).start()
+    from modelexport_optimum.batches import worker
+    from modelexport_optimum.batches.results import held_by_worker
+
+    with held_by_worker(directory):
+        if not batch.is_alive():
+            return  # another batch may have the directory
+        while True:
+            try:
+                job = pipe.recv()
+            except EOFError:
+                return
+            pipe.send("start")
+            record = worker.run_job(job, pipe.send, threads)
+            pipe.send({**record, "memory": release_memory()})
+
+
+def _end_with(batch: BaseProcess) -> None:
+    """End this worker when its batch has died, in an orderly way or else by force."""
     batch.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    send_to_self(signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)
-    os.killpg(0, signal.SIGKILL)
+    kill_group(os.getpid())

@@ -28,6 +28,7 @@ from modelexport_optimum.system.private_names import (
     RAY_HIDE_GPUS,
     RAY_OOM_RETRIES,
 )
+from modelexport_optimum.system.processes import release_memory
 from modelexport_optimum.system.version import __version__
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _run_on_node(
         )
     finally:
         ray.cancel(alive)
-    return {**record, "worker": name, "memory": worker.release_memory()}
+    return {**record, "worker": name, "memory": release_memory()}
 
 
 @dataclass

@@ -10,11 +10,13 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.system.locks import NoLocksError, lock, share
+from modelexport_optimum.system.files import BYTES, remove_and_close
+from modelexport_optimum.system.locks import NoLocksError, lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,10 @@ LOGS = "logs"
 """Where the logs of what failed are, in the batch's directory."""
 
 _LOCK = ".batch.lock"
+"""Held by a batch that writes in its directory."""
+
+_WORKER_LOCKS = ".batch.worker-*.lock"
+"""Each held by a worker as long as it lives, which may be longer than its batch does."""
 
 _PATIENCE_SECONDS = 15
 """Time to wait for another batch's lock: the workers of one that was killed hold it until they
@@ -85,14 +91,15 @@ class Results:
         """
         inside = output.is_relative_to(self._directory)
         place = output.relative_to(self._directory) if inside else output
-        record = {**record, "output": str(place)}
+        record = {**record, "output": place.as_posix()}
         self._records[output] = record
         line = json.dumps(record).encode() + b"\n"
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | BYTES, 0o666)
             try:
                 os.ftruncate(descriptor, self._size)
-                if os.pwrite(descriptor, line, self._size) != len(line):
+                os.lseek(descriptor, self._size, os.SEEK_SET)
+                if os.write(descriptor, line) != len(line):
                     os.ftruncate(descriptor, self._size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
@@ -139,35 +146,62 @@ def only_batch(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while (held := lock(locked)) is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        held = _lock_until(locked, deadline)
+        taken = held is None or not _remove_locks_of_workers(directory, deadline)
     except NoLocksError:
+        locked.unlink(missing_ok=True)
         yield
         return
     except OSError as error:
         raise ModelExportError(
             f"cannot write in {directory}: {error.strerror}: give another directory with -o"
         ) from error
-    if held is None:
-        raise ModelExportError(
-            f"another batch writes in {directory}: wait for it, or give another directory with -o"
-        )
     try:
-        share(held)
+        if taken:
+            raise ModelExportError(
+                f"another batch writes in {directory}: "
+                "wait for it, or give another directory with -o"
+            )
         yield
     finally:
-        locked.unlink(missing_ok=True)
-        os.close(held)
+        if held is not None:
+            _remove_locks_of_workers(directory, deadline=0)  # of those that were killed
+            remove_and_close(locked, held)
 
 
-def hold(directory: Path) -> None:
-    """Keep other batches out of a directory as long as this process, a worker of one, lives.
+def _remove_locks_of_workers(directory: Path, deadline: float) -> bool:
+    """Remove the locks that nobody holds; False if somebody still does at the deadline."""
+    for path in directory.glob(_WORKER_LOCKS):
+        held = _lock_until(path, deadline)
+        if held is None:
+            return False
+        remove_and_close(path, held)
+    return True
 
-    Raises:
-        SystemExit: Another batch has the directory, since the one of this process has died.
+
+def _lock_until(path: Path, deadline: float) -> int | None:
+    """Take a lock; None if another process still has it at the deadline."""
+    while (held := lock(path)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return held
+
+
+@contextlib.contextmanager
+def held_by_worker(directory: Path) -> Iterator[None]:
+    """Keep later batches out of a directory while a worker of one runs, though its batch be dead.
+
+    Who holds it asks whether the batch is alive: if not, a later one may be there already.
     """
+    held: int | None = None
     try:
-        if lock(directory / _LOCK, shared=True) is None:
-            raise SystemExit(1)
+        while held is None:  # a batch that begins takes it for what a dead worker left
+            path = directory / _WORKER_LOCKS.replace("*", secrets.token_hex(4))
+            held = lock(path)
     except NoLocksError:
-        pass
+        path.unlink(missing_ok=True)
+        yield
+        return
+    try:
+        yield
+    finally:
+        remove_and_close(path, held)

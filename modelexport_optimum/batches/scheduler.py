@@ -20,6 +20,7 @@ from modelexport_optimum.batches.jobs import Done, Lost, Stage
 from modelexport_optimum.batches.records import new_record, now
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.exporting.staging import remove_abandoned
+from modelexport_optimum.system.signals import TO_END
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -222,7 +223,7 @@ class Scheduler:
 
         A signal that is ignored stays so: SIGHUP under nohup, Ctrl-C of a job in the background.
         """
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        numbers = [signal.SIGINT, *TO_END]
         if threading.current_thread() is not threading.main_thread():
             numbers = []  # Python handles signals in its main thread alone
         numbers = [one for one in numbers if signal.getsignal(one) != signal.SIG_IGN]

@@ -7,15 +7,11 @@ the process, the runner notices.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
-import gc
 import json
-import os
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches.records import new_record, now, recipe, source_state
@@ -29,6 +25,7 @@ from modelexport_optimum.system.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from modelexport_optimum.batches.jobs import Job
     from modelexport_optimum.export_run import ExportResult
@@ -80,28 +77,6 @@ def _limit_sessions() -> None:
         create(session, path_or_bytes, options, *args, **kwargs)
 
     InferenceSession.__init__ = initialize
-
-
-def release_memory() -> int:
-    """Give the memory of the last model back to the system.
-
-    Returns:
-        The bytes that the process still holds.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc keeps freed memory until this is called
-        trim(0)
-    return resident_bytes()
-
-
-def resident_bytes() -> int:
-    """Tell how much memory of this process is in RAM; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import errno
 import io
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -45,7 +44,7 @@ STAGES = {
     "strip": "Take the tags out",
 }
 
-_SIGPIPE_STATUS = 128 + signal.SIGPIPE
+_SIGPIPE_STATUS = 128 + 13  # Windows has no SIGPIPE
 """The exit status that a shell gives a program whose reader is gone."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -92,7 +92,8 @@ def _find(name: str, place: HubPlace) -> Source:
         return Source(name, path, place)
     if path.exists():
         raise UsageError(f"model {name} is a file: give the directory that it is in")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+    is_path = bool(Path(name).drive) or "\\" in name  # of Windows; the Hub has no such names
+    if is_path or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UsageError(f"model {name} does not exist: give a directory or the name on the Hub")
     return _find_on_hub(name, place)
 

@@ -7,7 +7,6 @@ knows directories and nothing of what is in them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import glob
 import os
@@ -19,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes
+from modelexport_optimum.system.files import exchange, flush, remove_and_close, rename_directory
 from modelexport_optimum.system.locks import NoLocksError, lock
+from modelexport_optimum.system.signals import TO_END, send_to_self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 _EXPORT_MARKS = ("config.json", "model_index.json")
 """What every export has at its top, a diffusion pipeline the second. `--overwrite`
 replaces nothing else: a mistyped output must not cost anybody a home directory."""
-
-_RENAME_EXCHANGE = 2
-"""From linux/fs.h: swap two names in one step."""
-
-_AT_FDCWD = -100
 
 _AGAIN_SECONDS = 1.0
 """Between two attempts to leave a run that was asked to end."""
@@ -69,7 +65,7 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
                 f"output {output} is the model's own directory or contains it: "
                 "give another directory with -o"
             )
-    if path.is_mount():
+    if os.path.ismount(path):
         raise UsageError(
             f"output {output} is a mount point, which cannot be replaced by a rename: "
             f"give a directory below it, such as -o {path / 'model'}"
@@ -169,13 +165,9 @@ def _flush(directory: Path) -> None:
             if path.is_symlink():
                 continue
             try:
-                descriptor = os.open(path, os.O_RDONLY)
+                flush(path)
             except FileNotFoundError:  # a temporary file of the check
                 continue
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
     except OSError as error:
         raise ModelExportError(
             f"cannot write {path.name} of the finished export to the disk: {error.strerror}: "
@@ -198,10 +190,10 @@ def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
         raise SystemExit(128 + _asked[0])
     try:
         if overwrite and output.is_dir() and any(output.iterdir()):
-            if not _exchange(staging, output):
+            if not exchange(staging, output):
                 _swap_in_two_steps(staging, output)
             return
-        staging.rename(output)
+        rename_directory(staging, output)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise ModelExportError(
@@ -244,10 +236,7 @@ def _owned(output: Path) -> Iterator[None]:
         yield
     finally:
         if held >= 0:
-            with contextlib.suppress(OSError):  # an empty file, which the next run takes over
-                locked.unlink()
-            with contextlib.suppress(OSError):  # the lock is gone with the descriptor
-                os.close(held)
+            remove_and_close(locked, held)
 
 
 def _remove_stagings(output: Path) -> None:
@@ -274,13 +263,12 @@ def remove_abandoned(output: Path) -> None:
         return
     if held is not None:
         _remove_stagings(output)
-        locked.unlink(missing_ok=True)
-        os.close(held)
+        remove_and_close(locked, held)
 
 
 @contextlib.contextmanager
 def _terminating_as_exit() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that cleaning up is done.
+    """Turn SIGTERM and its like into SystemExit, so that cleaning up is done.
 
     Only where nobody has a handler of their own, and only in the main thread, where
     Python allows it. It is raised wherever the program is just then, where it may be lost, in
@@ -291,12 +279,12 @@ def _terminating_as_exit() -> Iterator[None]:
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         _asked.append(number)
-        timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        timers.append(threading.Timer(_AGAIN_SECONDS, send_to_self, (number,)))
         timers[-1].daemon = True
         timers[-1].start()
         raise SystemExit(128 + number)
 
-    signals = [signal.SIGTERM, signal.SIGHUP]
+    signals = TO_END
     if threading.current_thread() is not threading.main_thread():
         signals = []
     ours = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
@@ -316,20 +304,6 @@ def _terminating_as_exit() -> Iterator[None]:
             asked = _asked[0]
             _asked.clear()
             raise SystemExit(128 + asked)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    names = os.fsencode(one), os.fsencode(other)
-    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(number, os.strerror(number), str(other))
 
 
 def _swap_in_two_steps(staging: Path, output: Path) -> None:

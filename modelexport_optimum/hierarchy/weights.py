@@ -19,6 +19,7 @@ from modelexport_optimum.onnx_file.external_data import open_external_data
 from modelexport_optimum.onnx_file.reader import damage_named, parse_length
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
 from modelexport_optimum.onnx_file.wire import bytes_fields
+from modelexport_optimum.system.files import open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,8 +78,9 @@ class Weights:
     def release(self) -> None:
         """Let the system take back the memory of what was read: it is read again when asked for."""
         for mapped in self._maps.values():
-            if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-                cast("mmap.mmap", mapped.obj).madvise(mmap.MADV_DONTNEED)
+            pages = cast("mmap.mmap", mapped.obj)
+            if hasattr(pages, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                pages.madvise(mmap.MADV_DONTNEED)
 
     def _initializers(self, graph: Graph) -> Iterator[tuple[int, tuple[int, int]]]:
         _, first, last = graph.enclosing[-1]
@@ -89,11 +91,7 @@ class Weights:
     def _map(self, path: Path, location: str = "") -> memoryview:
         if path not in self._maps:
             try:
-                fd = (
-                    open_external_data(self._path, location)
-                    if location
-                    else os.open(path, os.O_RDONLY)
-                )
+                fd = open_external_data(self._path, location) if location else open_to_read(path)
                 with os.fdopen(fd, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._maps[path] = memoryview(mapped)

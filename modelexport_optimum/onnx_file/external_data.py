@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import InvalidModelError
 from modelexport_optimum.onnx_file.skeleton import walk_initializers
+from modelexport_optimum.system.files import open_inside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from modelexport_optimum.onnx_file.skeleton import Model
 
 _COPY = "copy the model with its weights into one directory (cp -rL) and give that"
@@ -49,14 +48,14 @@ def open_external_data(model: Path, location: str) -> int:
         MissingDataError: There is no such file.
         InvalidModelError: It is not a file in the model's directory, or cannot be read.
     """
-    parts = Path(os.path.normpath(location)).parts
-    if location.startswith("/") or ".." in parts[:1] or "\0" in location:
+    place = Path(os.path.normpath(location))
+    if place.anchor or ".." in place.parts[:1] or "\0" in location:
         raise InvalidModelError(
             f"{model} keeps weights in {location!r}, outside of its directory: {_COPY}"
         )
     path = model.parent / location
     try:
-        descriptor = _open_below(model.parent, parts)
+        descriptor = open_inside(model.parent, place.parts)
     except FileNotFoundError as error:
         raise MissingDataError(f"{path} is missing: copy that file, too") from error
     except OSError as error:
@@ -75,19 +74,3 @@ def open_external_data(model: Path, location: str) -> int:
         f"{path}, where {model.name} keeps weights, has a second hard link and so may be "
         f"any other file: {_COPY}"
     )
-
-
-def _open_below(directory: Path, parts: Sequence[str]) -> int:
-    """Open a file by its path from a directory, and follow no link on the way."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for index, part in enumerate(parts, 1):
-            # O_NONBLOCK: to open a pipe would wait for a writer.
-            flags = os.O_NONBLOCK if index == len(parts) else os.O_DIRECTORY
-            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = inner
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor

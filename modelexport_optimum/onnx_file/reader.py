@@ -28,6 +28,7 @@ from modelexport_optimum.onnx_file.skeleton import (
     Value,
 )
 from modelexport_optimum.onnx_file.wire import LEN, VARINT, FieldReader, length_delimited, varint
+from modelexport_optimum.system.files import open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
     """
     if fd is None:
         try:
-            fd = os.open(path, os.O_RDONLY)
+            fd = open_to_read(path)
         except OSError as error:
             raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
         try:

@@ -7,7 +7,6 @@ the old one atomically.
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_all_graphs
 from modelexport_optimum.onnx_file.wire import WINDOW_BYTES, FieldReader, pread, varint
 from modelexport_optimum.system.atomic_write import replacing, write_all
+from modelexport_optimum.system.files import copy_in_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -225,19 +225,7 @@ def _graph_difference(old: Graph, new: Graph) -> str | None:
 
 def _copy(source: int, start: int, end: int, target: int) -> None:
     """Copy bytes to the target's position, in the kernel where it can."""
-    while start < end and hasattr(os, "copy_file_range"):
-        try:
-            copied = os.copy_file_range(source, target, end - start, offset_src=start)
-        except OSError as error:
-            # The file systems that cannot do it say one of these (man 2 copy_file_range).
-            if error.errno not in (
-                errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF
-            ):  # fmt: skip
-                raise
-            break
-        if not copied:
-            break
-        start += copied
+    start = copy_in_kernel(source, start, end, target)
     while start < end:
         data = pread(source, start, min(_COPY_BYTES, end - start))
         write_all(target, data)

@@ -6,10 +6,11 @@ https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
+
+from modelexport_optimum.system.files import read_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +56,7 @@ class FieldReader:
             return self._window[offset : offset + end - start]
         if end - start > WINDOW_BYTES:
             return pread(self.fd, start, end - start)
-        self._start, self._window = start, os.pread(self.fd, WINDOW_BYTES, start)
+        self._start, self._window = start, read_at(self.fd, WINDOW_BYTES, start)
         return self._window[: end - start]
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
@@ -136,7 +137,7 @@ def pread(fd: int, start: int, length: int) -> bytes:
     """Read exactly so many bytes."""
     parts = []
     while length:
-        part = os.pread(fd, length, start)
+        part = read_at(fd, length, start)
         if not part:
             raise DecodeError("the file ends early")
         parts.append(part)

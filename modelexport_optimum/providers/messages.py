@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 from typing import TYPE_CHECKING
@@ -60,5 +59,5 @@ def kept_log() -> Iterator[Log]:
             with output_to(file.fileno()):
                 yield log
         finally:
-            size = os.fstat(file.fileno()).st_size
-            log.text = os.pread(file.fileno(), size, 0).decode(errors="replace")
+            file.seek(0)
+            log.text = file.read().decode(errors="replace")

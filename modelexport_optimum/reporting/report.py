@@ -119,7 +119,7 @@ def page_of(
 def _named_files(export: Path) -> dict[str, TaggedFile]:
     """Return the files of an export by their paths in it."""
     return {
-        str(file.path.relative_to(export)) if export.is_dir() else file.path.name: file
+        file.path.relative_to(export).as_posix() if export.is_dir() else file.path.name: file
         for file in read_tagged_files(export)
     }
 

@@ -11,6 +11,12 @@ import stat
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.files import (
+    BYTES,
+    copy_owner_and_mode,
+    remove_and_close,
+    rename_over,
+)
 from modelexport_optimum.system.locks import NoLocksError, lock
 
 if TYPE_CHECKING:
@@ -41,8 +47,8 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
 
     Args:
         path: The file to replace.
-        like: An open file whose mode and owner the new one gets; without it the mode is
-            what the umask leaves.
+        like: An open file, `path` itself, whose mode and owner the new one gets; without it the
+            mode is what the umask leaves. It may be closed when the block ends.
 
     Yields:
         The temporary file's descriptor, open for reading and writing.
@@ -58,24 +64,20 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
     try:
         yield target
         if like is not None:
-            status = os.fstat(like)
-            with contextlib.suppress(PermissionError):  # only root may give files away
-                os.fchown(target, status.st_uid, status.st_gid)
-            os.fchmod(target, stat.S_IMODE(status.st_mode))
+            copy_owner_and_mode(like, target)
         if _flushed.get():
             os.fsync(target)
-        temporary.replace(path)
+        rename_over(temporary, path, target, *(() if like is None else (like,)))
     except OSError as error:
-        _remove(temporary)
+        remove_and_close(temporary, target)
         raise ModelExportError(
             f"cannot write {path}: {error.strerror}; the file is as it was"
         ) from error
     except BaseException:
-        _remove(temporary)
+        remove_and_close(temporary, target)
         raise
-    finally:
-        with contextlib.suppress(OSError):  # it is on the disk since fsync
-            os.close(target)  # and with it the lock
+    with contextlib.suppress(OSError):  # it is on the disk since fsync
+        os.close(target)  # and with it the lock
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
@@ -102,8 +104,7 @@ def remove_abandoned(directory: Path, matches: Callable[[str], bool]) -> None:
             # Opening a link would open, or make, what it points to.
             held = lock(temporary) if stat.S_ISREG(temporary.lstat().st_mode) else None
             if held is not None:
-                temporary.unlink(missing_ok=True)
-                os.close(held)
+                remove_and_close(temporary, held)
 
 
 def _temporary(path: Path, mode: int) -> tuple[Path, int]:
@@ -112,14 +113,10 @@ def _temporary(path: Path, mode: int) -> tuple[Path, int]:
         try:
             target = lock(temporary, mode=mode)
         except NoLocksError:
-            target = os.open(temporary, os.O_RDWR)
+            target = os.open(temporary, os.O_RDWR | BYTES)
         except OSError:
-            _remove(temporary)
+            with contextlib.suppress(OSError):  # the next run does it
+                temporary.unlink(missing_ok=True)
             raise
         if target is not None:
             return temporary, target
-
-
-def _remove(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # the next run does it
-        temporary.unlink(missing_ok=True)

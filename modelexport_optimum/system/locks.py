@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import logging
 import os
 import threading
 import time
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from modelexport_optimum.system.files import BYTES, remove_and_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,12 +48,11 @@ class NoLocksError(OSError):
     """The file system has no locks."""
 
 
-def lock(path: Path, *, shared: bool = False, mode: int = 0o666) -> int | None:
+def lock(path: Path, *, mode: int = 0o666) -> int | None:
     """Take the lock that a file stands for, which is made if it is not there.
 
     Args:
         path: The file. Who has the lock may remove it.
-        shared: With others that take it so.
         mode: Of the file, if it is made; the umask is taken off.
 
     Returns:
@@ -62,21 +62,23 @@ def lock(path: Path, *, shared: bool = False, mode: int = 0o666) -> int | None:
         NoLocksError: There are none here.
         OSError: The file cannot be made.
     """
+    from filelock import lock_descriptor  # 0.1 s, for who writes alone
+
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)  # NFS locks no others
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | BYTES, mode)  # NFS locks no others
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
+            is_free = lock_descriptor(descriptor, blocking=False)
+            if is_free and _is_at(descriptor, path):
                 return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
         except OSError as error:
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 raise NoLocksError(error.errno, error.strerror, str(path)) from error
             raise
-        os.close(descriptor)  # it was removed by who had it before
+        os.close(descriptor)
+        if not is_free:
+            return None
+        # Else it was removed by who had it before.
 
 
 @contextlib.contextmanager
@@ -107,15 +109,7 @@ def waiting_lock(path: Path, what: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        with contextlib.suppress(OSError):  # an empty file, which the next run takes over
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the lock is gone with the descriptor
-            os.close(held)
-
-
-def share(descriptor: int) -> None:
-    """Let others have the lock, too, who take it as shared."""
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+        remove_and_close(path, held)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -1,8 +1,27 @@
-"""How a process ended, in the user's words."""
+"""Processes that are started and ended, on each kind of system, and how one ended in words."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import signal
+import subprocess
+import sys
+import time
+from multiprocessing import connection
+from typing import TYPE_CHECKING, Any
+
+from modelexport_optimum.system.files import c_function
+
+if TYPE_CHECKING:
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection as PipeEnd
+    else:
+        from multiprocessing.connection import Connection as PipeEnd
+
+FORKS = hasattr(os, "fork") and sys.platform != "darwin"
+"""Whether a process that has imported libraries may be forked: Apple's do not survive it."""
 
 
 def ending(status: int) -> str:
@@ -10,6 +29,76 @@ def ending(status: int) -> str:
     if status >= 0:
         return f"its process ended with exit status {status}"
     name = signal.Signals(-status).name
-    if -status == signal.SIGKILL:
+    if name == "SIGKILL":
         return f"its process was killed ({name}), as the system does when memory runs out"
     return f"its process was ended by {name}"
+
+
+def apart_with(pipe: int) -> dict[str, Any]:
+    """Return arguments of `subprocess.Popen`: the process has one of our pipes.
+
+    Ctrl-C in our terminal does not reach it, and `kill_group` ends it with what it started.
+
+    Args:
+        pipe: The descriptor of the pipe's end, on Windows its handle.
+    """
+    if sys.platform == "win32":
+        os.set_handle_inheritable(pipe, True)
+        startup = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [pipe]})
+        return {"startupinfo": startup, "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"pass_fds": [pipe], "start_new_session": True}
+
+
+def end_of_pipe(pipe: int) -> PipeEnd:
+    """Return the end of a pipe that `apart_with` has handed to this process."""
+    if sys.platform == "win32":
+        return connection.PipeConnection(pipe)
+    return connection.Connection(pipe)
+
+
+def lead_group() -> None:
+    """Make this process the leader of a group, which has all that it starts from here on."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
+def kill_group(leader: int, *, wait: float = 0) -> None:
+    """Kill a process and what it started, which goes on without it otherwise.
+
+    Where processes have no groups, what it started is found only while it lives.
+
+    Args:
+        leader: The leader of a group.
+        wait: Seconds to wait until all of them are gone.
+    """
+    deadline = time.monotonic() + wait
+    if hasattr(os, "killpg") and hasattr(signal, "SIGKILL"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGKILL)
+            while time.monotonic() < deadline:
+                os.killpg(leader, 0)
+                time.sleep(0.01)
+        return
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(leader)
+        killed = [*process.children(recursive=True), process]
+        for each in killed:
+            each.kill()
+        psutil.wait_procs(killed, wait)
+
+
+def release_memory() -> int:
+    """Give what this process has freed back to the system.
+
+    Returns:
+        The bytes of its memory that are in RAM.
+    """
+    import psutil
+
+    gc.collect()
+    trim = c_function("malloc_trim")
+    if trim is not None:  # glibc keeps freed memory until this is called
+        trim(0)
+    return int(psutil.Process().memory_info().rss)

@@ -48,7 +48,7 @@ def _flush() -> None:
         sys.stderr.flush()
 
 
-class _Descriptor(io.FileIO):
+class _Descriptor(io.RawIOBase):
     """A file descriptor that keeps its first error, and drops what is written after it.
 
     So a reader that is gone or a disk that is full ends nothing half-way: the program asks
@@ -56,13 +56,29 @@ class _Descriptor(io.FileIO):
     """
 
     def __init__(self, number: int, *, close: bool = False) -> None:
-        super().__init__(number, "w", closefd=close)
+        super().__init__()
+        # Of a Windows console `open` makes one that writes characters, whatever its code page.
+        self._raw = open(number, "wb", buffering=0, closefd=close)  # noqa: SIM115
         self.error: OSError | None = None
 
-    def write(self, data: Any, /) -> int | None:  # type: ignore[override]  # noqa: ANN401
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._raw.close()
+
+    def write(self, data: Any, /) -> int | None:  # noqa: ANN401
         if self.error is None:
             try:
-                return super().write(data)
+                return self._raw.write(data)
             except OSError as error:
                 self.error = error
         return memoryview(data).nbytes

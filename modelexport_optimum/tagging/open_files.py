@@ -12,6 +12,7 @@ from modelexport_optimum.onnx_file.find import is_onnx_file, onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_initializers
 from modelexport_optimum.system.atomic_write import remove_abandoned
+from modelexport_optimum.system.files import open_to_read
 from modelexport_optimum.system.locks import waiting_lock
 from modelexport_optimum.tagging import carriers, config_json
 from modelexport_optimum.tagging.model_record import is_marked
@@ -80,7 +81,7 @@ def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
 def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
     """Open and read a file; the stack closes it."""
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_to_read(path)
     except OSError as error:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
     stack.callback(os.close, fd)

@@ -1,13 +1,13 @@
 """Runs on a provider in a process of their own: what ends it does not end ours.
 
 A server process imports PyTorch and Optimum once, and forks for each run, so that no run
-meets what another left on a device. It ends when it has had nothing to do for a while, and
-when we do. A request is a folder: `plan.pickle` lies there, the others below come.
+meets what another left on a device; where processes do not fork, it does one run itself. It
+ends when it has had nothing to do for a while, and when we do. A request is a folder:
+`plan.pickle` lies there, the others below come.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -18,22 +18,30 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from modelexport_optimum.providers.messages import log_reason
+from modelexport_optimum.system.files import BYTES
 from modelexport_optimum.system.lean_imports import EXPORTER, import_lean
 from modelexport_optimum.system.optimum_package import has_optimum
-from modelexport_optimum.system.processes import ending
+from modelexport_optimum.system.processes import (
+    FORKS,
+    apart_with,
+    end_of_pipe,
+    ending,
+    kill_group,
+)
 from modelexport_optimum.verifying.provider_run import run
 from modelexport_optimum.verifying.run_plan import Run
 
 if TYPE_CHECKING:
     from modelexport_optimum.providers.choice import Provider
+    from modelexport_optimum.system.processes import PipeEnd
     from modelexport_optimum.verifying.run_plan import RunPlan
 
 _PLAN, _RUN, _LOG, _AT = "plan.pickle", "run.pickle", "log", "at"
@@ -44,9 +52,6 @@ _IDLE_SECONDS = 60
 
 _START_SECONDS = 300
 """What a server may take to import PyTorch and Optimum: seconds, or minutes on a cold disk."""
-
-_FORKS = sys.platform != "darwin"
-"""Apple's libraries do not survive a fork: a server does one run there, itself."""
 
 _BEGUN = b"begun"
 
@@ -116,7 +121,7 @@ def _serve(folder: Path, seconds: float) -> str:
     except BaseException:  # an interrupt
         server.kill()
         raise
-    if _FORKS:
+    if FORKS:
         _waiting.append(server)
     return ending(status) if status else ""
 
@@ -141,14 +146,12 @@ class _Server:
         self._pipe, theirs = multiprocessing.Pipe()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it is there as long as the server)
         with theirs:
-            # In a session of its own no terminal's interrupt reaches it; it goes when we do.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _program(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
-                start_new_session=True,
+                **apart_with(theirs.fileno()),  # it goes when we do
                 # What is forked has neither a driver of CUDA nor a tokenizer's threads.
                 env={
                     **os.environ,
@@ -167,17 +170,14 @@ class _Server:
 
     def finish(self, seconds: float) -> int | None:
         """Return the exit code of the process of a run, None if it has not ended in time."""
-        if not self._pipe.poll(seconds):
-            return None
         try:
-            return int(self._pipe.recv_bytes())
+            return int(self._pipe.recv_bytes()) if self._pipe.poll(seconds) else None
         except (EOFError, ConnectionError):  # it ended itself, as where it does not fork
             return self._process.wait()
 
     def kill(self) -> None:
         """End it and what it has forked."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process.pid)
         self._process.wait()
 
     def last_words(self) -> str:
@@ -194,7 +194,7 @@ def _program(descriptor: int) -> str:
     """Return what a server runs: modules are found where this process finds them."""
     return (
         f"import sys; sys.path[:] = {sys.path!r}; "
-        f"from {__name__} import serve; serve({descriptor}, forks={_FORKS})"
+        f"from {__name__} import serve; serve({descriptor}, forks={FORKS})"
     )
 
 
@@ -202,7 +202,7 @@ def serve(descriptor: int, *, forks: bool) -> None:
     """Do what is asked for, until nothing is, or who asks is gone.
 
     Args:
-        descriptor: The server's end of the pipe.
+        descriptor: The server's end of the pipe; on Windows its handle.
         forks: Whether each run gets a process of its own; else the first run is the last.
     """
     if has_optimum():
@@ -211,7 +211,7 @@ def serve(descriptor: int, *, forks: bool) -> None:
         import optimum.onnxruntime.modeling_seq2seq  # noqa: F401 (with it, all but diffusion)
 
     gc.freeze()  # the collector would touch, and so copy, what the processes share
-    with Connection(descriptor) as pipe:
+    with end_of_pipe(descriptor) as pipe:
         while pipe.poll(_IDLE_SECONDS):
             try:
                 folder = Path(os.fsdecode(pipe.recv_bytes()))
@@ -219,12 +219,21 @@ def serve(descriptor: int, *, forks: bool) -> None:
                 return
             pipe.send_bytes(_BEGUN)
             if not forks:
+                threading.Thread(target=_end_with_pipe, args=(pipe,), daemon=True).start()
                 _answer(folder)
-            pipe.send_bytes(str(_fork(folder, pipe)).encode())
+            pipe.send_bytes(str(_fork(folder, pipe.fileno())).encode())
 
 
-def _fork(folder: Path, pipe: Connection) -> int:
+def _end_with_pipe(pipe: PipeEnd) -> None:
+    """End this process, in whatever it is, when who asked for it is gone."""
+    pipe.poll(None)
+    os._exit(1)
+
+
+def _fork(folder: Path, pipe: int) -> int:
     """Run in a fork: its exit code. It is killed when who asked for it is gone."""
+    if sys.platform == "win32":
+        raise AssertionError("processes do not fork there")
     done, open_while_it_runs = os.pipe()
     process = os.fork()
     if process == 0:
@@ -234,8 +243,8 @@ def _fork(folder: Path, pipe: Connection) -> int:
     ended, status = 0, 0
     while not ended:
         # What it started may hold its end open when it is gone itself.
-        ready, _, _ = select.select([done, pipe.fileno()], [], [], 1)
-        if pipe.fileno() in ready:
+        ready, _, _ = select.select([done, pipe], [], [], 1)
+        if pipe in ready:
             os.kill(process, signal.SIGKILL)
         ended, status = os.waitpid(process, 0 if ready else os.WNOHANG)
     os.close(done)
@@ -249,7 +258,7 @@ def _answer(folder: Path) -> NoReturn:
     """
     status = 1
     try:
-        log = os.open(folder / _LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = os.open(folder / _LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BYTES, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         plan, provider = pickle.loads((folder / _PLAN).read_bytes())
