@@ -16,9 +16,9 @@ from modelexport_optimum.system.files import c_function
 
 if TYPE_CHECKING:
     if sys.platform == "win32":
-        from multiprocessing.connection import PipeConnection as PipeEnd
+        PipeEnd = connection.PipeConnection
     else:
-        from multiprocessing.connection import Connection as PipeEnd
+        PipeEnd = connection.Connection
 
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 """Whether a process that has imported libraries may be forked: Apple's do not survive it."""
