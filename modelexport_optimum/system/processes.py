@@ -69,7 +69,7 @@ def kill_group(leader: int, *, wait: float = 0) -> None:
 
     Args:
         leader: The leader of a group.
-        wait: Seconds to wait until all of them are gone.
+        wait: Seconds to wait until what it started is gone.
     """
     deadline = time.monotonic() + wait
     if hasattr(os, "killpg") and hasattr(signal, "SIGKILL"):
@@ -83,10 +83,11 @@ def kill_group(leader: int, *, wait: float = 0) -> None:
 
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(leader)
-        killed = [*process.children(recursive=True), process]
-        for each in killed:
-            each.kill()
-        psutil.wait_procs(killed, wait)
+        started = process.children(recursive=True)
+        for each in (*started, process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(started, wait)  # whose child the leader is waits for it
 
 
 def release_memory() -> int:

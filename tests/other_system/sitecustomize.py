@@ -43,8 +43,9 @@ def take_away() -> None:
     for name in OF_SIGNAL:
         delattr(signal, name)
 
-    import filelock  # noqa: F401 (it locks by msvcrt on Windows, and by fcntl elsewhere)
     import multiprocessing.context
+
+    import filelock  # noqa: F401 (it locks by msvcrt on Windows, and by fcntl elsewhere)
 
     multiprocessing.context._concrete_contexts.pop("fork")
     multiprocessing.context._concrete_contexts.pop("forkserver")
