@@ -84,63 +84,84 @@ def compare(
         UsageError: There is no such export or provider, or the sides do not fit together.
         ModelExportError: A file is not tagged, or one side cannot be run.
     """
-    from modelexport_optimum.comparing import comparison, file_pairs
     from modelexport_optimum.comparing.compare import compare_files
-    from modelexport_optimum.comparing.samples import LENGTH, SampleOptions, check_sizes
+    from modelexport_optimum.comparing.file_pairs import default_tolerance, unpaired
+    from modelexport_optimum.comparing.samples import LENGTH, SampleOptions
     from modelexport_optimum.providers.choice import CPU, choose_provider
 
     if samples < 1:
         raise UsageError(f"--samples {samples}: give 1 or more")
     if other is not None and model is not None:
         raise UsageError("give another export or --model, not both: one side is the reference")
-    first = Path(reference)
+    paths = [Path(reference)] if other is None else [Path(reference), Path(other)]
     chosen = choose_provider(provider, options=provider_options, libraries=provider_libraries)
+    given = dict(sizes or {})
     if other is not None or chosen.name != CPU:
-        second = first if other is None else Path(other)
-        names = str(first), str(second)
-        if other is None:
-            names = f"{first} on the CPU", f"{first} on {chosen.name}"
-        pairs = file_pairs.export_pairs(first, second)
-        check_sizes(first, pairs, sizes or {})
+        pairs, *names = _two_exports(paths, chosen.name, given)
     else:
-        source = _recorded_source(first) if model is None else model
-        said = source if isinstance(source, str | Path) else type(source).__name__
-        names = f"PyTorch ({said})", str(first)
-        length = sequence_length or LENGTH
-        shapes = {"batch_size": batch_size, "sequence_length": length, **(sizes or {})}
-        try:
-            pairs = _torch_pairs(first, source, task, shapes, model_kwargs, trust_remote_code)
-        except UsageError as error:
-            if model is not None:
-                raise
-            raise UsageError(
-                f"{first} was made from {source}, which cannot be loaded ({first_line(error)}): "
-                "give --model NAME|DIR"
-            ) from error
-    if node_data is not None:
-        _check_node_data(Path(node_data), pairs, overwrite=overwrite)
-    tokens = _tokens(text, pairs) if text is not None else {}
-    found = compare_files(
-        pairs,
-        SampleOptions(
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            sizes=sizes or {},
-            file=None if inputs is None else Path(inputs),
-            arrays=tokens,
-            samples=samples,
-        ),
-        reference=names[0],
-        other=names[1],
-        provider=chosen,
-        tolerance=file_pairs.default_tolerance(pairs) if tolerance is None else tolerance,
+        shapes = {"batch_size": batch_size, "sequence_length": sequence_length or LENGTH, **given}
+        load = {"model_kwargs": model_kwargs, "trust_remote_code": trust_remote_code}
+        pairs, *names = _with_pytorch(paths[0], model, task, shapes, load)
+    target = None if node_data is None else Path(node_data)
+    if target is not None:
+        _check_node_data(target, pairs, overwrite=overwrite)
+    asked = SampleOptions(
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        sizes=given,
+        file=None if inputs is None else Path(inputs),
+        arrays={} if text is None else _tokens(text, pairs),
+        samples=samples,
     )
-    if node_data is not None:
-        document = json.dumps(comparison.node_data(found, pairs[0].file), indent=1)
-        with replacing(Path(node_data)) as descriptor:
-            write_all(descriptor, document.encode())
-    sides = (first,) if other is None else (first, Path(other))
-    return dataclasses.replace(found, unpaired=file_pairs.unpaired(pairs, *sides))
+    within = default_tolerance(pairs) if tolerance is None else tolerance
+    found = compare_files(pairs, asked, *names, provider=chosen, tolerance=within)
+    if target is not None:
+        _write_node_data(target, found, pairs[0].file)
+    return dataclasses.replace(found, unpaired=unpaired(pairs, *paths))
+
+
+def _two_exports(
+    paths: Sequence[Path], provider: str, sizes: Mapping[str, int]
+) -> tuple[list[FilePair], str, str]:
+    """Return the pairs of two exports, or of one on two providers, and the sides in words."""
+    from modelexport_optimum.comparing.file_pairs import export_pairs
+    from modelexport_optimum.example_inputs.generate import check_sizes
+
+    first, second = paths[0], paths[-1]
+    pairs = export_pairs(first, second)
+    check_sizes(first, [(pair.file.path, pair.file.model.graph) for pair in pairs], sizes)
+    if len(paths) > 1:
+        return pairs, str(first), str(second)
+    return pairs, f"{first} on the CPU", f"{first} on {provider}"
+
+
+def _with_pytorch(
+    path: Path,
+    model: Any,  # noqa: ANN401
+    task: str | None,
+    shapes: Mapping[str, int],
+    load: Mapping[str, Any],
+) -> tuple[list[FilePair], str, str]:
+    """Return the pairs of an export with a model, by default its own, and the sides in words."""
+    source = _recorded_source(path) if model is None else model
+    said = source if isinstance(source, str | Path) else type(source).__name__
+    try:
+        pairs = _torch_pairs(path, source, task, shapes, load)
+    except UsageError as error:
+        if model is not None:
+            raise
+        raise UsageError(
+            f"{path} was made from {source}, which cannot be loaded ({first_line(error)}): "
+            "give --model NAME|DIR"
+        ) from error
+    return pairs, f"PyTorch ({said})", str(path)
+
+
+def _write_node_data(target: Path, found: Comparison, file: TaggedFile) -> None:
+    from modelexport_optimum.comparing.comparison import node_data
+
+    with replacing(target) as descriptor:
+        write_all(descriptor, json.dumps(node_data(found, file), indent=1).encode())
 
 
 def _check_node_data(target: Path, pairs: Sequence[FilePair], *, overwrite: bool) -> None:
@@ -241,8 +262,7 @@ def _torch_pairs(
     source: Any,  # noqa: ANN401
     task: str | None,
     shapes: Mapping[str, int],
-    model_kwargs: Mapping[str, Any] | None,
-    trust_remote_code: bool,
+    options: Mapping[str, Any],
 ) -> list[FilePair]:
     from modelexport_optimum.exporting.task_inference import library_of_export, task_of_export
     from modelexport_optimum.exporting.torch_reference import torch_parts
@@ -261,10 +281,7 @@ def _torch_pairs(
     if task is None:
         found_task, _ = task_of_export(top, classes)
         task = found_task if has_past else found_task.removesuffix("-with-past")
-    load = functools.partial(
-        torch_parts, source, task, library=library, model_kwargs=model_kwargs,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    load = functools.partial(torch_parts, source, task, library=library, **options)
     parts = load()
     pairs = _pairs_by_name(files, parts, shapes)
     if not pairs:

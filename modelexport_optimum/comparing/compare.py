@@ -58,10 +58,10 @@ if TYPE_CHECKING:
 def compare_files(
     pairs: Sequence[FilePair],
     samples: SampleOptions,
-    *,
     reference: str,
     other: str,
-    provider: Provider | None = None,
+    *,
+    provider: Provider,
     tolerance: float,
 ) -> Comparison:
     """Compare files with what they are to be compared to.
@@ -71,8 +71,7 @@ def compare_files(
     Raises:
         ModelExportError: ONNX Runtime cannot run a side, or the provider took nothing.
     """
-    on = provider or Provider(CPU)
-    conditions = _Conditions(samples, on, tolerance)
+    conditions = _Conditions(samples, provider, tolerance)
     rows: list[ModuleComparison] = []
     outputs: list[OutputComparison] = []
     culprits: dict[str, float] = {}
@@ -82,9 +81,9 @@ def compare_files(
         # One session runs all branches, as a model that generates does. A single graph's on the
         # CPU is made when its outputs are compared, so that its weights are not held before.
         session = None
-        if len(choices) > 1 or on.name != CPU:
-            session = deployed_session(pair.file.path, on)
-            if took_nothing(session, on):
+        if len(choices) > 1 or provider.name != CPU:
+            session = deployed_session(pair.file.path, provider)
+            if took_nothing(session, provider):
                 skipped.append(pair.name)
                 continue
         for branch in choices:
@@ -102,7 +101,7 @@ def compare_files(
         outputs=tuple(outputs),
         skipped=tuple(skipped),
     )
-    _check_compared(found, [pair.name for pair in pairs], on)
+    _check_compared(found, [pair.name for pair in pairs], provider)
     return found
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from modelexport_optimum.comparing.comparison import OutputComparison, difference
 from modelexport_optimum.errors import onnxruntime_errors
-from modelexport_optimum.graph_runs.tapped_run import unread_inputs
+from modelexport_optimum.graph_runs.tapped_run import whole_feeds
 from modelexport_optimum.providers.session import assigned_nodes, open_session, quiet_options
 
 if TYPE_CHECKING:
@@ -55,14 +53,10 @@ def deployed_outputs(
         ModelExportError: ONNX Runtime cannot load or run it.
     """
     session = session or deployed_session(path, provider)
-    given = {**feeds, **{name: np.array([value]) for name, value in graph.branch.items()}}
     with onnxruntime_errors(f"run {path}"):
-        asked = {value.name for value in session.get_inputs()}
-        missing = asked - given.keys()
-        if missing:
-            given |= unread_inputs(session, missing)
+        given = whole_feeds(session, feeds, graph.branch)
         names = [value.name for value in session.get_outputs() if value.name in recorded.outputs]
-        values = session.run(names, {name: given[name] for name in asked}) if names else []
+        values = session.run(names, given) if names else []
     assigned = assigned_nodes(session)
     taken = sum(node.provider == provider.name for node in assigned)
     rows = []

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.example_inputs.archive import load
-from modelexport_optimum.example_inputs.dimensions import Wishes, check_wishes
+from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import generate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
@@ -44,19 +44,6 @@ class SampleOptions:
     file: Path | None = None
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     samples: int = 1
-
-
-def check_sizes(given: Path, pairs: Sequence[FilePair], sizes: Mapping[str, int]) -> None:
-    """See that each size that is asked for by name is one of some file's inputs.
-
-    Raises:
-        UsageError: There is no such dimension.
-    """
-    if sizes:
-        wishes = Wishes(sizes=sizes)
-        graphs = [(pair.file.path, pair.file.model.graph, pair.export) for pair in pairs]
-        found = [generate(path, graph, wishes, export=export) for path, graph, export in graphs]
-        check_wishes(given, wishes, [example.sizes for example in found])
 
 
 def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:

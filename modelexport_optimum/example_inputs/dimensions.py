@@ -293,20 +293,5 @@ class Dimensions:
         return min(limits, key=lambda limit: limit.size, default=Size(_MAX_ELEMENTS, "default"))
 
 
-def check_wishes(path: Path, wishes: Wishes, sizes: Iterable[Mapping[str, Size]]) -> None:
-    """See that each size that the user asks for by name is one of some graph.
-
-    Raises:
-        UsageError: There is no such dimension.
-    """
-    names = list(dict.fromkeys(name for found in sizes for name in found))
-    for name, size in wishes.sizes.items():
-        if name not in names:
-            raise UsageError(
-                f"--size {name}={size} changes no input of {path}, whose dimensions are "
-                f"{', '.join(names) or 'all fixed'}"
-            )
-
-
 def _is_name(dim: str) -> bool:
     return not ("+" in dim or "_x_" in dim or " x " in dim or dim.strip().isdecimal())

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx
 
-from modelexport_optimum.errors import InvalidModelError
+from modelexport_optimum.errors import InvalidModelError, UsageError
 from modelexport_optimum.example_inputs.declared import Declared
 from modelexport_optimum.example_inputs.dimensions import FLOATS, Dimensions, Size, Wishes
 from modelexport_optimum.onnx_file.input_use import InputUse
 from modelexport_optimum.onnx_file.skeleton import wanted_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Value
@@ -102,6 +102,23 @@ def generate(
         elif value.name not in arrays:
             arrays[value.name] = makers.array(value, shape, dtype)
     return ExampleInputs({value.name: arrays[value.name] for value in inputs}, dimensions.sizes)
+
+
+def check_sizes(given: Path, files: Iterable[tuple[Path, Graph]], sizes: Mapping[str, int]) -> None:
+    """Refuse a size that is asked for by name and that no input of the files has.
+
+    Raises:
+        UsageError: There is no such dimension; `given` is what the user named.
+    """
+    wishes = Wishes(sizes=sizes, default_size=1)
+    made = [generate(path, graph, wishes) for path, graph in files if sizes]
+    names = dict.fromkeys(name for example in made for name in example.sizes)
+    for name, size in sizes.items():
+        if name not in names:
+            raise UsageError(
+                f"--size {name}={size} changes no input of {given}, whose dimensions are "
+                f"{', '.join(names) or 'all fixed'}"
+            )
 
 
 def _taken(

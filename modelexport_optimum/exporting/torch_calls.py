@@ -141,19 +141,23 @@ class TorchCalls:
         self.calls[index] = replace(call, outputs=tuple(dict.fromkeys(names)), hands_on=hands_on)
 
     def _choose(self, indices: torch.Tensor) -> None:
-        if self._stack:
-            call = self.calls[self._stack[-1]]
-            name = f"{call.path or 'root'}#{call.number}?{len(call.choices)}"
-            self._keep(name, as_array(indices))
-            self.calls[self._stack[-1]] = replace(call, choices=(*call.choices, name))
+        self._note("choices", "?", indices)
 
     def _draw(self, value: torch.Tensor, number: int) -> None:
-        if self._stack:
-            call = self.calls[self._stack[-1]]
-            name = f"{call.path or 'root'}#{call.number}~{len(call.draws)}"
+        if name := self._note("draws", "~", value):
             self._drawn_by[name] = number
-            self._keep(name, as_array(value))
-            self.calls[self._stack[-1]] = replace(call, draws=(*call.draws, name))
+
+    def _note(self, kind: str, sign: str, value: torch.Tensor) -> str:
+        """Keep a value that is made in the innermost call; its name, "" outside of all calls."""
+        if not self._stack:
+            return ""
+        call = self.calls[self._stack[-1]]
+        known = getattr(call, kind)
+        name = f"{call.path or 'root'}#{call.number}{sign}{len(known)}"
+        self._keep(name, as_array(value))
+        changed: dict[str, Any] = {kind: (*known, name)}
+        self.calls[self._stack[-1]] = replace(call, **changed)
+        return name
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

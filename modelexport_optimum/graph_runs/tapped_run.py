@@ -324,14 +324,14 @@ def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tupl
         yield start, len(nodes)
 
 
-def unread_inputs(session: onnxruntime.InferenceSession, names: Collection[str]) -> Arrays:
-    """Return arrays without elements for inputs that the chosen branch does not read."""
+def whole_feeds(
+    session: onnxruntime.InferenceSession, feeds: Arrays, branch: Mapping[str, bool]
+) -> Arrays:
+    """Return what a session of a whole file takes; zeros for what the branch does not read."""
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    return {
-        value.name: np.zeros(
-            [dim if isinstance(dim, int) else 1 for dim in value.shape],
-            dtypes.get(value.type, np.int64),
-        )
-        for value in session.get_inputs()
-        if value.name in names
-    }
+    given = {**feeds, **{name: np.array([value]) for name, value in branch.items()}}
+    for value in session.get_inputs():
+        if value.name not in given:
+            shape = [dim if isinstance(dim, int) else 1 for dim in value.shape]
+            given[value.name] = np.zeros(shape, dtypes.get(value.type, np.int64))
+    return {value.name: given[value.name] for value in session.get_inputs()}

@@ -60,8 +60,6 @@ _INVENTED = "unk__"
 _SHAPE_BYTES = 1024
 """An initializer up to this size may be a shape, whose values decide the shapes of others."""
 
-_COPY_BYTES = 1024 * 1024
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Boundary(Displayed):
@@ -229,8 +227,7 @@ def _initializers(
 
 def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
     for chunk in chunks:
-        for start in range(0, len(chunk), _COPY_BYTES):
-            write_all(descriptor, memoryview(chunk)[start : start + _COPY_BYTES])
+        write_all(descriptor, chunk)
 
 
 # --- Types ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from modelexport_optimum.errors import onnxruntime_errors, onnxruntime_line
 from modelexport_optimum.graph_runs.flat_graph import branch_in_words, branches, flatten
 from modelexport_optimum.graph_runs.recorded_run import ValueStore
-from modelexport_optimum.graph_runs.tapped_run import TappedRun, unread_inputs
+from modelexport_optimum.graph_runs.tapped_run import TappedRun, whole_feeds
 from modelexport_optimum.profiling.profile_log import WARM_UP
 from modelexport_optimum.providers.session import assigned_nodes, open_session, quiet_options
 from modelexport_optimum.system.display import Displayed
@@ -226,11 +226,8 @@ def _measure_whole(
 ) -> float:
     with onnxruntime_errors(f"run {file.path}"):
         session = open_session(str(file.path), provider, quiet_options(recorded=True))
-        given = {**feeds, **{name: np.array([value]) for name, value in branch.items()}}
-        asked = {value.name for value in session.get_inputs()}
-        given |= unread_inputs(session, asked - given.keys())
         names = [value.name for value in session.get_outputs()]
-        return _milliseconds(session, names, {n: given[n] for n in asked}, iterations)
+        return _milliseconds(session, names, whole_feeds(session, feeds, branch), iterations)
 
 
 def _milliseconds(

@@ -88,10 +88,7 @@ def nearest_around(modules: Iterable[TaggedModule | None]) -> TaggedModule | Non
     for module in modules:
         if module is None:
             return None
-        chain = [module]
-        while chain[-1].parent is not None:
-            chain.append(chain[-1].parent)
-        chain.reverse()
+        chain = [module, *module.around()][::-1]
         if common is not None:
             chain = [a for a, b in zip(common, chain, strict=False) if a is b]
         common = chain

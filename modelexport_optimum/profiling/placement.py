@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 
-from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.profiling.node_placement import Places
 from modelexport_optimum.providers.choice import CPU, Provider
@@ -152,10 +151,8 @@ class _Found:
             return
         self.own[module.path][provider] += 1
         self.ops[module.path, provider][node.op_type] += 1
-        around: TaggedModule | None = module
-        while around is not None:
-            self.total[around.path][provider] += 1
-            around = around.parent
+        for one in (module, *module.around()):
+            self.total[one.path][provider] += 1
 
     def _cross(self, made: _Made | None, tensor: str, reader: Node, provider: str) -> None:
         if made is None or made[1] == provider:
@@ -206,8 +203,6 @@ def _built(path: Path, scratch: Path) -> Model | None:
     try:
         open_session(str(path), Provider(CPU), options)
         return read_model(scratch / _BUILT)
-    except ModelExportError:
-        return None
     except Exception:  # ONNX Runtime raises anything
         return None
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.example_inputs.archive import load
-from modelexport_optimum.example_inputs.dimensions import Wishes, check_wishes
-from modelexport_optimum.example_inputs.generate import ExampleInputs, generate
+from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.generate import ExampleInputs, check_sizes, generate
 from modelexport_optimum.graph_runs.flat_graph import branches
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 from modelexport_optimum.profiling.chained_files import GivenOutputs, in_order
@@ -82,12 +82,12 @@ def profile(
             "--inputs has sizes of its own: leave out --batch-size, --sequence-length and --size"
         )
     chosen = choose_provider(provider, options=provider_options, libraries=provider_libraries)
-    files = in_order(list(read_tagged_files(path)))
+    files = in_order(read_tagged_files(path))
+    check_sizes(Path(path), [(file.path, file.model.graph) for file in files], sizes or {})
     run = _Run(chosen, iterations, isolated, depth)
     profiles: list[FileProfile] = []
     for wish in wishes:
         profiles += _profiles(files, run, wish, Path(path), inputs)
-        check_wishes(Path(path), wish, [one.sizes for one in profiles])
     shapes = {(one.name, *one.inputs.items()) for one in profiles}
     if len(wishes) > 1 and len(shapes) * len(wishes) == len(profiles):
         raise UsageError(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.text import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
 _MOST_NAMED = 3
@@ -128,17 +129,15 @@ class Placement(Displayed):
 
     def _keeping(self, blamed: Collection[str] | None) -> str:
         """Return the modules whose nodes of these operators fell back, those with most first."""
-        rows = [
-            (
-                path,
-                Counter({op: n for op, n in _ops(kind).items() if blamed is None or op in blamed}),
-            )
-            for path, kind in kinds((one.module, one) for one in self.fallen_back)
-        ]
-        rows = sorted((row for row in rows if row[1]), key=lambda row: -row[1].total())
-        named = [f"{path or '(root)'} ({_listed(ops)})" for path, ops in rows]
-        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-        return ", ".join(named[:_MOST_NAMED]) + more
+        rows = []
+        for path, kind in _kinds(self.fallen_back).items():
+            counts = sum((Counter(one.ops) for one in kind), Counter[str]())
+            ops = Counter({op: n for op, n in counts.items() if blamed is None or op in blamed})
+            if ops:
+                rows.append((ops, path if len(kind) > 1 else kind[0].module))
+        rows.sort(key=lambda row: -row[0].total())
+        named = [f"{path or '(root)'} ({_listed(ops)})" for ops, path in rows]
+        return listed(named, _MOST_NAMED, none="")
 
     def _blamed(self) -> set[str]:
         """Return the operators that the provider's own words name, where it took no node."""
@@ -189,25 +188,13 @@ class Placement(Displayed):
         }
 
 
-def kinds(
-    rows: Iterable[tuple[str, PlacedModule]],
-) -> list[tuple[str, list[PlacedModule]]]:
-    """Return rows of repeated modules together, by their path with `*` for the numbers."""
-    found: dict[str, list[tuple[str, PlacedModule]]] = defaultdict(list)
-    for path, row in rows:
-        starred = ".".join("*" if part.isdecimal() else part for part in path.split("."))
-        found[starred].append((path, row))
-    return [
-        (starred if len(kind) > 1 else kind[0][0], [row for _, row in kind])
-        for starred, kind in found.items()
-    ]
-
-
-def _ops(kind: Sequence[PlacedModule]) -> Counter[str]:
-    counted = Counter[str]()
-    for module in kind:
-        counted.update(module.ops)
-    return counted
+def _kinds(modules: Iterable[PlacedModule]) -> dict[str, list[PlacedModule]]:
+    """Return repeated modules together, by their path with `*` for the numbers."""
+    found: dict[str, list[PlacedModule]] = defaultdict(list)
+    for one in modules:
+        parts = one.module.split(".")
+        found[".".join("*" if part.isdecimal() else part for part in parts)].append(one)
+    return found
 
 
 def _listed(ops: Counter[str]) -> str:
