@@ -119,12 +119,18 @@ def test_json_above_the_file_is_read_inside_the_export_alone(
     assert profile(tmp_path / "export", iterations=1).files[0].sizes["height"].size == 40
 
 
-def test_a_size_of_nothing_is_an_error(tagged: Exported) -> None:
+def test_sizes_that_change_nothing_are_an_error(tagged: Exported) -> None:
+    with pytest.raises(UsageError, match="--sequence-length change no input of "):
+        profile(tagged("vit"), iterations=1, sequence_length=[8, 16])
+
+
+def test_a_size_of_nothing_is_an_error_before_anything_runs(
+    tagged: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelexport_optimum.profiling.profile.profile_file", None)
     dimensions = "batch_size, num_channels, height, width"
     with pytest.raises(UsageError, match=f"--size hight=40 changes no input of .*{dimensions}"):
         profile(tagged("vit"), iterations=1, sizes={"hight": 40})
-    with pytest.raises(UsageError, match="--sequence-length change no input of "):
-        profile(tagged("vit"), iterations=1, sequence_length=[8, 16])
 
 
 def test_what_was_not_given_is_not_said_to_be(tagged: Exported) -> None:
