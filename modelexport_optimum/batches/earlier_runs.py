@@ -58,13 +58,10 @@ def published_record(pending: Path) -> Record | None:
 
 
 def done_before(jobs: Sequence[Job], results: Results) -> dict[Path, Record]:
-    """Find the jobs that need not run again.
+    """Return the records, by output, of the jobs that need not run again.
 
     A job is done if its record says so, its files are there, and its options, its model and the
     version of this tool are the same.
-
-    Returns:
-        Their records, by output.
     """
     candidates = []
     for job in jobs:

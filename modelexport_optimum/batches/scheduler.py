@@ -102,11 +102,7 @@ class Scheduler:
                 remove_abandoned(output)
 
     def _next_job(self, runner: Runner) -> Job | None:
-        """Take the first waiting job whose model no other job is fetching.
-
-        Returns:
-            The job; None if the runner is full, or every job waits for a model.
-        """
+        """Take the first waiting job whose model no other is fetching, if the runner has room."""
         if not runner.has_room():
             return None
         fetching = {_download(one.job) for one in self._started.values()} - self._fetched - {None}
@@ -153,11 +149,7 @@ class Scheduler:
         self._watcher.stage_began(event)
 
     def _record_of_failure(self, event: Done | Lost, started: _StartedJob) -> Record | None:
-        """Make the record of a job that failed, or that was ended.
-
-        Returns:
-            The record; None if the batch was stopped, which leaves a job as if it had not run.
-        """
+        """Make the record of a job that failed or was ended; None if the batch was stopped."""
         job = event.job
         # A process may die, and Ray run the job again, after the output was published.
         record = published_record(job.pending) if job.pending else None

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def differing_choices(recorded: RecordedRun, ours: RecordedRun) -> Arrays:
-    """Return the choices of the reference that are not those of a graph.
-
-    Returns:
-        The reference's indices by the name of the value of the graph that they stand for.
-    """
+    """Return the reference's choices that are not a graph's, by the name of the graph's value."""
     theirs = {(call.path, call.number): call.choices for call in recorded.calls}
     found: Arrays = {}
     for call in ours.calls:

@@ -52,11 +52,7 @@ class TorchPart:
     model_kwargs: Mapping[str, Any]
 
     def inputs(self, seed: int = 0) -> Arrays:
-        """Make example inputs, the same ones every time.
-
-        Returns:
-            The arrays by the name of the graph's input. Nothing is masked.
-        """
+        """Make example inputs, by the graph's names, the same every time. Nothing is masked."""
         with self._prepared():
             return {name: leaf.numpy() for name, leaf in self._named(self._example(seed)).items()}
 
@@ -65,12 +61,11 @@ class TorchPart:
     ) -> TorchPart:
         """Give the part with sizes of example inputs that its graph and its model take.
 
+        What a size changes is seen by changing it: Optimum does not say.
+
         Args:
             wanted: The shapes of the graph's inputs; sizes that are not fixed are no numbers.
             sizes: Sizes of example inputs by name, before everything else.
-
-        Returns:
-            The part. What a size changes is seen by changing it: Optimum does not say.
         """
         shapes = {**self.shapes, **{k: n for k, n in sizes.items() if k in self.shapes}}
         # Tensors are told apart by their shapes, so no axis is as long as another.
@@ -105,11 +100,7 @@ class TorchPart:
         return getattr(self.whole, "config", None)
 
     def run(self, feeds: Arrays, keep: Keep) -> tuple[list[RecordedCall], Arrays]:
-        """Run the part.
-
-        Returns:
-            The calls in the order in which they began, and the outputs by name.
-        """
+        """Run the part: its calls in the order in which they began, and the outputs by name."""
         import torch
 
         from modelexport_optimum.exporting.torch_calls import TorchCalls, tensors
@@ -225,11 +216,7 @@ def torch_parts(
 
 @contextlib.contextmanager
 def _parts_kept() -> Iterator[list[TorchPart]]:
-    """Keep the parts that Optimum takes a model into, and have it export none of them.
-
-    Yields:
-        A list that gains the parts.
-    """
+    """Keep the parts that Optimum takes a model into, and have it export none of them."""
     parts: list[TorchPart] = []
     wholes: list[Any] = []
     convert = CONVERSION_OF_MODEL.get()

@@ -121,11 +121,7 @@ class TappedRun:
         is_replaced: Callable[[FlatNode, str], bool],
         replacement: Callable[[str], np.ndarray],
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Run the graph with some of the values that its nodes read replaced by others.
-
-        Yields:
-            The values that are wanted, as they are then.
-        """
+        """Run the graph with values that its nodes read replaced by others; yield those wanted."""
         names = [name for node in self._graph.nodes for name in node.makes]
         ordered = [name for name in names if name in wanted]
         for start in range(0, len(ordered), VALUES_PER_PIECE):

@@ -177,15 +177,12 @@ def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
 
 
 def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> TaggedFile:
-    """Read a tagged file.
+    """Read a tagged file: its modules, nodes and weights' headers, and no weight.
 
     Args:
         path: The `.onnx` file.
         given: What the user gave, to be named where it must be tagged: a file, or a directory
             of which more files may have no tags.
-
-    Returns:
-        Its modules, nodes and weights' headers; memory grows with their number only.
 
     Raises:
         InvalidModelError: It is not a whole ONNX model.
@@ -299,11 +296,7 @@ class _Tree:
         return module
 
     def link(self, nodes: list[TaggedNode]) -> dict[str, TaggedModule]:
-        """Put modules into their parents and nodes into their modules.
-
-        Returns:
-            The modules by path, outer before inner, in the order in which they ran.
-        """
+        """Put modules into their parents and nodes into their modules; return these as they ran."""
         for path, module in self._modules.items():
             outer = (each for each in (*outer_paths(path), "") if each in self._modules)
             module.parent = self._modules[next(outer)] if path else None

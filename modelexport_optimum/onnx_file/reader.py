@@ -59,10 +59,7 @@ of that one's key in the file."""
 
 
 def read_model(path: Path, *, fd: int | None = None) -> Model:
-    """Read a model's skeleton: nodes, headers of initializers, inputs and outputs.
-
-    Returns:
-        The model, without weights; memory grows with the number of nodes and initializers.
+    """Read a model's skeleton: nodes, headers of initializers, inputs and outputs; no weight.
 
     Raises:
         InvalidModelError: The file is not an ONNX model, or is truncated, or has its weights

@@ -43,10 +43,7 @@ if TYPE_CHECKING:
 def profile_file(
     file: TaggedFile, provider: Provider, iterations: int, arrays: Mapping[str, np.ndarray]
 ) -> tuple[FileProfile, dict[str, Any]]:
-    """Run a file under ONNX Runtime's profiler.
-
-    Returns:
-        Its profile, and the outputs of its last run by name.
+    """Run a file under ONNX Runtime's profiler: its profile, and its last run's outputs by name.
 
     Raises:
         ModelExportError: ONNX Runtime cannot run it on that provider.

@@ -41,11 +41,7 @@ def log_reason(log: str) -> str:
 
 
 class Log:
-    """What was printed, once it is known.
-
-    Attributes:
-        text: The text.
-    """
+    """What was printed, once it is known."""
 
     text = ""
 

@@ -32,15 +32,12 @@ output may come to compute the same as what reads their input."""
 
 
 def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
-    """Find the nodes on which the attribute changes nothing in what ONNX Runtime builds.
+    """Find the starts of nodes on which the attribute changes nothing in what ONNX Runtime builds.
 
     Its common-subexpression elimination merges nodes that compute the same, unless their
     attributes differ. So every node is numbered by what it computes, and the attribute is
     free where all nodes of one number share a tag. It never stands in the body of a function,
     which ONNX Runtime copies to each of its calls.
-
-    Returns:
-        The starts of these nodes.
     """
     numbers = _ValueNumbers({function.key for function in model.functions})
     numbers.visit(model.graph, {})

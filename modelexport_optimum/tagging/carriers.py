@@ -214,11 +214,7 @@ def spell(chain: Chain) -> Spelled:
 def encode(
     node: Node, spelled: Spelled, evidence: str, *, attribute: bool, doc_string: str
 ) -> bytes:
-    """Encode the fields that give a node its tag.
-
-    Returns:
-        Bytes to append to the node's own.
-    """
+    """Encode the fields that give a node its tag when they are appended to the node's bytes."""
     doc = spelled.tag.encode()
     if doc_string:
         doc += b"\n" + doc_string.encode()
@@ -255,10 +251,7 @@ def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
-    """Return the edits that take the tag out of a node's bytes.
-
-    Returns:
-        Edits at offsets of the file; none if the node carries nothing of ours.
+    """Return the edits, at offsets of the file, that take the tag out of a node's bytes.
 
     Raises:
         DecodeError: A field is damaged.

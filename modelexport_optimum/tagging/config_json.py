@@ -62,10 +62,7 @@ class ConfigJson:
 
     @classmethod
     def read(cls, directory: Path) -> ConfigJson | None:
-        """Read a directory's config.json.
-
-        Returns:
-            The file, or None if there is none.
+        """Read a directory's config.json, if it has one.
 
         Raises:
             ModelExportError: It is not an object in JSON, or could not be replaced.
@@ -103,12 +100,9 @@ class ConfigJson:
             )
 
     def write(self, metadata: Mapping[str, Any] | None) -> bool:
-        """Put the key into the file once with this value, or take it out if there is none.
+        """Put the key into the file with this value, or take it out; tell whether the file changed.
 
         A key that is there stays where it is; a new one is the last.
-
-        Returns:
-            Whether the file was changed.
 
         Raises:
             ModelExportError: The file cannot be written; it is as it was.

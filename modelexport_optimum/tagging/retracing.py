@@ -39,11 +39,7 @@ class _NamedError(Exception):
 
 
 def retrace(model: torch.nn.Module, files: Sequence[Model]) -> list[TracedGraph]:
-    """Export a model again as far as is needed to know which module made each node.
-
-    Returns:
-        The traced graphs that name all nodes of a graph in the files.
-    """
+    """Export a model again as far as is needed to know which module made each node of its files."""
 
     def stop() -> None:
         raise _NamedError

@@ -76,11 +76,7 @@ def tag_of(modules: Sequence[tuple[str, str]]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def parse_tag(tag: str) -> Modules | None:
-    """Read a tag.
-
-    Returns:
-        (module path, class name) of each module, root first, or None if it is no tag.
-    """
+    """Read a tag: (module path, class name) of each module, root first; None if it is no tag."""
     if not tag.startswith("/") or len(tag) > MAX_TAG_CHARACTERS or "\n" in tag:
         return None
     # A slash inside a module's name: what follows it has no class before a dot.

@@ -51,9 +51,6 @@ def traced_graphs(
     Args:
         model: The whole model. A graph may be traced from a part of it, or from a copy.
         named: Called when the nodes of a graph have their names and are noted.
-
-    Yields:
-        A list that gains one entry for each traced graph.
     """
     import torch
 

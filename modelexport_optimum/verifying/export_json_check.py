@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_export_json(exported: Exported) -> tuple[str, str] | None:
-    """Tell whether the graphs are the components that export.json describes.
-
-    Returns:
-        A check's status and message; None if there is no export.json.
-    """
+    """Tell whether the graphs are what export.json describes; None if there is none."""
     components = read_components(exported.directory)
     if components is None:
         return None
