@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
@@ -38,6 +39,19 @@ _OTHER_LIMIT = re.compile(r"source|relative|rel_|2d|image|frame|vision|audio")
 """Those of something else: of sound before its convolutions, and of relative or 2D positions."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Size:
+    """The size of a dimension.
+
+    Attributes:
+        size: The number.
+        source: Where it comes from: a setting, an option, a part of the graph, or "default".
+    """
+
+    size: int
+    source: str
+
+
 class Declared:
     """The settings of the export that a graph belongs to."""
 
@@ -58,11 +72,11 @@ class Declared:
             with contextlib.suppress(OSError, ModelExportError):
                 self._documents[name] = parse_json_object(path.read_bytes(), path)
 
-    def number(self, *names: str) -> tuple[int, str] | None:
-        """Return the first number that is declared under one of the names, with that name."""
+    def number(self, *names: str) -> Size | None:
+        """Return the first number that is declared under one of the names."""
         for key, value in self._entries():
             if key in names and _is_size(value):
-                return value, key
+                return Size(value, key)
         return None
 
     def token(self, name: str) -> int | None:
@@ -72,10 +86,10 @@ class Declared:
                 return value
         return None
 
-    def longest(self) -> tuple[int, str] | None:
-        """Return the largest number of tokens, the least of all parts, with the setting's name."""
+    def longest(self) -> Size | None:
+        """Return the largest number of tokens, the least of all parts."""
         found = [
-            (value, key)
+            Size(value, key)
             for key, value in self._entries()
             if _LIMIT.fullmatch(key) and not _OTHER_LIMIT.search(key) and _is_size(value)
         ]

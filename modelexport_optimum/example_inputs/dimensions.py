@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from onnx import TensorProto
 
 from modelexport_optimum.errors import InvalidModelError, UsageError
+from modelexport_optimum.example_inputs.declared import Size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,19 +46,6 @@ _POSITIONS = "the graph's positions"
 FLOATS = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """The size of a dimension.
-
-    Attributes:
-        size: The number.
-        source: Where it comes from: a setting, an option, a part of the graph, or "default".
-    """
-
-    size: int
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +191,7 @@ class Dimensions:
         if value.elem_type in FLOATS and "past" not in name:
             found = self._of_picture(value, axis, name) or self._of_signal(value, axis, name)
         if found is None and name:
-            declared = self._declared.number(name)
-            found = Size(*declared) if declared else None
+            found = self._declared.number(name)
         if found is not None:
             return found
         if "seq" in name or "length" in name:
@@ -217,22 +204,20 @@ class Dimensions:
         """Return the channels and sides of pictures, and of what diffusion models make of them."""
         rank = len(value.shape or ())
         if name.endswith("height_width"):  # patches of two by two, one after the other
-            sample = self._declared.number("sample_size")
-            side, source = sample or (_SIDE // 4, "default")
-            return Size((side // 2) ** 2, source)
+            side = self._declared.number("sample_size") or Size(_SIDE // 4, "default")
+            return Size((side.size // 2) ** 2, side.source)
         if rank == 4 and axis == 1:
             channels = self._use.conv_channels(value.name)
             if channels:
                 return Size(channels, "the graph's Conv")
-            declared = self._declared.number("num_channels", "in_channels")
-            return Size(*declared) if declared else Size(3, "default")
+            return self._declared.number("num_channels", "in_channels") or Size(3, "default")
         if not name.endswith(("height", "width")) and not (rank == 4 and axis > 1):
             return None
         sample = self._declared.number("sample_size")
         if sample:
             halved = (self._declared.count("block_out_channels") or 1) - 1
             shrunk = 2**halved if name.startswith("latent") and halved < 16 else 1
-            return Size(max(1, sample[0] // shrunk), sample[1])
+            return Size(max(1, sample.size // shrunk), sample.source)
         picture = self._declared.picture()
         if picture is None:
             in_graph = self._use.picture_side(value.name)
@@ -247,8 +232,7 @@ class Dimensions:
         if not ("seq" in name or "length" in name or "audio" in name) or asked is not None:
             return None
         if len(dims) == 2 and axis == 1:
-            rate = self._declared.number("sampling_rate")
-            return Size(*rate) if rate else Size(_SAMPLES, "default")
+            return self._declared.number("sampling_rate") or Size(_SAMPLES, "default")
         if len(dims) != 3:
             return None
         channels = self._use.conv_channels(value.name)
@@ -256,13 +240,10 @@ class Dimensions:
             frames = self._declared.number("nb_max_frames")
             positions = self._declared.number("max_source_positions")
             if frames:
-                return Size(*frames)
+                return frames
             if positions:  # Whisper's second convolution has a stride of two.
-                return Size(2 * positions[0], positions[1])
-        if not self._has_tokens:
-            series = self._declared.number("context_length")
-            return Size(*series) if series else None
-        return None
+                return Size(2 * positions.size, positions.source)
+        return None if self._has_tokens else self._declared.number("context_length")
 
     def _length(self, name: str) -> Size:
         """Return the number of tokens, cached ones or new ones."""
@@ -286,11 +267,9 @@ class Dimensions:
 
     def _longest(self) -> Size:
         in_graph = self._use.longest()
-        limits = [Size(in_graph, _POSITIONS)] if in_graph else []
-        declared = self._declared.longest()
-        if declared:
-            limits.append(Size(*declared))
-        return min(limits, key=lambda limit: limit.size, default=Size(_MAX_ELEMENTS, "default"))
+        limits = [Size(in_graph, _POSITIONS) if in_graph else None, self._declared.longest()]
+        none = Size(_MAX_ELEMENTS, "default")
+        return min(filter(None, limits), key=lambda limit: limit.size, default=none)
 
 
 def _is_name(dim: str) -> bool:

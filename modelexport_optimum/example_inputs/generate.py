@@ -10,7 +10,7 @@ import onnx
 
 from modelexport_optimum.errors import InvalidModelError, UsageError
 from modelexport_optimum.example_inputs.declared import Declared
-from modelexport_optimum.example_inputs.dimensions import FLOATS, Dimensions, Size, Wishes
+from modelexport_optimum.example_inputs.dimensions import FLOATS, Dimensions, Wishes
 from modelexport_optimum.onnx_file.input_use import InputUse
 from modelexport_optimum.onnx_file.skeleton import wanted_inputs
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from modelexport_optimum.example_inputs.declared import Size
     from modelexport_optimum.onnx_file.skeleton import Graph, Value
 
     Arrays: TypeAlias = dict[str, np.ndarray]
@@ -192,7 +193,7 @@ class _Values:
             return np.broadcast_to(positions, shape).astype(dtype)
         if value.name.endswith("input_ids"):
             vocabulary = self._declared.number("vocab_size")
-            return self._tokens(shape, rows or (vocabulary[0] if vocabulary else 2), dtype)
+            return self._tokens(shape, rows or (vocabulary.size if vocabulary else 2), dtype)
         if rows and len(shape) > 2 and shape[-1] == 4:
             corners = self._random.integers(0, min(rows, _PAGE + 1), (*shape[:-1], 2, 2))
             return np.sort(corners, axis=-2).reshape(shape).astype(dtype)

@@ -14,7 +14,7 @@ from modelexport_optimum.system.notebook import Part, line, shown, tree, treemap
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from modelexport_optimum.example_inputs.dimensions import Size
+    from modelexport_optimum.example_inputs.declared import Size
     from modelexport_optimum.profiling.isolated import IsolatedRun
     from modelexport_optimum.providers.placement import Placement
 

@@ -23,7 +23,7 @@ from modelexport_optimum.tagging import attribution, carriers, config_json, plac
 from modelexport_optimum.tagging.attribute_places import attribute_places
 from modelexport_optimum.tagging.config_json import ConfigJson
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
-from modelexport_optimum.tagging.model_record import PREFIX, is_marked, record_edits
+from modelexport_optimum.tagging.model_record import is_marked, record_edits, record_removal
 from modelexport_optimum.tagging.open_files import by_directory, open_to_write, tagged_beside
 from modelexport_optimum.tagging.retracing import retrace
 from modelexport_optimum.tagging.tag_report import FileReport, TagReport, counted, report_of_carried
@@ -308,11 +308,7 @@ def _planned_tags(
 def _planned_removal(file: OpenFile) -> _Plan:
     nodes = list(walk_all_nodes(file.model))
     edits = {node.start: removed for node in nodes if (removed := _removal(file, node))}
-    metadata = [
-        Edit(start, end, b"")
-        for key, _, start, end in file.model.metadata
-        if key.startswith(PREFIX)
-    ]
+    metadata = record_removal(file.model)
     changed = bool(edits or metadata)
     rewrite = Rewrite(file.fd, file.model, edits, metadata) if changed else None
     return _Plan(file, rewrite, None, [None] * len(nodes))

@@ -115,14 +115,18 @@ def record_edits(
     new |= {PREFIX + package: version for package, version in versions.items()}
     if new == old:
         return []
-    removed = [
-        Edit(start, end, b"") for key, _, start, end in model.metadata if key.startswith(PREFIX)
-    ]
     added = b"".join(
         length_delimited(14, length_delimited(1, k.encode()) + length_delimited(2, v.encode()))
         for k, v in sorted(new.items())
     )
-    return [*removed, Edit(model.size, model.size, added)]
+    return [*record_removal(model), Edit(model.size, model.size, added)]
+
+
+def record_removal(model: Model) -> list[Edit]:
+    """Return the edits that take the record out."""
+    return [
+        Edit(start, end, b"") for key, _, start, end in model.metadata if key.startswith(PREFIX)
+    ]
 
 
 def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:
