@@ -125,13 +125,7 @@ def _check_compared(found: Comparison, files: Sequence[str], provider: Provider)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Conditions:
-    """What every file is compared under.
-
-    Attributes:
-        samples: What both sides are run on.
-        provider: Execution provider of the other side.
-        tolerance: Largest relative difference that is none.
-    """
+    """What every file is compared under."""
 
     samples: SampleOptions
     provider: Provider

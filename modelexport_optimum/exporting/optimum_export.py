@@ -256,15 +256,13 @@ def _export_loaded(
 
 def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
     """Return the names under which a model has parameters that it has under another name, too."""
-    import torch
+    from modelexport_optimum.tagging.module_tree import modules_of
 
-    parts = [model] if isinstance(model, torch.nn.Module) else list(model.components.values())
     tied = []
-    for part in parts:
-        if isinstance(part, torch.nn.Module):
-            own = {name for name, _ in part.named_parameters()}
-            every = [name for name, _ in part.named_parameters(remove_duplicate=False)]
-            tied += [name for name in every if name not in own]
+    for part in modules_of(model):
+        own = {name for name, _ in part.named_parameters()}
+        every = [name for name, _ in part.named_parameters(remove_duplicate=False)]
+        tied += [name for name in every if name not in own]
     return tied
 
 

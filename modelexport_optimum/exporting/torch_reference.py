@@ -250,14 +250,9 @@ def _ignore_stage(name: str) -> None:
 
 def _whole_of(part: torch.nn.Module, model: Any) -> torch.nn.Module:  # noqa: ANN401
     """Return the module tree in which a part stands: the model, or a component of a pipeline."""
-    import torch
+    from modelexport_optimum.tagging.module_tree import modules_of
 
-    if isinstance(model, torch.nn.Module):
-        wholes = [model]
-    else:
-        components = getattr(model, "components", {}).values()
-        wholes = [component for component in components if isinstance(component, torch.nn.Module)]
-    for whole in wholes:
+    for whole in modules_of(model):
         if any(module is part for module in whole.modules()):
             return whole
     return part  # Optimum has copied it

@@ -14,7 +14,8 @@ import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
+from modelexport_optimum.hierarchy.tagged_model import read_tagged
+from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.reporting.report_data import file_data
 from modelexport_optimum.reporting.report_figures import read_errors, read_times
 from modelexport_optimum.system.atomic_write import replacing
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from modelexport_optimum.reporting.report_figures import Errors, Times
 
 _Path: TypeAlias = "str | os.PathLike[str]"
+
+_Profiles: TypeAlias = "ProfileReport | _Path | Sequence[ProfileReport | _Path] | None"
 
 _PAGE = Path(__file__).with_name("report_page")
 _SCRIPTS = ("chart.js", "page.js", "table.js", "nodes.js")
@@ -73,10 +76,7 @@ def report(
 
 
 def page_of(
-    exports: Sequence[Path],
-    *,
-    profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None = None,
-    comparison: Comparison | _Path | None = None,
+    exports: Sequence[Path], *, profile: _Profiles, comparison: Comparison | _Path | None
 ) -> str:
     """Return the page about one export, or two.
 
@@ -84,7 +84,10 @@ def page_of(
         UsageError: A profile or the comparison is of none of these files.
         ModelExportError: A file is not tagged.
     """
-    files = [_named_files(export) for export in exports]
+    files = [
+        {name: read_tagged(file, given=export) for name, file in onnx_files_by_name(export).items()}
+        for export in exports
+    ]
     every = [file for named in files for file in named.values()]
     times = _times(profile, every)
     errors = _errors(comparison, files)
@@ -116,24 +119,13 @@ def page_of(
     )
 
 
-def _named_files(export: Path) -> dict[str, TaggedFile]:
-    """Return the files of an export by their paths in it."""
-    return {
-        file.path.relative_to(export).as_posix() if export.is_dir() else file.path.name: file
-        for file in read_tagged_files(export)
-    }
-
-
 def _labels(exports: Sequence[Path]) -> list[str]:
     """Return what tells the exports from one another: their names, or their paths."""
     names = [export.resolve().name for export in exports]
     return names if len({*names}) == len(names) else [str(export) for export in exports]
 
 
-def _times(
-    profile: ProfileReport | _Path | Sequence[ProfileReport | _Path] | None,
-    files: Sequence[TaggedFile],
-) -> dict[int, list[Times]]:
+def _times(profile: _Profiles, files: Sequence[TaggedFile]) -> dict[int, list[Times]]:
     """Return the times of each file, in the order of the profiles."""
     found: dict[int, list[Times]] = {id(file): [] for file in files}
     if profile is None:

@@ -124,15 +124,20 @@ def model_trees(model: object) -> list[ModuleTree]:
     Raises:
         ModelExportError: It is neither.
     """
+    trees = [ModuleTree.from_module(module) for module in modules_of(model)]
+    if not trees:
+        raise ModelExportError(
+            f"a {type(model).__name__} has no module tree: give a torch.nn.Module or a pipeline"
+        )
+    return trees
+
+
+def modules_of(model: object) -> list[torch.nn.Module]:
+    """Return a model in memory, or the components of a pipeline that are modules, if it is one."""
     import torch
 
     if isinstance(model, torch.nn.Module):
-        return [ModuleTree.from_module(model)]
+        return [model]
     components = getattr(model, "components", None)
-    if isinstance(components, dict):
-        modules = [part for part in components.values() if isinstance(part, torch.nn.Module)]
-        if modules:
-            return [ModuleTree.from_module(part) for part in modules]
-    raise ModelExportError(
-        f"a {type(model).__name__} has no module tree: give a torch.nn.Module or a pipeline"
-    )
+    parts = components.values() if isinstance(components, dict) else ()
+    return [part for part in parts if isinstance(part, torch.nn.Module)]
