@@ -21,11 +21,7 @@ _UNITS = {
 
 
 def read_number(value: Any) -> float:  # noqa: ANN401
-    """Read a finite number.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """Read a finite number; a ValueError says that it is none."""
     try:
         number = float(value)
     except ValueError:
@@ -36,11 +32,7 @@ def read_number(value: Any) -> float:  # noqa: ANN401
 
 
 def read_seconds(value: Any) -> float:  # noqa: ANN401
-    """Read a number of seconds.
-
-    Raises:
-        ValueError: It is not above 0.
-    """
+    """Read a number of seconds above 0; a ValueError says that it is none."""
     seconds = read_number(value)
     if seconds <= 0:
         raise ValueError(f"{value!r} is not a number of seconds above 0")
@@ -48,11 +40,7 @@ def read_seconds(value: Any) -> float:  # noqa: ANN401
 
 
 def read_amount(value: Any) -> float:  # noqa: ANN401
-    """Read a number of things, of which one may ask for a fraction.
-
-    Raises:
-        ValueError: It is below 0.
-    """
+    """Read a number from 0 on of things, of which one may ask for a fraction."""
     amount = read_number(value)
     if amount < 0:
         raise ValueError(f"{value!r} is below 0")
@@ -60,11 +48,7 @@ def read_amount(value: Any) -> float:  # noqa: ANN401
 
 
 def read_bytes(value: Any) -> int:  # noqa: ANN401
-    """Read a number of bytes, with a unit or without.
-
-    Raises:
-        ValueError: It is not above 0, or the unit is none.
-    """
+    """Read a number of bytes above 0, with a unit or without."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", str(value).strip(), re.ASCII)
     size = _UNITS.get(found[2].lower()) if found else None
     if found is None or size is None or not (count := int(float(found[1]) * size)):

@@ -143,11 +143,7 @@ def run_jobs(
     fail_fast: bool = False,
     watcher: Watcher | None = None,
 ) -> BatchResult:
-    """Run the jobs of a manifest: see `batch`, whose arguments these are.
-
-    Raises:
-        ModelExportError: Nothing was run, and the message says why.
-    """
+    """Run the jobs of a manifest: see `batch`, whose arguments these are."""
     started = time.monotonic()
     place = Path(os.path.abspath(directory))  # noqa: PTH100 (resolve() would follow a link)
     with only_batch(place):

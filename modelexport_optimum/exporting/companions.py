@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 
 
 def fetch_companions(source: Source) -> Path:
-    """Return the directory of a model's companion files: its own, or the Hub's cache.
-
-    Raises:
-        Exception: The Hub did not give them; `explain_hub_error` tells which errors these are.
-    """
+    """Return the directory of a model's companion files: its own, or the Hub's cache."""
     subfolder = source.place.subfolder
     if source.directory is not None:
         return source.directory / subfolder

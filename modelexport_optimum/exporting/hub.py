@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class HubPlace:
     """Where on the Hub a model is looked for, by the names that `main_export` has for it.
 
+    What it raises where the Hub gives nothing, `explain_hub_error` puts into words.
+
     Attributes:
         subfolder: The folder that the model is in.
         revision: Branch, tag or commit.
@@ -49,22 +51,14 @@ class HubPlace:
         return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
 
     def commit(self, name: str) -> str | None:
-        """Ask the Hub for the commit of a model.
-
-        Raises:
-            Exception: The Hub gave none; `explain_hub_error` tells which errors these are.
-        """
+        """Ask the Hub for the commit of a model."""
         from huggingface_hub import HfApi, constants
 
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         return HfApi(token=self.token).model_info(name, revision=self.revision, timeout=timeout).sha
 
     def fetch(self, name: str, patterns: Iterable[str]) -> Path:
-        """Fetch the files of a model whose names match, and give the directory that they are in.
-
-        Raises:
-            Exception: The Hub did not give them; `explain_hub_error` tells which errors these are.
-        """
+        """Fetch the files of a model whose names match, and give the directory that they are in."""
         from huggingface_hub import snapshot_download
 
         return Path(

@@ -155,11 +155,7 @@ def normalized(name: str) -> str:
 
 
 def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Read a JSON object, or take one that has been read.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """Read a JSON object, or take one that has been read; a ValueError says that it is none."""
     try:
         found = json.loads(value if isinstance(value, str) else json.dumps(value))
     except ValueError as error:

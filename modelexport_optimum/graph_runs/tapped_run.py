@@ -62,12 +62,7 @@ class Part:
     def open(
         self, provider: Provider, options: onnxruntime.SessionOptions
     ) -> onnxruntime.InferenceSession:
-        """Make a session of it. It holds the weights as long as this part does.
-
-        Raises:
-            ModelExportError: The provider's library cannot be loaded.
-            Exception: ONNX Runtime raises anything about a model.
-        """
+        """Make a session of it. It holds the weights as long as this part does."""
         import onnxruntime as ort
 
         options.add_external_initializers(

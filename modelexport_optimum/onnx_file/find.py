@@ -27,11 +27,7 @@ def onnx_files(path: Path) -> list[Path]:
 
 
 def onnx_files_by_name(path: Path) -> dict[str, Path]:
-    """Return the same files by their paths below the directory; a file alone by its own name.
-
-    Raises:
-        UsageError: There is no such file, or none in the directory.
-    """
+    """Return the same files by their paths below the directory; a file alone by its own name."""
     top = path if path.is_dir() else path.parent
     return {file.relative_to(top).as_posix(): file for file in onnx_files(path)}
 

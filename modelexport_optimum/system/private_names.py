@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class PrivateName:
     """A name of another package.
 
+    Whoever uses it with a version that has it no longer is told so by a ModelExportError.
+
     Attributes:
         package: The distribution that has it.
         module: Where it is imported from.
@@ -37,11 +39,7 @@ class PrivateName:
     reason: str
 
     def get(self) -> Any:  # noqa: ANN401
-        """Look it up.
-
-        Raises:
-            ModelExportError: The installed version has it no longer.
-        """
+        """Look it up."""
         owner, name = self._owner_and_name()
         return getattr(owner, name)
 
@@ -50,20 +48,12 @@ class PrivateName:
         return getattr(instance, self.path.rpartition(".")[2], default)
 
     def put(self, value: object) -> None:
-        """Put something else in its place.
-
-        Raises:
-            ModelExportError: The installed version has it no longer.
-        """
+        """Put something else in its place."""
         setattr(*self._owner_and_name(), value)
 
     @contextlib.contextmanager
     def replaced(self, value: object) -> Iterator[None]:
-        """Put something else in its place for the block.
-
-        Raises:
-            ModelExportError: The installed version has it no longer.
-        """
+        """Put something else in its place for the block."""
         owner, name = self._owner_and_name()
         original = inspect.getattr_static(owner, name)
         setattr(owner, name, value)
