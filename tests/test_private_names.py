@@ -27,7 +27,7 @@ def test_installed_versions_have_them_all() -> None:
 
 def test_name_that_is_gone_is_told_with_the_package() -> None:
     for module, path in (("optimum.utils", "Gone"), ("optimum.gone", "name")):
-        name = private_names.PrivateName("optimum", module, path, "a test")
+        name = private_names.PrivateName(module, path, "a test")
         with pytest.raises(ModelExportError, match=rf"^optimum \d.* has no {module}\.{path} any"):
             name.get()
 

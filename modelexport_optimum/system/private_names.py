@@ -27,16 +27,21 @@ class PrivateName:
     Whoever uses it with a version that has it no longer is told so by a ModelExportError.
 
     Attributes:
-        package: The distribution that has it.
         module: Where it is imported from.
         path: Its name there, or that of a class and one of its attributes.
         reason: What it is used for, and why nothing public will do.
     """
 
-    package: str
     module: str
     path: str
     reason: str
+
+    @property
+    def package(self) -> str:
+        """The distribution that has it."""
+        if self.module.startswith(("optimum.exporters.onnx", "optimum.onnxruntime")):
+            return "optimum-onnx"
+        return self.module.partition(".")[0]
 
     def get(self) -> Any:  # noqa: ANN401
         """Look it up."""
@@ -89,7 +94,6 @@ class PrivateName:
 # --- Optimum --------------------------------------------------------------------------------------
 
 EXPORT_OF_LOADED_MODEL = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.__main__",
     "onnx_export_from_model",
     "`main_export` loads the model and calls this by its name in that module. Replaced, so that "
@@ -97,14 +101,12 @@ EXPORT_OF_LOADED_MODEL = PrivateName(
     "nobody.",
 )
 TOKENIZER_LOADER = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.__main__",
     "AutoTokenizer",
     "Where a text model has no padding token, `main_export` loads the tokenizer by this name in "
     "that module, and does not pass `trust_remote_code` on. Replaced by one that does.",
 )
 COMPARISON_WITH_PYTORCH = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.convert",
     "validate_models_outputs",
     "Called at the end of a conversion, where its error would take the files away that are "
@@ -112,14 +114,12 @@ COMPARISON_WITH_PYTORCH = PrivateName(
     "a result and not the end.",
 )
 SESSION_OF_COMPARISON = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.convert",
     "PickableInferenceSession",
     "The session that the comparison opens for a file. Replaced by the one that the check has "
     "opened.",
 )
 MENDING_OF_AXES = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx",
     "OnnxConfig.fix_dynamic_axes",
     "Loads each file that was exported into ONNX Runtime, only to see whether an axis of its "
@@ -127,70 +127,60 @@ MENDING_OF_AXES = PrivateName(
     "first.",
 )
 LOADING_OF_FILES = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.convert",
     "onnx",
     "The package with which each file that was exported is loaded, all its weights, only to see "
     "whether it has some beside it. Replaced, so that the file's header is asked first.",
 )
 CONVERSION_OF_MODEL = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.convert",
     "onnx_export_from_model",
     "Takes a model into the parts that become files. Replaced where PyTorch is to run these parts, "
     "so that the whole model that they are parts of is known.",
 )
 EXPORT_OF_PARTS = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.convert",
     "export_models",
     "Is given the parts, with the configuration of each. Replaced where PyTorch is to run them and "
     "nothing is exported; nothing public gives all parts of all libraries.",
 )
 LIBRARY_OF_MODEL = PrivateName(
-    "optimum",
     "optimum.exporters.tasks",
     "TasksManager.infer_library_from_model",
     "Tells the library of a model in memory by the module that defines its class, which is the "
     "user's own for a class derived from one of transformers'. Replaced by what its bases tell.",
 )
 DUMMY_SHAPES = PrivateName(
-    "optimum",
     "optimum.utils",
     "DEFAULT_DUMMY_SHAPES",
     "The names that the exporter takes for sizes of its example inputs. It ignores any other, so "
     "that a mistyped one has to be refused here.",
 )
 PARTS_OF_MODEL = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx.utils",
     "_get_submodels_and_onnx_configs",
     "Which parts of a model are exported, each with its example inputs and patches. The public "
     "functions around it write files.",
 )
 DIFFUSION_CLASS = PrivateName(
-    "optimum-onnx",
     "optimum.onnxruntime.modeling_diffusion",
     "_get_ort_class",
     "The class with which `ORTDiffusionPipeline` would load a pipeline, which is wanted before "
     "it is loaded, to give its sessions options.",
 )
 DIFFUSERS_AVAILABLE = PrivateName(
-    "optimum",
     "optimum.utils.import_utils",
     "_diffusers_available",
     "Whether diffusers is installed, which the exporter's modules ask as they are imported: they "
     "import it then, for models that are no pipelines, too. Replaced while they are imported.",
 )
 TASKS_OF_DIFFUSERS = PrivateName(
-    "optimum",
     "optimum.exporters.tasks",
     "TasksManager._DIFFUSERS_TASKS_TO_MODEL_MAPPINGS",
     "The pipelines of each task, which stay empty where diffusers was not imported. Filled in when "
     "it is needed after all.",
 )
 COMMON_OUTPUTS = PrivateName(
-    "optimum-onnx",
     "optimum.exporters.onnx",
     "OnnxConfig._TASK_TO_COMMON_OUTPUTS",
     "The outputs that the models of a task have in common, by which a graph of an unknown model "
@@ -200,34 +190,29 @@ COMMON_OUTPUTS = PrivateName(
 # --- transformers ---------------------------------------------------------------------------------
 
 SKLEARN_AVAILABLE = PrivateName(
-    "transformers",
     "transformers.utils.import_utils",
     "_sklearn_available",
     "Whether scikit-learn is installed, which the module of assisted generation asks as it is "
     "imported, and then imports it. Replaced while it is imported.",
 )
 SCIPY_AVAILABLE = PrivateName(
-    "transformers",
     "transformers.utils.import_utils",
     "_scipy_available",
     "The same of SciPy, which the losses of models that detect objects are made with.",
 )
 EMPTY_WEIGHTS = PrivateName(
-    "transformers",
     "transformers.integrations.accelerate",
     "init_empty_weights",
     "Makes a model without memory for its weights as `from_pretrained` does; no public function "
     "has it. Gone in transformers 5.",
 )
 NO_INITIALIZATION = PrivateName(
-    "transformers",
     "transformers.modeling_utils",
     "no_init_weights",
     "Leaves out the random numbers of weights that nobody looks at, as `from_pretrained` does. In "
     "`transformers.initialization` since transformers 5.",
 )
 CLASS_OF_REMOTE_CODE = PrivateName(
-    "transformers",
     "transformers.dynamic_module_utils",
     "get_class_from_dynamic_module",
     "The class that a model's own code defines, where that code was trusted. `AutoModel` loads "
@@ -235,7 +220,6 @@ CLASS_OF_REMOTE_CODE = PrivateName(
 )
 
 AUTO_CLASS = PrivateName(
-    "transformers",
     "transformers.models.auto.auto_factory",
     "_BaseAutoModelClass",
     "The base of AutoModel and its like, by which the loaders that a config.json names are told "
@@ -243,13 +227,11 @@ AUTO_CLASS = PrivateName(
 )
 CLASSES_OF_AUTO_CLASS = PrivateName(
     "transformers",
-    "transformers",
     "AutoModel._model_mapping",
     "The classes that an auto class loads, by the class of the configuration. The public mappings "
     "(`MODEL_MAPPING`) are named by the task, and not known to the auto class.",
 )
 CONSTRUCTION_FROM_CONFIG = PrivateName(
-    "transformers",
     "transformers",
     "PreTrainedModel._from_config",
     "Makes a model of a class from its configuration, with the settings of attention and type that "
@@ -259,7 +241,6 @@ CONSTRUCTION_FROM_CONFIG = PrivateName(
 # --- PyTorch and the Hub --------------------------------------------------------------------------
 
 NAMES_OF_SCOPES = PrivateName(
-    "torch",
     "torch.onnx._internal.torchscript_exporter.utils",
     "_setup_trace_module_map",
     "Gives each module the name of the scope that its calls open. Followed by one that puts the "
@@ -267,32 +248,27 @@ NAMES_OF_SCOPES = PrivateName(
     "else says which module made a node.",
 )
 NAMING_OF_NODES = PrivateName(
-    "torch",
     "torch._C",
     "_jit_pass_onnx_assign_scoped_names_for_node_and_value",
     "Names the nodes of a traced graph after their scopes, the last moment at which a node still "
     "has its scope. Followed by a look at each.",
 )
 NAMES_OF_MODULES = PrivateName(
-    "torch",
     "torch.jit._trace",
     "_trace_module_map",
     "The name of each module's scope while a model is traced, which the tracer reads. See above.",
 )
 VERSION_OF_TENSOR = PrivateName(
     "torch",
-    "torch",
     "Tensor._version",
     "Counts what was written to a tensor in place: one that was written to is another value.",
 )
 STORAGE_OF_TENSOR = PrivateName(
     "torch",
-    "torch",
     "UntypedStorage._cdata",
     "Tells a storage from every other, that of an empty tensor too: `data_ptr` is 0 for those.",
 )
 CHECK_OF_REPOSITORY_NAME = PrivateName(
-    "huggingface_hub",
     "huggingface_hub.utils",
     "validate_repo_id",
     "What can be a name on the Hub. Functions that are documented check it only when they ask "
@@ -302,7 +278,6 @@ CHECK_OF_REPOSITORY_NAME = PrivateName(
 # --- Typer ----------------------------------------------------------------------------------------
 
 COMPLETION_SCRIPTS = PrivateName(
-    "typer",
     "typer._completion_shared",
     "_completion_scripts",
     "What `--install-completion` writes, by shell. That of zsh only registers itself where zsh "
