@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import onnx
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
-from modelexport_optimum.onnx_file import rewriter
+from modelexport_optimum.onnx_file import block_sharing, rewriter
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
 from modelexport_optimum.tagging import carriers, htp
@@ -162,13 +163,20 @@ def without_tags(model: ModelProto) -> ModelProto:
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink one takes minutes
 )
-@given(model=models(), data=st.data(), pads=st.booleans(), repeats=st.booleans())
+@given(
+    model=models(),
+    data=st.data(),
+    pads=st.booleans(),
+    repeats=st.booleans(),
+    shared=st.sampled_from([100, block_sharing.LEAST_SHARED_BYTES]),
+)
 def test_whatever_the_order_of_the_fields_strip_gives_the_bytes_back(
     tmp_path_factory: pytest.TempPathFactory,
     model: ModelProto,
     data: st.DataObject,
     pads: bool,
     repeats: bool,
+    shared: int,
 ) -> None:
     randoms = data.draw(st.randoms(use_true_random=False))
     before = Writer(randoms.randrange, pads=pads, repeats=repeats).message(model)
@@ -178,7 +186,8 @@ def test_whatever_the_order_of_the_fields_strip_gives_the_bytes_back(
     path = directory / "model.onnx"
     path.write_bytes(before)
     try:
-        report = htp.tag(path)
+        with mock.patch.object(block_sharing, "LEAST_SHARED_BYTES", shared):
+            report = htp.tag(path)
     except ModelExportError as error:
         assert pads  # the one thing that cannot always be kept
         assert "padded" in str(error)
@@ -187,7 +196,8 @@ def test_whatever_the_order_of_the_fields_strip_gives_the_bytes_back(
         assert report.node_count == sum(1 for _ in walk_nodes(read_model(path).graph))
         assert without_tags(onnx.load(path)) == model
         tagged = path.read_bytes()
-        assert not htp.tag(path).files[0].changed
+        with mock.patch.object(block_sharing, "LEAST_SHARED_BYTES", shared):
+            assert not htp.tag(path).files[0].changed
         assert path.read_bytes() == tagged
         htp.strip(path)
         assert path.read_bytes() == before

@@ -17,7 +17,7 @@ from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_all_graphs
 from modelexport_optimum.onnx_file.wire import WINDOW_BYTES, FieldReader, pread, varint
-from modelexport_optimum.system.atomic_write import replacing, write_all
+from modelexport_optimum.system.atomic_write import flushes, replacing, write_all
 from modelexport_optimum.system.files import copy_in_kernel
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """A protobuf message is at most 2 GiB - 1 byte long, and ONNX Runtime reads no longer one."""
+
+BLOCK_BYTES = 4096
+"""A block of the file systems that share blocks between files, XFS and Btrfs, unless they were made
+with another; there, and on others, bytes are copied."""
 
 _COPY_BYTES = 1024 * 1024
 
@@ -73,6 +77,7 @@ class Rewrite:
         """
         self._fd = fd
         self._model = model
+        self.node_edits = node_edits
         # What is appended to an inner message comes before what is appended to an outer one
         # that ends at the same place.
         depth = {
@@ -97,6 +102,19 @@ class Rewrite:
                 "(FORCE_ONNX_EXTERNAL_DATA=1 makes Optimum do so) and tag that; "
                 "the file is as it was"
             )
+
+    @property
+    def longest_copy(self) -> tuple[int, int]:
+        """Where the longest stretch of the top graph begins and ends that has no edit."""
+        _, start, end = self._model.graph.enclosing[0]
+        edits = [edit for edit in self._edits if start <= edit.start and edit.end <= end]
+        starts = [start, *(edit.end for edit in edits)]
+        ends = [*(edit.start for edit in edits), end]
+        return max(zip(starts, ends, strict=True), key=lambda stretch: stretch[1] - stretch[0])
+
+    def growth_before(self, position: int) -> int:
+        """Tell by how many bytes what stands at a position of the old file is moved."""
+        return sum(edit.growth for edit in self._edits if edit.end <= position)
 
     def write(self, check: Callable[[Model], str | None]) -> None:
         """Write the new file beside the old one, and rename it over the old one.
@@ -224,7 +242,15 @@ def _graph_difference(old: Graph, new: Graph) -> str | None:
 
 
 def _copy(source: int, start: int, end: int, target: int) -> None:
-    """Copy bytes to the target's position, in the kernel where it can."""
+    """Copy bytes to the target's position, in the kernel where it can.
+
+    A file system that shares blocks does so from the first whole one on. It waits until the old
+    file is on the disk: where the flush is to come later, it has to copy.
+    """
+    if flushes():
+        head = min(start + -start % BLOCK_BYTES, end)
+        write_all(target, pread(source, start, head - start))
+        start = head
     start = copy_in_kernel(source, start, end, target)
     while start < end:
         data = pread(source, start, min(_COPY_BYTES, end - start))

@@ -38,6 +38,11 @@ def unflushed() -> Iterator[None]:
         _flushed.reset(token)
 
 
+def flushes() -> bool:
+    """Tell whether a file that is replaced now is flushed to the disk."""
+    return _flushed.get()
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
     """Open a temporary file that becomes `path` when the block ends without an error.
@@ -65,7 +70,7 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
         yield target
         if like is not None:
             copy_owner_and_mode(like, target)
-        if _flushed.get():
+        if flushes():
             os.fsync(target)
         rename_over(temporary, path, target, *(() if like is None else (like,)))
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.onnx_file.rewriter import Edit
+from modelexport_optimum.onnx_file.rewriter import BLOCK_BYTES, Edit
 from modelexport_optimum.onnx_file.wire import LEN, bytes_fields, length_delimited, varint
 from modelexport_optimum.tagging.tag_grammar import (
     MAX_MODULES,
@@ -47,11 +47,14 @@ EVIDENCE = "modelexport_optimum.evidence"
 """Ours alone. It stands before the entries that we add, so that these are told from equal ones that
 PyTorch wrote."""
 
+PADDING = "modelexport_optimum.padding"
+"""Ours alone, too: blanks that move the weights by whole blocks of a file system, on one node."""
+
 CARRIER = "carrier"
 """The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props."""
 
-_OUR_KEYS = (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE)
-"""Keys of metadata_props that `encode` writes, the one first that is ours alone."""
+_OUR_KEYS = (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE, PADDING)
+"""Keys of metadata_props that `encode` and `padding` write, the one first that tells ours."""
 
 _EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
 
@@ -231,6 +234,16 @@ def encode(
     if NAMESPACE not in there:
         parts.append(spelled.namespace)
     return b"".join(parts)
+
+
+def padding(length: int) -> bytes:
+    """Encode a field of so many bytes to append after `encode`'s, or of `BLOCK_BYTES` more.
+
+    With a value of 128 bytes or more, all lengths in it take two bytes.
+    """
+    around = len(_entry(PADDING, b" " * 128)) - 128
+    blanks = length - around
+    return _entry(PADDING, b" " * (blanks if blanks >= 128 else blanks + BLOCK_BYTES))
 
 
 def _entry(key: str, value: bytes) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, system_errors_named
+from modelexport_optimum.onnx_file.block_sharing import padded_rewrite
 from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import damage_named, read_model
 from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
@@ -289,8 +290,8 @@ def _planned_tags(
         edits[node.start] = [*removed, Edit(node.end, node.end, added)]
     chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
     metadata = record_edits(file.model, chains, source, placed.tree if exported else None)
-    changed = _would_change(file, nodes, edits) or bool(metadata)
-    rewrite = Rewrite(file.fd, file.model, edits, metadata) if changed else None
+    rewrite = padded_rewrite(file.fd, file.model, edits, metadata, carriers.padding)
+    changed = _would_change(file, nodes, rewrite.node_edits) or bool(metadata)
     report = FileReport(
         file=file.path,
         node_count=len(nodes),
@@ -302,7 +303,8 @@ def _planned_tags(
         classes_known=placed.tree.classes_known,
         changed=changed,
     )
-    return _Plan(file, rewrite, report, [tags[node.start] for node in nodes])
+    written = rewrite if changed else None
+    return _Plan(file, written, report, [tags[node.start] for node in nodes])
 
 
 def _planned_removal(file: OpenFile) -> _Plan:

@@ -1,0 +1,65 @@
+"""Edits padded so that a file system may share the weights' blocks between the old and new file.
+
+XFS and Btrfs share what begins at the same place within a block of both files (man 2
+ioctl_ficlonerange). What is added before the weights moves them: with padding, by whole blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.onnx_file.rewriter import BLOCK_BYTES, Edit, Rewrite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from modelexport_optimum.onnx_file.skeleton import Model
+
+LEAST_SHARED_BYTES = 256 * BLOCK_BYTES
+"""What is shorter is copied within a millisecond, and is not padded for."""
+
+
+def padded_rewrite(
+    fd: int,
+    model: Model,
+    node_edits: dict[int, list[Edit]],
+    model_edits: Sequence[Edit],
+    padding: Callable[[int], bytes],
+) -> Rewrite:
+    """Make a `Rewrite` that moves the longest stretch without edits by whole blocks.
+
+    The padding is appended to the last node of the top graph before that stretch. It depends on
+    where in a block the stretch begins alone: a file that has the right one keeps it.
+
+    Args:
+        fd: As for `Rewrite`.
+        model: As for `Rewrite`.
+        node_edits: As for `Rewrite`, for every node of the top graph.
+        model_edits: As for `Rewrite`.
+        padding: Makes a field of so many bytes or, if it cannot, of `BLOCK_BYTES` more.
+
+    Returns:
+        The rewrite, without padding where nothing long comes after a node, or where it forbids
+        what could be written without.
+
+    Raises:
+        ModelExportError: As for `Rewrite`.
+    """
+    plain = rewrite = Rewrite(fd, model, node_edits, model_edits)
+    start, end = rewrite.longest_copy
+    before = [node for node in model.graph.nodes if node.end <= start]
+    if end - start < LEAST_SHARED_BYTES or not before:
+        return plain
+    node = before[-1]
+    length = 0
+    with contextlib.suppress(ModelExportError):  # the file, or a length in it, has no room for it
+        # A longer node may have a longer length, and so the graph: not always enough at once.
+        while missing := -rewrite.growth_before(start) % BLOCK_BYTES:
+            field = padding(length + missing)
+            length = len(field)
+            edits = [*node_edits[node.start], Edit(node.end, node.end, field)]
+            rewrite = Rewrite(fd, model, {**node_edits, node.start: edits}, model_edits)
+        return rewrite
+    return plain
