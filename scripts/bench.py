@@ -24,15 +24,24 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import zoo
+from bench_command import TASK, bench_command, bench_tag
 from bench_compare import bench_compare
-from bench_stages import bench_stages, bench_tag
 from measure import BUILD, MODELS, Report, megabytes, python, seconds, whole
+from wheel_test import plain_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TINY = ("bert", "gpt2", "vit", "distilbert", "t5")
 """Of the zoo of the tests."""
+
+PARTS = {
+    "batch": "batches",
+    "command": "the whole command and its stages, with all extras and without",
+    "compare": "compare",
+    "pass": "the pass, tag and inspect",
+}
+"""What may be measured alone, and what it is."""
 
 # The pass alone, as it is inside an export: the module tree is there already.
 PASS = """
@@ -155,29 +164,6 @@ def bench_pass(report: Report, name: str, export: Path, tree: Path, runs: int, w
     )
 
 
-def bench_command(report: Report, name: str, source: Path, runs: int, work: Path) -> None:
-    """Measure the whole command, checks included, against optimum-cli, in turn."""
-    bin_directory = Path(sys.executable).parent
-    task = ["--task", "text-classification"]
-    taken: dict[str, list[dict[str, float]]] = {"ours": [], "optimum": []}
-    for _ in range(runs):
-        for key, command in (
-            ("optimum", [bin_directory / "optimum-cli", "export", "onnx", "-m", source, *task]),
-            ("ours", [bin_directory / "modelexport-optimum", source, *task, "-o"]),
-        ):
-            output = work / "whole"
-            shutil.rmtree(output, ignore_errors=True)
-            os.sync()
-            taken[key].append(whole([*command, output]))
-    for figure, show, most in (("seconds", seconds, 1.0), ("memory", megabytes, 1.02)):
-        ours, theirs = (
-            statistics.median(run[figure] for run in taken[key]) for key in ("ours", "optimum")
-        )
-        report.add(
-            f"command / optimum-cli: {figure}", name, show(ours), show(theirs), ours / theirs, most
-        )
-
-
 def bench_help(report: Report, runs: int, work: Path) -> None:
     """--help against that of a bare Typer app."""
     app = work / "app.py"
@@ -242,43 +228,54 @@ def bench_batch(report: Report, work: Path) -> None:
             )
 
 
+def bench_models(report: Report, options: argparse.Namespace, parts: set[str], work: Path) -> None:
+    """Measure the whole command in each environment, and the pass on the export of each model."""
+    environments = {"all extras": Path(sys.executable)}
+    if "command" in parts:
+        bench_help(report, options.runs, work)
+        print("installing the wheel without extras ...", file=sys.stderr)
+        environments["plain"] = options.plain or plain_environment(work)
+    for name in options.model or MODELS:
+        runs = options.runs if name == "438 MB" else max(options.runs // 2, 1)
+        source, export = work / "source", work / "export"
+        shutil.rmtree(source, ignore_errors=True)
+        shutil.rmtree(export, ignore_errors=True)
+        print(f"measuring with the model of {name} ...", file=sys.stderr)
+        python(BUILD, source, json.dumps(MODELS[name]))
+        tree = work / "tree.pickle"
+        (source / "tree.pickle").replace(tree)
+        if "command" in parts:
+            bench_command(report, name, source, runs, work, environments)
+        if "pass" in parts:
+            optimum = Path(sys.executable).parent / "optimum-cli"
+            whole([optimum, "export", "onnx", "-m", source, *TASK, export])
+            bench_pass(report, name, export, tree, runs, work)
+            bench_tag(report, name, export, runs, work)
+
+
 def main() -> None:
     """Measures, prints the table, and exits with 1 if a figure is above its bound."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="runs of each, whose median counts")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="runs of each, whose median counts; half with 3 GB"
+    )
     parser.add_argument("--model", choices=MODELS, action="append", help="by default both")
-    parser.add_argument("--no-command", action="store_true", help="leave out the whole command")
-    parser.add_argument("--batch", action="store_true", help="measure batches, and nothing else")
-    parser.add_argument("--compare", action="store_true", help="measure compare, and nothing else")
+    parser.add_argument("--plain", type=Path, help="Python where the wheel is, without extras")
+    for part, what in PARTS.items():
+        parser.add_argument(f"--{part}", action="store_true", help=f"{what}; none of them is all")
     options = parser.parse_args()
+    parts = {part for part in PARTS if getattr(options, part)} or set(PARTS)
     report = Report()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as directory:
         work = Path(directory)
-        alone = options.batch or options.compare
-        if options.batch or not alone:
+        if "batch" in parts:
             print("exporting batches of tiny models ...", file=sys.stderr)
             bench_batch(report, work)
-        if options.compare or not alone:
+        if "compare" in parts:
             print("comparing ...", file=sys.stderr)
             bench_compare(report, options.runs, work)
-        if not alone:
-            bench_help(report, options.runs, work)
-        for name in [] if alone else options.model or MODELS:
-            source, export = work / "source", work / "export"
-            shutil.rmtree(source, ignore_errors=True)
-            shutil.rmtree(export, ignore_errors=True)
-            print(f"building and exporting the model of {name} ...", file=sys.stderr)
-            python(BUILD, source, json.dumps(MODELS[name]))
-            tree = work / "tree.pickle"
-            (source / "tree.pickle").replace(tree)
-            optimum = Path(sys.executable).parent / "optimum-cli"
-            task = ["--task", "text-classification"]
-            whole([optimum, "export", "onnx", "-m", source, *task, export])
-            bench_pass(report, name, export, tree, options.runs, work)
-            bench_tag(report, name, export, options.runs, work)
-            if not options.no_command:
-                bench_stages(report, name, source, options.runs, work)
-                bench_command(report, name, source, options.runs, work)
+        if parts & {"command", "pass"}:
+            bench_models(report, options, parts, work)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     Console(width=120).print(report.table)
     sys.exit(report.failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -15,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 MODELS = {
     "438 MB": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -46,17 +48,25 @@ def python(code: str, *arguments: object) -> dict[str, float]:
     return json.loads(output.splitlines()[-1]) if output else {}
 
 
-def whole(command: Sequence[object]) -> dict[str, float]:
-    """Seconds and peak memory in bytes of a command as a whole process."""
-    with tempfile.TemporaryFile() as log:
+def whole(command: Sequence[object], output: Path | None = None) -> dict[str, float]:
+    """Seconds, CPU seconds and peak memory in bytes of a command as a whole process.
+
+    Args:
+        command: The command.
+        output: The file for what it prints to stdout, if that is wanted.
+    """
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        printed = log if output is None else stack.enter_context(output.open("wb"))
         start = time.perf_counter()
-        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+        process = subprocess.Popen([str(part) for part in command], stdout=printed, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         if status:
             log.seek(0)
             raise SystemExit(f"{command} failed:\n{log.read().decode()[-2000:]}")
-    return {"seconds": seconds, "memory": usage.ru_maxrss * 1024}
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "CPU": cpu, "memory": usage.ru_maxrss * 1024}
 
 
 def median(runs: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

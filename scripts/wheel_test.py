@@ -58,16 +58,15 @@ def main() -> None:
 
 def export_all(work: Path) -> dict[str, dict]:
     """Install the wheel in a new environment, and export the models there."""
-    # The environment of `make` is not to be seen by the new one.
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    python = plain_environment(work)
+    code = EXPORTS.format(tests=str(ROOT / "tests"), models=MODELS)
+    results: dict[str, dict] = json.loads(run(work, python, "-c", code).splitlines()[-1])
+    return results
 
-    def run(*command: object) -> str:
-        return subprocess.run(
-            [str(part) for part in command], cwd=work, env=environment, check=True,
-            stdout=subprocess.PIPE, text=True,
-        ).stdout  # fmt: skip
 
-    run(sys.executable, "-m", "venv", "plain")
+def plain_environment(work: Path) -> Path:
+    """Install the wheel without extras in a new environment, and return its Python."""
+    run(work, sys.executable, "-m", "venv", "plain")
     python = work / "plain" / "bin" / "python"
     # Built from a copy, so that nothing is left in the checkout.
     copy = work / "checkout"
@@ -75,12 +74,20 @@ def export_all(work: Path) -> dict[str, dict]:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--wheel-dir", "dist", copy)
+    run(work, *pip, "wheel", "--no-deps", "--wheel-dir", "dist", copy)
     (wheel,) = (work / "dist").glob("*.whl")
-    run(*pip, "install", "--constraint", ROOT / "constraints.txt", wheel)
-    code = EXPORTS.format(tests=str(ROOT / "tests"), models=MODELS)
-    results: dict[str, dict] = json.loads(run(python, "-c", code).splitlines()[-1])
-    return results
+    run(work, *pip, "install", "--constraint", ROOT / "constraints.txt", wheel)
+    return python
+
+
+def run(work: Path, *command: object) -> str:
+    """Run a command in a directory, and return what it prints."""
+    # The environment of `make` is not to be seen by the new one.
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        [str(part) for part in command], cwd=work, env=environment, check=True,
+        stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip
 
 
 def wrong(found: dict) -> list[str]:
