@@ -233,7 +233,8 @@ def bench_models(report: Report, options: argparse.Namespace, parts: set[str], w
     environments = {"all extras": Path(sys.executable)}
     if "command" in parts:
         bench_help(report, options.runs, work)
-        print("installing the wheel without extras ...", file=sys.stderr)
+        if options.plain is None:
+            print("installing the wheel without extras ...", file=sys.stderr)
         environments["plain"] = options.plain or plain_environment(work)
     for name in options.model or MODELS:
         runs = options.runs if name == "438 MB" else max(options.runs // 2, 1)
