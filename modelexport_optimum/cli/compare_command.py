@@ -105,10 +105,9 @@ def compare(
     as_markdown: Markdown = False,
 ) -> None:
     """Find the module whose numbers differ: exit status 0 if none does, 1 if one, 2 on trouble."""
-    from modelexport_optimum.cli import compare_tables
-
     with printing.exit_on_error(as_json=as_json, status=2):
         style = printing.chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
+        from modelexport_optimum.cli import compare_tables
         from modelexport_optimum.compare_run import compare as run
 
         with printing.quiet():
@@ -138,6 +137,5 @@ def compare(
     elif style == "tree":
         compare_tables.print_comparison(found, depth=depth, shown=shown)
     else:
-        rows = compare_tables.rows(found, shown)
-        printing.print_rows(rows, compare_tables.MODULE_FIELDS, style)
+        printing.print_rows(compare_tables.rows(found, shown), compare_tables.MODULE_FIELDS, style)
     printing.finish(0 if found.ok else 1, lost=2)

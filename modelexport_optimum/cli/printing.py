@@ -129,7 +129,6 @@ def finish(status: int = 0, *, written: bool = False, lost: int = 1) -> NoReturn
     Args:
         status: The exit status.
         written: The command has written files, which count more than what it prints of them.
-
         lost: The exit status if it has written none, and they could not be printed.
 
     Raises:

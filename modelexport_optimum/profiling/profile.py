@@ -85,9 +85,7 @@ def profile(
     files = in_order(read_tagged_files(path))
     check_sizes(Path(path), [(file.path, file.model.graph) for file in files], sizes or {})
     run = _Run(chosen, iterations, isolated, depth)
-    profiles: list[FileProfile] = []
-    for wish in wishes:
-        profiles += _profiles(files, run, wish, Path(path), inputs)
+    profiles = [one for wish in wishes for one in _profiles(files, run, wish, Path(path), inputs)]
     shapes = {(one.name, *one.inputs.items()) for one in profiles}
     if len(wishes) > 1 and len(shapes) * len(wishes) == len(profiles):
         raise UsageError(
