@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import hub
@@ -290,6 +290,20 @@ export.publish = publish_and_die
     assert ran.exit == 0
     assert ran.records["late-onnx"]["node_count"] == len(list(read_hierarchy(place / "exports")))
     assert {path.name for path in (place / "exports").iterdir()} == {"late-onnx", "results.jsonl"}
+
+
+def test_a_script_is_not_run_again_by_the_workers(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As multiprocessing does unless the script has `if __name__ == "__main__"`."""
+    script, again = place / "script.py", place / "again"
+    script.write_text(f"open({str(again)!r}, 'w').close()")
+    main = ModuleType("__main__")
+    main.__file__ = str(script)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    ran = run(["./nothing"])
+    assert [record["status"] for record in ran.records.values()] == ["failed"]
+    assert not again.exists()
 
 
 def test_workers_share_out_the_cores(place: Path, model: Callable[..., Path]) -> None:

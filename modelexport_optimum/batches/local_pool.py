@@ -12,10 +12,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
 from multiprocessing import connection
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches.jobs import Done, Lost, Stage
@@ -46,6 +48,9 @@ _MAX_GROWTH = 512 * 2**20
 """Bytes that a worker may hold after a job above what it held after its first. One that holds
 more is replaced, which costs a fork. Libraries that a later job is the first to use stay in
 memory, and take less than this."""
+
+_hiding_main = threading.Lock()
+"""Held while a process is started: batches may run in several threads."""
 
 
 def available_cores() -> int:
@@ -97,7 +102,7 @@ class LocalPool:
         self._importing.start()
 
     def _import(self) -> None:
-        with _environment(self._threads):
+        with _environment(self._threads), _main_hidden():
             first = self._context.Process(target=int)
             first.start()
         first.join()
@@ -116,7 +121,7 @@ class LocalPool:
 
     def _fork(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        with theirs:
+        with theirs, _main_hidden():
             process = self._context.Process(
                 target=_work, args=(theirs, self._threads, self._directory)
             )
@@ -196,6 +201,21 @@ def _kill(worker: _Worker) -> None:
     """Kill a worker, and what it started: that may outlive it, and hold an output's lock."""
     kill_group(worker.process.pid, wait=_KILL_SECONDS)
     worker.process.kill()  # of a group if it had the time to lead one
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep multiprocessing from running the caller's script again in each process that it starts.
+
+    A script that calls `batch()` needs no `if __name__ == "__main__"`, since no worker wants it.
+    """
+    with _hiding_main:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager
