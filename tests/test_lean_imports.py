@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRAM = """
-import json, sys
+import gc, json, sys
 from modelexport_optimum import export, tag
+from modelexport_optimum.system.lean_imports import EXPORT_CONFIGS, import_lean
 
 def loaded():
     return [name for name in ("sklearn", "scipy", "diffusers", "sentence_transformers")
@@ -22,6 +23,12 @@ def loaded():
 
 text, pipeline, exported, output = sys.argv[1:]
 found = {}
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(info["generation"]))
+import_lean(EXPORT_CONFIGS)
+kept = [[] for _ in range(5000)]
+gc.callbacks.clear()
+found["collections"] = [collections.count(generation) for generation in (0, 1, 2)]
 tag(exported)
 found["tag"] = loaded()
 found["exporter"] = "optimum.exporters.onnx.convert" in sys.modules
@@ -50,6 +57,9 @@ def test_only_what_a_model_needs(
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
+    youngest, older, all_objects = found["collections"]
+    assert youngest > 0, "the collector is on again"
+    assert older == all_objects == 0, "it looked through what importing made"
     assert found["tag"] == []
     assert not found["exporter"]
     assert found["text"] == [True]

@@ -38,6 +38,9 @@ EXPORT_CONFIGS = "optimum.exporters.onnx.model_configs"
 _FUNCTIONS_OF = {"sklearn": SKLEARN_AVAILABLE, "scipy": SCIPY_AVAILABLE}
 """The libraries of which transformers imports single functions."""
 
+_LEFT_OUT = {**_FUNCTIONS_OF, "diffusers": DIFFUSERS_AVAILABLE}
+"""The libraries that are left out."""
+
 _without_diffusers: list[ModuleType] = []
 """The modules of Optimum that were imported without it."""
 
@@ -51,20 +54,24 @@ def import_lean(module: str) -> None:
     if module in sys.modules:
         return
     before = set(sys.modules)
-    with _collector_at_rest(), contextlib.ExitStack() as stack:
-        missing = {
-            library
-            for library, available in {**_FUNCTIONS_OF, "diffusers": DIFFUSERS_AVAILABLE}.items()
-            if library not in before and stack.enter_context(_said_to_be_missing(available))
-        }
-        importlib.import_module(module)
-    for name in sys.modules.keys() - before:
-        new = sys.modules[name]
-        if name.startswith("optimum.") and "diffusers" in missing:
-            _without_diffusers.append(new)
-        elif name.startswith("transformers."):
-            for library in missing & _FUNCTIONS_OF.keys():
-                _import_when_called(new, library)
+    with _collector_at_rest():
+        with contextlib.ExitStack() as stack:
+            missing = {
+                library
+                for library, available in {
+                    **_FUNCTIONS_OF,
+                    "diffusers": DIFFUSERS_AVAILABLE,
+                }.items()
+                if library not in before and stack.enter_context(_said_to_be_missing(available))
+            }
+            importlib.import_module(module)
+        for name in sys.modules.keys() - before:
+            new = sys.modules[name]
+            if name.startswith("optimum.") and "diffusers" in missing:
+                _without_diffusers.append(new)
+            elif name.startswith("transformers."):
+                for library in missing & _FUNCTIONS_OF.keys():
+                    _import_when_called(new, library)
 
 
 def import_diffusers() -> None:
@@ -94,12 +101,20 @@ def collector_spared() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _collector_at_rest() -> Iterator[None]:
+    """Keep the garbage collector from running in the block, and off what is in memory at its end.
+
+    Enabled again it would at once look through all that the block made. By `freeze` and `unfreeze`
+    that becomes its oldest generation, as if it had done so.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
