@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.reader import read_model, read_outputs
 from modelexport_optimum.onnx_file.skeleton import walk_initializers
 from modelexport_optimum.system.private_names import LOADING_OF_FILES, MENDING_OF_AXES
 
@@ -56,8 +56,7 @@ def _axes_known(config: Any, path: Path) -> bool:  # noqa: ANN401
     What ONNX Runtime infers of such a shape adds numbers, and no names.
     """
     known = _names(config.inputs) | _names(config.outputs)
-    outputs = read_model(path).graph.outputs
-    dims = [dim for value in outputs for dim in value.shape or (None,)]
+    dims = [dim for value in read_outputs(path) for dim in value.shape or (None,)]
     return all(isinstance(dim, int) or dim in known for dim in dims)
 
 

@@ -106,6 +106,26 @@ def damage_named(path: Path) -> Iterator[None]:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
 
 
+def read_outputs(path: Path) -> list[Value]:
+    """Read the outputs of a model's graph, and step over all else.
+
+    Raises:
+        InvalidModelError: The file is not a whole ONNX file.
+        ModelExportError: The file cannot be read.
+    """
+    outputs = []
+    with damage_named(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        reader = FieldReader(file.fileno(), size)
+        for number, wire, length, _, start in reader.fields(0, size):
+            if (number, wire) != (7, LEN):
+                continue
+            for inner, kind, value, _, offset in reader.fields(start, start + length):
+                if (inner, kind) == (12, LEN):
+                    outputs.append(_read_value(reader, offset, offset + value))
+    return outputs
+
+
 def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
     model = Model(path, size, Graph())
     has_graph = False
@@ -158,8 +178,8 @@ def _read_graph(
         elif number == 5:
             graph.initializers.append(_read_tensor(reader, offset, following))
         elif number in (11, 12):
-            info = onnx.ValueInfoProto.FromString(reader.read(offset, following))
-            (graph.inputs if number == 11 else graph.outputs).append(_value(info))
+            found = _read_value(reader, offset, following)
+            (graph.inputs if number == 11 else graph.outputs).append(found)
         elif number == 13 and _FOLDED_FROM in (data := reader.read(offset, following)):
             info = onnx.ValueInfoProto.FromString(data)
             texts = {_text(entry.key): _text(entry.value) for entry in info.metadata_props}
@@ -188,7 +208,8 @@ def _read_function(reader: FieldReader, place: tuple[int, int, int]) -> Function
     return Function((names[10], names[1], names[13]), body)
 
 
-def _value(info: onnx.ValueInfoProto) -> Value:
+def _read_value(reader: FieldReader, start: int, end: int) -> Value:
+    info = onnx.ValueInfoProto.FromString(reader.read(start, end))
     tensor = info.type.tensor_type
     name = _text(info.name)
     if not info.type.HasField("tensor_type"):

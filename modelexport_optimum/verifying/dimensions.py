@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.errors import first_line
 from modelexport_optimum.system.text import listed
 from modelexport_optimum.verifying.described_model import compared_shapes, described_models
-from modelexport_optimum.verifying.shown_modules import missing_modules, unknown_modules
+from modelexport_optimum.verifying.shown_modules import missing_modules, read_tags, unknown_modules
 
 if TYPE_CHECKING:
     from modelexport_optimum.verifying.exported_files import Exported
@@ -42,13 +42,14 @@ def check_dimensions(exported: Exported) -> tuple[str, str]:
                 )
     if problems:
         return "failed", first_of(problems)
-    unknown = unknown_modules(exported, described)
+    tags_of = {file: read_tags(model) for file, model in exported.models.items()}
+    unknown = unknown_modules(exported, described, tags_of)
     if unknown:
         return (
             "failed",
             f"the graphs have modules that config.json does not describe: {listed(unknown, NAMED)}",
         )
-    missing = missing_modules(exported, described)
+    missing = missing_modules(exported, described, tags_of)
     if missing:
         some = listed(missing, NAMED)
         return "failed", f"config.json describes modules that no graph shows: {some}"

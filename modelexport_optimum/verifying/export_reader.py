@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
-    from modelexport_optimum.onnx_file.skeleton import Graph
+    from modelexport_optimum.onnx_file.skeleton import Model
 
 
 def read_exported(
@@ -42,17 +42,17 @@ def read_exported(
         raise UsageError(f"{directory} {reason}: give an exported directory")
     if has_optimum():
         import_lean(EXPORTER)
-    graphs: dict[str, Graph] = {}
+    models: dict[str, Model] = {}
     unreadable: dict[str, str] = {}
     for name, file in onnx_files_by_name(directory).items():
         try:
-            graphs[name] = read_model(file).graph
+            models[name] = read_model(file)
         except ModelExportError as error:
             unreadable[name] = str(error).replace(str(file), name)
     settings, wrong = _read_settings(directory)
     exported = Exported(
         directory,
-        graphs,
+        models,
         unreadable,
         settings,
         settings_error=wrong,

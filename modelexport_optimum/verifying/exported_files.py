@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
-    from modelexport_optimum.onnx_file.skeleton import Graph, Tensor
+    from modelexport_optimum.onnx_file.skeleton import Graph, Model, Tensor
     from modelexport_optimum.tagging.model_classes import Candidate
 
     Shape = tuple[int | str | None, ...]
@@ -31,7 +31,7 @@ class Exported:
 
     Attributes:
         directory: Where it is.
-        graphs: The `.onnx` files that could be read, by path below the directory.
+        models: The `.onnx` files that could be read, by path below the directory.
         unreadable: The other `.onnx` files, each with the reason.
         settings: config.json, or model_index.json, as it stands.
         settings_error: What is wrong with it, "" if nothing is.
@@ -45,7 +45,7 @@ class Exported:
     """
 
     directory: Path
-    graphs: dict[str, Graph]
+    models: dict[str, Model]
     unreadable: dict[str, str]
     settings: dict[str, Any]
     settings_error: str = ""
@@ -56,6 +56,11 @@ class Exported:
     shown: tuple[str, ...] = ()
     task: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """The graphs of these files."""
+        return {file: model.graph for file, model in self.models.items()}
 
     @property
     def inputs(self) -> set[str]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_nodes
 from modelexport_optimum.tagging import carriers
 from modelexport_optimum.tagging.model_record import is_marked, read_silent, silent_modules
@@ -26,12 +25,13 @@ from modelexport_optimum.tagging.tag_grammar import outer_paths
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.verifying.described_model import Described
     from modelexport_optimum.verifying.exported_files import Exported
 
 
 @dataclass(frozen=True)
-class _Tags:
+class FileTags:
     """What the tags of a file tell.
 
     Attributes:
@@ -45,14 +45,32 @@ class _Tags:
     silent: list[str] | None
 
 
-def missing_modules(exported: Exported, described: Mapping[str, Described]) -> list[str]:
+def read_tags(model: Model) -> FileTags | None:
+    """Return what the tags of a file tell, None if it has none."""
+    marked = is_marked(model)
+    paths: dict[str, None] = {}
+    root_class = ""
+    for node in walk_all_nodes(model):
+        for path, name in carriers.read(node, marked=marked).modules or ():
+            if path:
+                paths[path] = None
+            else:
+                root_class = name
+    return FileTags(root_class, list(paths), read_silent(model)) if root_class else None
+
+
+def missing_modules(
+    exported: Exported,
+    described: Mapping[str, Described],
+    tags_of: Mapping[str, FileTags | None],
+) -> list[str]:
     """Return the described modules that the exported model cannot have had."""
     found = []
     for folder, model in described.items():
         shown: set[str] = set()
         recorded: set[str] | None = set()
         for file in _files(exported, folder):
-            tags = _read_tags(exported, file)
+            tags = tags_of[file]
             same = tags is not None and tags.root_class == model.tree.root_class
             if tags is None or tags.silent is None or not same:
                 recorded = None
@@ -69,7 +87,11 @@ def missing_modules(exported: Exported, described: Mapping[str, Described]) -> l
     return found
 
 
-def unknown_modules(exported: Exported, described: Mapping[str, Described]) -> list[str]:
+def unknown_modules(
+    exported: Exported,
+    described: Mapping[str, Described],
+    tags_of: Mapping[str, FileTags | None],
+) -> list[str]:
     """Return the modules that a graph shows and the described model has not.
 
     A tag names a module of the exported model for certain. A parameter's name may come from
@@ -79,7 +101,7 @@ def unknown_modules(exported: Exported, described: Mapping[str, Described]) -> l
     for folder, model in described.items():
         modules = model.tree.modules
         for file in _files(exported, folder):
-            tags = _read_tags(exported, file)
+            tags = tags_of[file]
             paths = _aligned(() if tags is None else tags.paths, model)
             named = _parameter_modules(exported, file)
             for path in _aligned(named, model, _base(file, model)):
@@ -101,21 +123,6 @@ def _files(exported: Exported, folder: str) -> list[str]:
 
 def _placed(folder: str, path: str) -> str:
     return f"{folder}: {path}" if folder else path
-
-
-def _read_tags(exported: Exported, file: str) -> _Tags | None:
-    """Return what the tags of a file tell, None if it has none."""
-    model = read_model(exported.directory / file)
-    marked = is_marked(model)
-    paths: dict[str, None] = {}
-    root_class = ""
-    for node in walk_all_nodes(model):
-        for path, name in carriers.read(node, marked=marked).modules or ():
-            if path:
-                paths[path] = None
-            else:
-                root_class = name
-    return _Tags(root_class, list(paths), read_silent(model)) if root_class else None
 
 
 def _scopes(exported: Exported, file: str) -> Iterator[str]:
