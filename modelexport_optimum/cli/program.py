@@ -164,11 +164,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
 
 @dataclass
 class Kept:
-    """What is kept of a command's work if it is stopped.
-
-    Attributes:
-        message: What it is, and how to go on.
-    """
+    """What is kept of a command's work if it is stopped, and how to go on."""
 
     message: str
 

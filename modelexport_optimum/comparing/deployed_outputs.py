@@ -28,11 +28,7 @@ def took_nothing(session: onnxruntime.InferenceSession, provider: Provider) -> b
 
 
 def deployed_session(path: Path, provider: Provider) -> onnxruntime.InferenceSession:
-    """Load a file as it is deployed, with all optimizations.
-
-    Raises:
-        ModelExportError: ONNX Runtime cannot load it.
-    """
+    """Load a file as it is deployed, with all optimizations."""
     with onnxruntime_errors(f"load {path}"):
         return open_session(str(path), provider, quiet_options(recorded=True))
 
@@ -47,11 +43,7 @@ def deployed_outputs(
     label: str,
     session: onnxruntime.InferenceSession | None = None,
 ) -> list[OutputComparison]:
-    """Compare the outputs of a file as it is deployed, with all optimizations.
-
-    Raises:
-        ModelExportError: ONNX Runtime cannot load or run it.
-    """
+    """Compare the outputs of a file as it is deployed, with all optimizations."""
     session = session or deployed_session(path, provider)
     with onnxruntime_errors(f"run {path}"):
         given = whole_feeds(session, feeds, graph.branch)

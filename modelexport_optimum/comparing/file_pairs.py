@@ -42,11 +42,7 @@ class ExportReference:
         return None
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Run the file.
-
-        Raises:
-            ModelExportError: It reads what the other side is not given, or cannot be run.
-        """
+        """Run the file, which must read nothing that the other side is not given."""
         graph = flatten(self.file, dict(branch))
         read = {name for node in graph.nodes for name in node.reads}
         missing = [v.name for v in graph.inputs if v.name in read and v.name not in feeds]
@@ -60,13 +56,7 @@ class ExportReference:
 
 @dataclass(frozen=True, slots=True)
 class FilePair:
-    """One file of the other side with what it is compared to.
-
-    Attributes:
-        name: The file's path in its directory.
-        file: The file.
-        reference: What it is compared to.
-    """
+    """One file of the other side, by its path in its directory, with what it is compared to."""
 
     name: str
     file: TaggedFile

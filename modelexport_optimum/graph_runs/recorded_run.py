@@ -104,11 +104,7 @@ class RecordedRun:
 
 
 def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun:
-    """Run a graph once, and keep what leaves the calls of its modules.
-
-    Raises:
-        ModelExportError: ONNX Runtime cannot load or run it.
-    """
+    """Run a graph once, and keep what leaves the calls of its modules."""
     recorded = RecordedRun()
     left = {name for call in graph.calls for name in call.outputs}
     wanted = left.union(*((*call.inputs, *call.choices, *call.draws) for call in graph.calls))

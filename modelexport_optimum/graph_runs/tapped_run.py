@@ -85,11 +85,7 @@ class TappedRun:
         """Values by name that stand for what the graph makes, wherever a node reads them."""
 
     def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-        """Run the graph and yield the values that are wanted, in the order of the graph.
-
-        Raises:
-            ModelExportError: ONNX Runtime cannot load or run it.
-        """
+        """Run the graph and yield the values that are wanted, in the order of the graph."""
         renamed: dict[int, dict[str, str]] = {}
         nodes = self._needed(wanted, renamed)
         chosen = {_stand_in(name): value for name, value in self.chosen.items()}

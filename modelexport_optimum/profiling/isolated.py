@@ -118,11 +118,7 @@ class IsolatedRun(Displayed):
 def isolate(
     file: TaggedFile, provider: Provider, feeds: Arrays, *, iterations: int, depth: int | None
 ) -> IsolatedRun:
-    """Measure each module of a file alone, in the branch that the inputs choose.
-
-    Raises:
-        ModelExportError: The whole graph cannot be run.
-    """
+    """Measure each module of a file alone, in the branch that the inputs choose."""
     branch = {name: bool(feeds[name].any()) for name in branches(file)[0]}
     graph = flatten(file, branch)
     asked = {value.name for value in graph.inputs}

@@ -43,11 +43,7 @@ if TYPE_CHECKING:
 def profile_file(
     file: TaggedFile, provider: Provider, iterations: int, arrays: Mapping[str, np.ndarray]
 ) -> tuple[FileProfile, dict[str, Any]]:
-    """Run a file under ONNX Runtime's profiler: its profile, and its last run's outputs by name.
-
-    Raises:
-        ModelExportError: ONNX Runtime cannot run it on that provider.
-    """
+    """Run a file under ONNX Runtime's profiler: its profile, and its last run's outputs by name."""
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
         session, optimized, reason = _session(file.path, provider, Path(scratch))
         if session.get_providers()[0] != provider.name:

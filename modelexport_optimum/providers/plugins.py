@@ -38,13 +38,7 @@ _loaded: dict[str, set[str]] = {}
 
 @dataclass(frozen=True)
 class Plugin:
-    """An installed package that brings a provider.
-
-    Attributes:
-        package: Its name, as pip has it.
-        version: Its version.
-        module: What is imported of it.
-    """
+    """An installed package that brings a provider, and the module that is imported of it."""
 
     package: str
     version: str

@@ -28,13 +28,7 @@ KERNEL = "_kernel_time"
 
 @dataclass(frozen=True, slots=True)
 class AssignedNode:
-    """A node that a provider took.
-
-    Attributes:
-        provider: The provider's name.
-        name: The node's name; may be "".
-        op_type: Its operator.
-    """
+    """A node that a provider took; its name may be ""."""
 
     provider: str
     name: str

@@ -79,13 +79,7 @@ def _is_encoder_decoder(candidate: Candidate) -> bool:
 
 @dataclass(frozen=True)
 class NamedShape:
-    """A tensor that a graph carries under its own name.
-
-    Attributes:
-        name: Its name in the described model.
-        described: Its shape there.
-        carried: Its shape in the graph.
-    """
+    """A tensor that a graph carries under its own name: its shape as described and as carried."""
 
     name: str
     described: tuple[int, ...]
