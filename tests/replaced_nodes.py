@@ -30,13 +30,13 @@ def is_whole(node: onnx.NodeProto) -> bool:
     return bool(record(node)) and all(entry.key != RULES for entry in node.metadata_props)
 
 
-def common(chains: Iterable[tuple[str, ...]]) -> str:
-    """Return the path of the nearest module that holds all."""
+def common_chain(chains: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the paths of the nearest module that holds all, root first."""
     first, *others = chains
     for other in others:
         while first != other[: len(first)]:
             first = first[:-1]
-    return first[-1]
+    return first
 
 
 class Replaced:
@@ -52,19 +52,33 @@ class Replaced:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
 
-    def module(self, node: onnx.NodeProto) -> tuple[str, bool] | None:
-        """Return the nearest module that holds all that a node replaced, None if nothing tells.
+    def judge(self, node: onnx.NodeProto, module: str) -> str | None:
+        """Compare a module with the nearest one that holds all that a node replaced.
 
-        The second is whether the node's own values tell it: else it is that of all that was
-        replaced between the values around it, of which the node does a part.
+        Returns:
+            `nearest`; `coarser` for a module around that one; `part` for one inside of it that may
+            hold all, where other new nodes do a part of what was replaced; else `wrong`. None if
+            nothing tells.
         """
         own = [name for name in node.output if name in self.made]
         if own:
             chains = self._before(own, set(node.input))
-            return (common(chains), True) if chains else None
-        above = self._known(node, upwards=True)
-        chains = self._before(self._known(node, upwards=False), above, below=above)
-        return (common(chains), False) if chains else None
+            # What made its values is what it does itself; the rest may be that of other nodes.
+            makers = [chain for name in own if (chain := record(self.made[name]))]
+            alone = all(name in self.made or name not in self.fused for name in node.input)
+            inner = [] if alone else [common_chain(makers)] if makers else chains
+        else:
+            above = self._known(node, upwards=True)
+            chains = self._before(self._known(node, upwards=False), above, below=above)
+            inner = chains
+        if not chains:
+            return None
+        nearest = common_chain(chains)
+        if module == nearest[-1]:
+            return "nearest"
+        if module in nearest:
+            return "coarser"
+        return "part" if any(module in chain for chain in inner) else "wrong"
 
     def _before(
         self, names: Iterable[str], known: set[str], below: set[str] | None = None

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+import modelexport_optimum as package
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.inspect import inspect
 from modelexport_optimum.tagging import htp
@@ -110,6 +111,25 @@ def test_tagged_bodies_compute_the_same(file: Path, written: Path) -> None:
         optimized = onnx.load(options.optimized_model_filepath).graph.node
         counts[-1].append(sorted(node.op_type for node in optimized))
     assert counts[0] == counts[1]
+
+
+def test_profile_and_compare_see_the_module_of_each_call(file: Path, tmp_path: Path) -> None:
+    htp.tag(file)
+    [run] = package.profile(file, iterations=2).to_dict()["files"]
+    own = {module["module"]: module["own_ms"] for module in run["modules"]}
+    assert own["first.0"] > 0
+    assert own["second.0"] > 0
+    model = onnx.load(file)
+    for tensor in model.graph.initializer:
+        if tensor.name == "first.0.weight":
+            changed = onnx.numpy_helper.to_array(tensor) + 1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    compared = package.compare(file, tmp_path / "changed.onnx").to_dict()
+    assert compared["culprits"] == ["first.0"]
+    assert {module["path"] for module in compared["modules"] if module["relative"]} >= {
+        "first.0", "first.1", "second.0",
+    }  # fmt: skip
 
 
 def function(name: str, *nodes: onnx.NodeProto) -> onnx.FunctionProto:

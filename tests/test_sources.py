@@ -49,54 +49,134 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_every_node_is_where_pytorch_called_it(
     name: str, exported: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    directory = shutil.copytree(exported(name), tmp_path / name)
+    judge(shutil.copytree(exported(name), tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_every_node_of_a_graph_of_any_size_is_there_too(name: str, tmp_path: Path) -> None:
+    """Its attentions are fused with the cache, the lengths of which are computed by new nodes."""
+    exports.export(name, tmp_path, dynamic=True)
+    judge(tmp_path)
+
+
+def judge(directory: Path) -> None:
+    """Compare every node of an export with PyTorch's record, and fused ones with the unfused."""
     modules = json.loads((directory / "modules.txt").read_text())
-    graphs = {}
-    for file in (directory / "model.onnx", directory / exports.UNFUSED / "model.onnx"):
+    unfused = onnx.load(directory / exports.UNFUSED / "model.onnx", load_external_data=False).graph
+    for file in sorted(directory.rglob("model.onnx")):
         before = file.read_bytes()
+        graph = onnx.load(file, load_external_data=False).graph  # as it is without our records
         report = htp.tag(file).files[0]
         assert report.classes_known
         nodes = list(htp.read_hierarchy(file))
         wrong = {n.module: n.module_class for n in nodes if modules.get(n.module) != n.module_class}
         assert wrong == {}
-        graph = graphs[file.parent.name] = onnx.load(file, load_external_data=False).graph
         for node, tagged in zip(graph.node, nodes, strict=False):
             if is_whole(node):
                 assert tagged.module == record(node)[-1], node.name
         assert not htp.tag(file).files[0].changed
         if file.parent.name == exports.UNFUSED:  # it knows no operator of ONNX Runtime
             onnx.checker.check_model(str(file))
+        else:
+            counts = fused_nodes(unfused, graph, nodes)
+            assert counts["wrong"] == 0
+            # Of those whose own values tell what they replaced, nearly all are on the nearest one.
+            assert counts["nearest"] >= 0.8 * (counts["nearest"] + counts["coarser"])
         htp.strip(file)
         assert file.read_bytes() == before
-        htp.tag(file)
-    counts = fused_nodes(graphs[exports.UNFUSED], graphs[name], directory / "model.onnx")
-    assert counts["wrong"] == 0
-    # Of those whose own values tell what they replaced, nearly all are on the nearest module.
-    assert counts["nearest"] >= 0.8 * (counts["nearest"] + counts["coarser"])
 
 
-def fused_nodes(unfused: onnx.GraphProto, fused: onnx.GraphProto, file: Path) -> Counter[str]:
+def fused_nodes(
+    unfused: onnx.GraphProto, fused: onnx.GraphProto, nodes: list[htp.NodeTag]
+) -> Counter[str]:
     """Compare the fused nodes' modules with those of what they replaced."""
     replaced = Replaced(unfused, fused)
     counts = Counter[str]()
-    for node, tagged in zip(fused.node, htp.read_hierarchy(file), strict=False):
-        found = None if is_whole(node) else replaced.module(node)
+    for node, tagged in zip(fused.node, nodes, strict=False):
+        found = None if is_whole(node) else replaced.judge(node, tagged.module)
         if found is None:
             continue
-        module, own = found
-        around = not tagged.module or f"{module}.".startswith(f"{tagged.module}.")
-        inside = not module or tagged.module.startswith(f"{module}.")
-        if tagged.module == module:
-            counts["nearest"] += 1
-        elif around and module:
-            assert tagged.module, f"{node.op_type} {node.name} is on the root, not on {module}"
-            counts["coarser"] += 1
-        elif inside and not own:
-            counts["part"] += 1
-        else:
-            counts["wrong"] += 1
-            print(f"{node.op_type} {node.name}: {tagged.module}, not {module}")
+        counts[found] += 1
+        if found == "wrong":
+            print(f"{node.op_type} {node.name} is on {tagged.module or 'the root'}")
+        assert found != "coarser" or tagged.module, f"{node.op_type} {node.name} is on the root"
     return counts
+
+
+def test_witness_sees_a_fused_node_on_another_layer(exported: Callable[[str], Path]) -> None:
+    graphs = [
+        onnx.load(exported("llama") / file, load_external_data=False).graph
+        for file in (f"{exports.UNFUSED}/model.onnx", "cuda/model.onnx")
+    ]
+    replaced = Replaced(*graphs)
+    layers = [f"model.layers.{number}.self_attn" for number in (0, 1)]
+    judged = [
+        [replaced.judge(node, layer) for layer in layers]
+        for node in graphs[1].node
+        if node.op_type == "Split"  # of the packed query, key and value, and of the MLP's two
+    ]
+    assert judged == [
+        ["nearest", "wrong"], ["wrong", "wrong"], ["wrong", "nearest"], ["wrong", "wrong"],
+    ]  # fmt: skip
+
+
+def test_parts_for_generation_stand_in_the_model(tmp_path: Path) -> None:
+    parts = exports.export_for_generation(tmp_path)
+    modules = json.loads((tmp_path / "modules.txt").read_text())
+    files = {part: tmp_path / f"{part}.onnx" for part in parts}
+    before = {file: file.read_bytes() for file in files.values()}
+    graphs = {part: onnx.load(file, load_external_data=False).graph for part, file in files.items()}
+    htp.tag(tmp_path)
+    for part, base in parts.items():
+        for node, tagged in zip(graphs[part].node, htp.read_hierarchy(files[part]), strict=True):
+            assert tagged.tag.startswith("/Qwen2AudioForConditionalGeneration")
+            assert modules[tagged.module] == tagged.module_class
+            if is_whole(node):
+                path = ".".join(name for name in (base, record(node)[-1]) if name)
+                assert tagged.module == path, node.name
+    assert not any(report.changed for report in htp.tag(tmp_path).files)
+    htp.strip(tmp_path)
+    assert {file: file.read_bytes() for file in files.values()} == before
+    # One alone is the same, and without a description of the whole each is a root of its own.
+    htp.tag(files["lm_head"])
+    assert [node.module for node in htp.read_hierarchy(files["lm_head"])] == ["lm_head"]
+    htp.strip(tmp_path)
+    (tmp_path / "config.json").unlink()
+    htp.tag(tmp_path)
+    roots = {part: next(htp.read_hierarchy(file)).tag.split("/")[1] for part, file in files.items()}
+    assert roots["audio_encoder"] == "Qwen2AudioEncoder"
+    assert roots["lm_head"] == "Linear"
+    assert not any(report.changed for report in htp.tag(tmp_path).files)
+
+
+@pytest.mark.parametrize("source", ["cpu", exports.UNFUSED])
+@pytest.mark.parametrize("name", ["bert", "swin"])
+def test_quantized_nodes_are_where_what_they_replaced_was(
+    name: str, source: str, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = exported(name) / ("" if source == "cpu" else source) / "model.onnx"
+    exports.quantize(path, tmp_path / "quantized", name, dynamic=True)
+    file = tmp_path / "quantized" / "model.onnx"
+    modules = json.loads((exported(name) / "modules.txt").read_text())
+    unfused, quantized = (
+        onnx.load(one, load_external_data=False).graph
+        for one in (exported(name) / exports.UNFUSED / "model.onnx", file)
+    )
+    before = file.read_bytes()
+    htp.tag(file)
+    nodes = list(htp.read_hierarchy(file))
+    assert all(modules[node.module] == node.module_class for node in nodes)
+    replaced = Replaced(unfused, quantized)
+    judged: dict[str, list[str]] = {}
+    for node, tagged in zip(quantized.node, nodes, strict=True):
+        if not is_whole(node) and (found := replaced.judge(node, tagged.module)):
+            judged.setdefault(found, []).append(node.name)
+            # The last Linear has nothing left that tells its module.
+            assert tagged.module or "logits" in node.output, node.name
+    assert "wrong" not in judged
+    assert len(judged["nearest"]) > len(judged["coarser"])
+    htp.strip(file)
+    assert file.read_bytes() == before
 
 
 def test_tags_change_nothing_in_what_runs(exported: Callable[[str], Path], tmp_path: Path) -> None:

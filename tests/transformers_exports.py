@@ -10,8 +10,11 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import onnx_ir
 import torch
 import zoo
+from transformers.exporters import exporter_onnx
+from transformers.exporters.quantizers import quantizer_onnxruntime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +81,18 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = {
 # fmt: on
 
 UNFUSED = "unfused"
+PROVIDERS = ("cuda", "webgpu", "dml")
+EVERY_PROVIDER = ("clip", "gemma3", "gpt2", "llama", "t5")
+
+SOUND_AND_TEXT = {
+    "text_config": {"model_type": "qwen2", **zoo.LLAMA},
+    "audio_config": {
+        "model_type": "qwen2_audio_encoder", "d_model": 16, "encoder_layers": 2,
+        "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 16,
+        "max_source_positions": 50,
+    },
+    "audio_token_index": 300, "audio_token_id": 300,
+}  # fmt: skip
 
 
 def model_of(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
@@ -87,22 +102,79 @@ def model_of(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     return zoo._create(class_name, **config), deepcopy(inputs)
 
 
-def export(name: str, directory: Path, *, fusions: str = "cpu", **options: object) -> None:
-    """Export a model fused, and what its graph was before to the directory ``unfused`` in it."""
-    from transformers.exporters import exporter_onnx
+def export(name: str, directory: Path, *, dynamic: bool = False) -> None:
+    """Export a model fused for the CPU, and what its graph was before to ``unfused`` in there.
 
+    What is in ``EVERY_PROVIDER`` is fused for the others, too, each in a directory of its name.
+    """
     model, inputs = model_of(name)
-    fuse = exporter_onnx.fuse_for_onnxruntime
 
     def keep(program: Any, provider: str) -> None:
-        (directory / UNFUSED).mkdir(parents=True)
-        exporter_onnx.OnnxExporter.save_program(program, directory / UNFUSED / "model.onnx")
+        _save(program, directory / UNFUSED)
+        for other in PROVIDERS if name in EVERY_PROVIDER else ():
+            copy = program.clone()
+            fuse(copy, other)
+            _save(copy, directory / other)
         fuse(program, provider)
 
-    config = exporter_onnx.OnnxConfig(ort_fusions=fusions, **options)
+    config = exporter_onnx.OnnxConfig(ort_fusions="cpu", dynamic=dynamic)
+    fuse = exporter_onnx.fuse_for_onnxruntime
     with mock.patch.object(exporter_onnx, "fuse_for_onnxruntime", keep):
         exported = exporter_onnx.OnnxExporter().export(model, inputs, config=config)
     exported.save_pretrained(directory)
-    model.config.save_pretrained(directory / UNFUSED)
+    for beside in directory.glob("*/model.onnx"):
+        model.config.save_pretrained(beside.parent)
+    _write_modules(model, directory)
+
+
+def export_for_generation(directory: Path) -> dict[str, str]:
+    """Export a model of sound and text in its parts.
+
+    Returns:
+        For each part the path of its module in the model.
+    """
+    torch.manual_seed(0)
+    model = zoo._create("Qwen2AudioForConditionalGeneration", **SOUND_AND_TEXT)
+    ids = torch.tensor([[1, *[300] * 25, 7, 9]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "input_features": torch.randn(1, 16, 100),
+        "feature_attention_mask": torch.ones(1, 100, dtype=torch.long),
+    }
+    model.generation_config.pad_token_id = 0
+    exported = exporter_onnx.OnnxExporter().export_for_generation(
+        model, inputs, config=exporter_onnx.OnnxConfig()
+    )
+    exported.save_pretrained(directory)
+    _write_modules(model, directory)
+    return {
+        "audio_encoder": "model.audio_tower",
+        "language_model": "model.language_model",
+        "multi_modal_projector": "model.multi_modal_projector",
+        "lm_head": "lm_head",
+        "decode": "",
+    }
+
+
+def quantize(path: Path, target: Path, name: str, *, dynamic: bool) -> None:
+    """Quantize a model of the table, exported before, as the exporter does when it is asked to."""
+    _, _, inputs = MODELS[name]
+    if dynamic:
+        quantizer = quantizer_onnxruntime.OnnxRuntimeQuantizer(
+            quantizer_onnxruntime.OnnxRuntimeDynamicConfig()
+        )
+    else:
+        quantizer = quantizer_onnxruntime.OnnxRuntimeQuantizer(calibration_dataset=[inputs])
+    program = onnx_ir.load(path)
+    _save(quantizer.quantize(program, inputs, exporter_onnx.ExportFormat.ONNX), target)
+
+
+def _save(program: Any, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    exporter_onnx.OnnxExporter.save_program(program, directory / "model.onnx")
+
+
+def _write_modules(model: torch.nn.Module, directory: Path) -> None:
     modules = {p: type(m).__name__ for p, m in model.named_modules(remove_duplicate=False)}
     (directory / "modules.txt").write_text(json.dumps(modules))

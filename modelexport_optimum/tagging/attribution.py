@@ -9,7 +9,8 @@ several modules are left, it is their nearest common ancestor.
     writes it as it calls them (`export_record`).
  3. What rewriting made of such nodes stands in the innermost call that all that it replaced
     ran in, since calls nest (`call_nesting`): between what feeds it and what reads it, around
-    the one replaced node whose record it was given and the parameters that it reads.
+    the one replaced node whose record it was given and the parameters that it reads, and in
+    the module whose parameters were made into what it reads (`packed_parameters`).
  4. A node that was noted while the exporter named it stands where the tracer made it
     (`traced_graphs`); what fused it away kept the name of the value that it made.
  5. A node with a scope in its name came from one of the modules with these labels

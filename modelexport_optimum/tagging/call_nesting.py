@@ -8,9 +8,13 @@ reads their values.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
+import onnx
+
 from modelexport_optimum.tagging import export_record
+from modelexport_optimum.tagging.packed_parameters import PackedParameters
 from modelexport_optimum.tagging.scopes import common
 from modelexport_optimum.tagging.tag_grammar import is_inside
 
@@ -44,10 +48,10 @@ class CallNesting:
         self._made = {
             name: index for index, node in enumerate(flow.nodes) for name in node.outputs if name
         }
-        self._tensors = {tensor.name: tensor.dims for tensor in model.graph.initializers}
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializers}
         self._folded = export_record.folded_parameters(model.graph)
-        unread = export_record.unread_parameters(model) if self.recorded else []
-        self._unread = {name.rpartition(".")[0] for name in unread}
+        matrices = [self._matrices(index) for index in range(len(flow.nodes))]
+        self._packed = PackedParameters(model, flow, self._records, matrices)
 
     def certain(self, index: int) -> bool:
         """Tell whether a node's record is that of all that it does."""
@@ -61,6 +65,8 @@ class CallNesting:
             certain and that stand between two that are.
         """
         before, after = self._neighbours()
+        for index in self._returned(before, after):
+            after[index].add(("",))
         found: dict[int, tuple[Frames, str]] = {}
         for index, record in enumerate(self._records):
             if record and self._rewritten[index]:
@@ -91,6 +97,22 @@ class CallNesting:
                     after[index].update([record] if record else after[consumer])
         return before, after
 
+    def _returned(self, before: list[set[Frames]], after: list[set[Frames]]) -> list[int]:
+        """Return the nodes that no recorded one reads and that do, or serve, work of a module.
+
+        A graph's output goes to whoever called the root. What only changes the layout or the
+        type of a value on this way is not more than part of what made the value.
+        """
+        last = [i for i, record in enumerate(self._records) if not record and not after[i]]
+        works = {index for index in last if self._reads_floats(index)}
+        for index in reversed(last):
+            if not works.isdisjoint(self._flow.consumers[index]):
+                works.add(index)
+        for index in last:
+            if not works.isdisjoint(self._flow.producers[index]):
+                works.add(index)
+        return [index for index in works if before[index]]
+
     def _record_of(self, name: str, producer: int) -> Frames:
         """Return the calls in which a value was made, () if no record is that of this value."""
         if self.certain(producer) or self._values[producer] == name:
@@ -103,31 +125,27 @@ class CallNesting:
         """Place it between two operations of one call; what packs parameters, in their module."""
         frames = innermost_common(before, after)
         readers = common(after)
-        if len(readers) > len(frames) and self._packs(index) and self._holds_unread(readers[-1]):
-            module = export_record.module_path(readers[-1])
+        module = export_record.module_path(readers[-1])
+        if len(readers) > len(frames) and self._packed.comes_to(index, module):
             return readers, f"it reads what parameters of {module} were made into"
         module = export_record.module_path(frames[-1])
         return frames, f"it stands between operations of one call of {module or 'the root'}"
 
-    def _packs(self, index: int) -> bool:
-        """Tell whether a node, or one that feeds it, reads a matrix that is no one parameter."""
-        nodes = [index, *self._flow.producers[index]]
-        named = (name for one in nodes if not self._records[one] for name in self._inputs(one))
-        return any(
-            len(self._tensors.get(name, ())) > 1 and not self._owners(name) for name in named
-        )
+    def _matrices(self, index: int) -> set[str]:
+        """Return the matrices that a node reads and that are no one parameter."""
+        named = self._inputs(index) if self.recorded else ()
+        return {name for name in named if len(self._dims(name)) > 1 and not self._owners(name)}
 
     def _owners(self, name: str) -> list[str]:
         """Return the modules of the parameters that an initializer is or is made of."""
         names = [name, *self._folded.get(name, ())] if name in self._tensors else ()
         return [owner for one in names if (owner := one.rpartition(".")[0])]
 
+    def _dims(self, name: str) -> Sequence[int]:
+        return self._tensors[name].dims if name in self._tensors else ()
+
     def _inputs(self, index: int) -> Sequence[str]:
         return self._flow.nodes[index].inputs
-
-    def _holds_unread(self, frame: str) -> bool:
-        path = export_record.module_path(frame)
-        return any(is_inside(module, path) for module in self._unread)
 
     def _place_rewritten(
         self, index: int, found: dict[int, tuple[Frames, str]]
@@ -159,10 +177,17 @@ class CallNesting:
                 frames = frames[:-1]
         return frames, "PyTorch's record of one of the nodes that it replaces, and what it reads"
 
+    def _reads_floats(self, index: int) -> bool:
+        """Tell whether a node reads a tensor of the graph that is no number and no shape."""
+        named = (self._tensors[name] for name in self._inputs(index) if name in self._tensors)
+        return any(
+            prod(tensor.dims) > 1 and tensor.data_type != onnx.TensorProto.INT64 for tensor in named
+        )
+
     def _reads_other(self, index: int) -> bool:
         """Tell whether a node reads a constant of the graph that is no parameter and no number."""
         named = (name for name in self._inputs(index) if not self._owners(name))
-        return any(max(self._tensors.get(name, ()), default=1) > 1 for name in named)
+        return any(prod(self._dims(name)) > 1 for name in named)
 
 
 def innermost_common(before: Iterable[Frames], after: Iterable[Frames]) -> Frames:

@@ -6,6 +6,8 @@ classes that config.json names; without any of these it is made of the names alo
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_all_nodes
 from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.tagging import tag_grammar, tree_choice
 from modelexport_optimum.tagging.config_bounds import bounded_modules, check_counts
+from modelexport_optimum.tagging.export_json import exported_architectures
 from modelexport_optimum.tagging.export_record import recorded_modules
 from modelexport_optimum.tagging.model_classes import candidates, source_trees
 from modelexport_optimum.tagging.model_record import CLASSES, read_classes
@@ -57,11 +60,62 @@ def trees_of_files(
     """
     if given is not None:
         return _best(group, given)
-    known = None if afresh else _carried_tree(group) or _tracer_tree(group)
+    known = None if afresh else _known_trees(directory, group, trust_remote_code)
     if known is not None:
-        return _best(group, [known])
+        return known
     with own_code_refused(directory, trusted=trust_remote_code):
         return _described_trees(directory, group, trust_remote_code)
+
+
+def _known_trees(
+    directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
+) -> dict[Path, tuple[ModuleTree, str]] | None:
+    """Return the trees that the nodes themselves describe, None if they describe none.
+
+    What transformers' exporter exports for generation may be modules of one model in files of
+    their own, each of which knows itself alone: it is found in the model that config.json
+    describes, by its classes. One that is not found is a root of its own.
+    """
+    carried = _carried_tree(group)
+    own = {file.path: _carried_tree([file]) or _tracer_tree([file]) for file in group}
+    roots = {tree.root_class for tree in own.values() if tree is not None}
+    if carried is None:
+        roots.update(exported_architectures(directory) if roots else ())
+    if len(roots) < 2:
+        known = carried or _tracer_tree(group)
+        return None if known is None else _best(group, [known])
+    whole = None if carried is not None else _whole_tree(directory, group, trust_remote_code)
+    return {file.path: _part_of(whole, own[file.path], file) for file in group}
+
+
+def _part_of(
+    whole: ModuleTree | None, own: ModuleTree | None, file: OpenFile
+) -> tuple[ModuleTree, str]:
+    """Return the tree of a file that knows itself alone, and the module that it was traced from."""
+    tree = own or _named_tree(file)
+    if whole is not None:
+        base = tree_choice.place_of(tree, whole, file.model, file.path.stem)
+        if base is not None:
+            return whole, base
+    return tree, ""
+
+
+def _whole_tree(
+    directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
+) -> ModuleTree | None:
+    """Return the tree of the model that config.json describes, None if none can be built here.
+
+    Its parts can be tagged without it: a description that is of no use is no error.
+    """
+    if not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
+        return None
+    nodes = sum(len(file.carried) for file in group)
+    with (
+        contextlib.suppress(ModelExportError),
+        own_code_refused(directory, trusted=trust_remote_code),
+    ):
+        return next((tree for _, tree in _built(directory, trust_remote_code, nodes)), None)
+    return None
 
 
 def _best(
@@ -96,13 +150,11 @@ def _described_trees(
     if tried:
         _, _, fits, tree = max(tried, key=lambda entry: entry[:2])
         return {file.path: (tree, f.base) for file, f in zip(group, fits, strict=True)}
-    return {
-        file.path: (
-            ModuleTree.from_names(called_scopes(file.model), shapes_of(file.model)),
-            "",
-        )
-        for file in group
-    }
+    return {file.path: (_named_tree(file), "") for file in group}
+
+
+def _named_tree(file: OpenFile) -> ModuleTree:
+    return ModuleTree.from_names(called_scopes(file.model), shapes_of(file.model))
 
 
 def _built(

@@ -36,7 +36,7 @@ _CALL_COUNT = re.compile(r"@\d+")
 """torch.export numbers the calls of a module in its path: `attention.query@1`."""
 
 _SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
-_PARAMETER = re.compile(r"^\w+: (?:PARAMETER|BUFFER) target='([^'\n]+)'", re.MULTILINE)
+_PARAMETER = re.compile(r"^(\w+): PARAMETER target='([^'\n]+)'", re.MULTILINE)
 
 Frames = tuple[str, ...]
 """The calls that were open, root first: paths of modules, the second call of one with `@1`."""
@@ -88,9 +88,13 @@ def is_one_formula(node: Node) -> bool:
 
 def is_whole_operation(node: Node) -> bool:
     """Tell whether a node reads the very values that the recorded operation reads."""
-    written = dict(node.metadata).get(_OPERATION, "").partition("(args = ")[2]
-    read = {name for name in _ARGUMENT.findall(written) if not name.startswith(_PLACEHOLDER)}
+    read = {name for name in recorded_arguments(node) if not name.startswith(_PLACEHOLDER)}
     return bool(read) and read.issubset(node.inputs)
+
+
+def recorded_arguments(node: Node) -> list[str]:
+    """Return the names of what the recorded operation reads, [] without a record."""
+    return _ARGUMENT.findall(dict(node.metadata).get(_OPERATION, "").partition("(args = ")[2])
 
 
 def folded_parameters(graph: Graph) -> dict[str, list[str]]:
@@ -101,10 +105,15 @@ def folded_parameters(graph: Graph) -> dict[str, list[str]]:
 
 def unread_parameters(model: Model) -> list[str]:
     """Return the parameters of the exported model that no initializer is, or is made of."""
-    signature = dict(model.graph.metadata).get(_SIGNATURE, "")
     there = {tensor.name for tensor in model.graph.initializers}
     there.update(*folded_parameters(model.graph).values())
-    return [name for name in _PARAMETER.findall(signature) if name not in there]
+    return [name for name in placeholders(model).values() if name not in there]
+
+
+def placeholders(model: Model) -> dict[str, str]:
+    """Return the parameters of the exported model by their names in the recorded operations."""
+    signature = dict(model.graph.metadata).get(_SIGNATURE, "")
+    return dict(_PARAMETER.findall(signature))
 
 
 def _record(node: Node) -> list[tuple[str, str]]:

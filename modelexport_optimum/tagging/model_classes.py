@@ -147,6 +147,8 @@ def _transformers_candidates(
         Candidate(model_class, config)
         for name in described.get("architectures") or exported_architectures(directory)
         if (model_class := class_named(name, transformers, transformers.PreTrainedModel))
+        # Of what was exported in parts, export.json names the parts.
+        and (described.get("architectures") or isinstance(config, model_class.config_class))
     ]
     by_task = exportable_classes(config)
     tasks = {other.model_class: other for other in by_task}

@@ -95,6 +95,37 @@ def total(fits: Sequence[Fit], agreeing: int = 0) -> tuple[int, ...]:
     )
 
 
+def place_of(part: ModuleTree, whole: ModuleTree, model: Model, name: str) -> str | None:
+    """Find the module of a model from which a file was traced that knows itself alone.
+
+    Args:
+        part: The modules that the file's nodes name.
+        whole: The modules of the model.
+        model: The file's skeleton.
+        name: Name of the file without its suffix. An exporter that takes a model apart names a
+            file for the attribute (transformers/exporters/utils.py, `_find_multimodal_submodules`).
+
+    Returns:
+        The module's path, None if none has the same modules in it, or several.
+    """
+    shapes = shapes_of(model)
+
+    def fits(base: str) -> bool:
+        prefix = f"{base}." if base else ""
+        for path, module in part.modules.items():
+            there = whole.modules.get(f"{prefix}{path}".rstrip("."))
+            if there is None or (module.has_forward and there.module_class != module.module_class):
+                return False
+        return all(whole.tensors.get(prefix + one, shape) == shape for one, shape in shapes.items())
+
+    found = [
+        path for path, module in whole.modules.items() if module.primary == path and fits(path)
+    ]
+    named = [path for path in found if path.rpartition(".")[2] == name]
+    chosen = found if len(found) == 1 else named
+    return chosen[0] if len(chosen) == 1 else None
+
+
 def _score(
     tree: ModuleTree, base: str, scopes: Sequence[str], shapes: int, tensors: int, left: int
 ) -> Fit:
