@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-gpu test-sources test-wheel zoo zoo-levels profile-zoo compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-gpu test-sources test-newest-torch test-wheel zoo zoo-levels profile-zoo compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ TRANSFORMERS5 := $(VENV)/transformers5
 LOWEST := $(shell sed -n 's/.*"onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt scripts/sample.txt
 	@echo "Installing into $(VENV), which takes some minutes the first time ..."
@@ -78,6 +78,9 @@ $(TRANSFORMERS5)/.installed: pyproject.toml constraints-transformers5.txt
 
 test-sources: $(TRANSFORMERS5)/.installed ## run the tests of transformers 5's exports, without Optimum
 	@$(TRANSFORMERS5)/bin/python -m pytest -n auto --maxprocesses 4 tests/test_sources.py $(ARGS)
+
+test-newest-torch: ## run the tests of exports with the newest PyTorch, where pip has a CPU build of it
+	@$(PYTHON) scripts/newest_torch.py $(ARGS)
 
 test-gpu: $(STAMP) ## profile and compare models on a GPU, and print a table; without one it says so
 	@$(BIN)/python scripts/gpu $(ARGS)
