@@ -26,7 +26,7 @@ from modelexport_optimum.system.atomic_write import unflushed
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import ONE_THREAD
 from modelexport_optimum.system.notebook import line, shown, table
-from modelexport_optimum.system.optimum_package import require_optimum
+from modelexport_optimum.system.packages import require_optimum
 from modelexport_optimum.uploading.model_card import CardFacts, card_of, check_card, place_card
 from modelexport_optimum.uploading.upload import check_repository, push, skipped
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+from modelexport_optimum import export
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.system import private_names
+from modelexport_optimum.exporting.options import ExportOptions
+from modelexport_optimum.system import packages, private_names
+from modelexport_optimum.system.lean_imports import import_lean
 
 PACKAGE = Path(private_names.__file__).parent.parent
 
@@ -25,11 +29,68 @@ def test_installed_versions_have_them_all() -> None:
     assert gone == {}
 
 
-def test_name_that_is_gone_is_told_with_the_package() -> None:
+def test_replaced_functions_take_the_arguments_that_are_named_here() -> None:
+    gone = {
+        f"{name.module}.{name.path}": missing
+        for name in private_names.ALL
+        if name.arguments
+        if (missing := set(name.arguments) - set(inspect.signature(name.get()).parameters))
+    }
+    assert gone == {}
+
+
+def test_name_that_is_gone_is_told_with_the_versions_that_work() -> None:
     for module, path in (("optimum.utils", "Gone"), ("optimum.gone", "name")):
         name = private_names.PrivateName(module, path, "a test")
-        with pytest.raises(ModelExportError, match=rf"^optimum \d.* has no {module}\.{path} any"):
+        said = rf"^optimum \d.* has no {module}\.{path} any longer: pip install optimum==2\.1\.0 "
+        with pytest.raises(ModelExportError, match=said):
             name.get()
+
+
+def test_optimum_that_cannot_be_imported_is_told_with_the_versions_that_work() -> None:
+    said = r"^Optimum does not work beside .*gone.*: pip install .* transformers==4\.57\.6 "
+    with pytest.raises(ModelExportError, match=said):
+        import_lean("optimum.exporters.onnx.gone")
+
+
+def pinned(file: str) -> dict[str, str]:
+    text = (PACKAGE.parent / file).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, flags=re.MULTILINE))
+
+
+def test_versions_that_work_are_those_of_the_constraints() -> None:
+    assert {name.package for name in private_names.ALL} == set(packages.TESTED)
+    for tested, file in (
+        (packages.TESTED, "constraints.txt"),
+        (packages.TESTED_WITHOUT_OPTIMUM, "constraints-transformers5.txt"),
+    ):
+        known = pinned(file)
+        assert "transformers" in known
+        assert {name: known.get(name, version) for name, version in tested.items()} == tested
+
+
+NOT_OPTIONS = {
+    "model_name_or_path": "the model",
+    "output": "the staging directory",
+    "token": "from the environment or the Hub's login, or of `export()`",
+    "do_validation": "of `export()`: the comparison with PyTorch is made when the files are tagged",
+    "custom_onnx_configs": "of `export()`: objects",
+    "fn_get_submodels": "of `export()`: a function",
+    "kwargs_shapes": "the sizes of example inputs",
+}
+"""Parameters of `main_export` that no option of the command is."""
+
+
+def test_options_are_the_parameters_of_main_export() -> None:
+    """One that Optimum lacks is ignored by it; one that is new is a choice to make here."""
+    from optimum.exporters.onnx import main_export
+
+    theirs = set(inspect.signature(main_export).parameters)
+    sizes = set(private_names.DUMMY_SHAPES.get())
+    own = set(inspect.signature(export).parameters) - {"options"}
+    ours = set(ExportOptions().arguments()) - (own - theirs)
+    assert ours - theirs - sizes == set()
+    assert theirs - ours - set(NOT_OPTIONS) == set()
 
 
 def test_replaced_name_is_put_back() -> None:

@@ -7,6 +7,8 @@ with PyTorch's record is this record; of a fused one, the unfused graph of the s
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -19,11 +21,15 @@ import pytest
 pytest.importorskip("transformers.exporters", reason="needs transformers 5: make test-sources")
 
 import torch
+import transformers
 import transformers_exports as exports
 from replaced_nodes import Replaced, is_whole, record
+from typer.testing import CliRunner
 
 import modelexport_optimum as package
+from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.packages import OTHER_EXPORTER
 from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
@@ -259,6 +265,22 @@ def test_what_needs_optimum_says_so_in_one_line(bert: Path, tmp_path: Path) -> N
         with pytest.raises(ModelExportError, match=r"^Optimum's exporter is not installed") as told:
             work()
         assert "transformers.exporters" in str(told.value)
+
+
+def test_commands_for_a_model_that_optimum_cannot_export(tmp_path: Path) -> None:
+    """Those that the error names, on a model of which Optimum 0.1.0 knows nothing."""
+    export, tag = re.findall("`(.*?)`", OTHER_EXPORTER)
+    model, inputs = exports.model_of("mixtral")
+    directory = tmp_path / "DIR"
+    names = {"transformers": transformers, "model": model, "inputs": inputs}
+    eval(export.replace("DIR", str(directory)), names)
+    program, *arguments = shlex.split(tag.replace("DIR", str(directory)))
+    assert program == "modelexport-optimum"
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0, found.output
+    modules = {node.module for node in package.read_hierarchy(directory)}
+    assert {"model.layers.1.self_attn.q_proj", "model.norm"} <= modules
+    assert package.verify(directory, providers=["cpu"]).ok
 
 
 def test_classes_are_known_from_the_config_alone(bert: Path) -> None:

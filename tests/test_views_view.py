@@ -252,10 +252,13 @@ def test_errors_are_one_line(
         assert len(err.splitlines()) == 1
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    for options, message in (([], "no viewer is"), (["--viewer", "netron"], "netron is not")):
+    for options, message in (
+        ([], "no viewer is installed: pip install model-explorer-onnx or netron"),
+        (["--viewer", "netron"], "netron is not installed: pip install netron"),
+    ):
         code, err = run("view", tagged("bert"), *options)
         assert code == 1
-        assert f"{message} installed: pip install 'modelexport-optimum[view]'" in err
+        assert message in err
 
 
 def test_the_first_viewer_that_is_installed_is_taken(

@@ -17,6 +17,7 @@ from disks import mounted
 from typer.testing import CliRunner
 
 from modelexport_optimum.cli.main import app
+from modelexport_optimum.system.packages import OTHER_EXPORTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -174,8 +175,8 @@ def test_architecture_that_optimum_cannot_export(place: Path) -> None:
     status, line = refused(place, "ctrl", "--task", "text-generation")
     assert status == 1
     assert line == (
-        "Optimum cannot export ctrl: Trying to export a ctrl model; "
-        "export() in Python takes custom_onnx_configs for it"
+        f"Optimum cannot export ctrl models: {OTHER_EXPORTER}; "
+        "export() in Python takes custom_onnx_configs for them"
     )
 
 
@@ -185,6 +186,7 @@ def test_architecture_that_transformers_does_not_know(place: Path) -> None:
     status, line = refused(place, "bert", "--task", "fill-mask")
     assert status == 1
     assert "`bertt`" in line
+    assert line.endswith(OTHER_EXPORTER)
 
 
 def test_custom_code_is_not_run_unasked(place: Path, model_directory: ModelDirectory) -> None:

@@ -20,6 +20,7 @@ from modelexport_optimum.batches.results import LOGS, RESULTS, Results, only_bat
 from modelexport_optimum.batches.scheduler import Scheduler
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.packages import require_optimum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,6 +193,7 @@ def _runner(
         from modelexport_optimum.batches.ray_cluster import RayCluster
 
         return RayCluster(ray), None
+    require_optimum()
     from modelexport_optimum.batches.local_pool import LocalPool, available_cores
 
     size = min(workers or min(available_cores(), MAX_WORKERS), jobs)

@@ -88,6 +88,21 @@ class HubPlace:
         )
 
 
+def http_error() -> type[Exception]:
+    """Return the class of all errors of the HTTP library that the Hub's client uses.
+
+    That is requests, httpx or another one, by the client's version. The client's own error is
+    derived from the library's.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    own = (huggingface_hub.__name__, Exception.__module__)
+    bases = [c for c in HfHubHTTPError.__mro__ if c.__module__.partition(".")[0] not in own]
+    found: type[Exception] = bases[-1]
+    return found
+
+
 def explain_hub_error(error: BaseException, name: str, revision: str) -> str | None:
     """Tell in one line what the Hub answered, if that is what went wrong."""
     for cause in causes(error):
@@ -108,7 +123,6 @@ def is_unreachable(error: BaseException) -> bool:
 
 def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
     from huggingface_hub import constants, errors
-    from requests.exceptions import RequestException
 
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
@@ -132,7 +146,7 @@ def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
         if status in (401, 403):
             return f"the Hub refuses access to {name} ({status}): check your token, or {log_in}"
         return f"the Hub ({constants.ENDPOINT}) answered {status} for {name}: try again later"
-    if isinstance(error, RequestException):
+    if isinstance(error, http_error()):
         return (
             f"the Hub ({constants.ENDPOINT}) cannot be reached to look for {name}: "
             "check the name and the connection"

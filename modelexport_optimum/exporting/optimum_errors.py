@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import re
 import traceback
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.exporting.hub import explain_hub_error
 from modelexport_optimum.own_code.guard import pickled_code
 from modelexport_optimum.own_code.named_code import in_words
+from modelexport_optimum.system.packages import OTHER_EXPORTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,9 +47,13 @@ def _explain(error: Exception, source: Source) -> str:
             f"({text})"
         )
     if "custom_onnx_configs" in text:
+        named = re.search(r"export a (\S+) model", text)
+        return no_export_of(named[1] if named else source.name)
+    if "does not recognize this architecture" in text:
+        named = re.search(r"model type (\S+)", text)
         return (
-            f"Optimum cannot export {source.name}: {text.partition(',')[0]}; "
-            "export() in Python takes custom_onnx_configs for it"
+            f"transformers {importlib.metadata.version('transformers')} does not know the model "
+            f"type {named[1] if named else ''} of {source.name}: {OTHER_EXPORTER}"
         )
     # Optimum's own advice is to open an issue; the sentences before it say what is wrong.
     text = text.partition(" Please open an issue")[0]
@@ -55,3 +62,11 @@ def _explain(error: Exception, source: Source) -> str:
     if source.own_code:
         text += f" (the model has {in_words(source.own_code)})"
     return f"Optimum cannot export {source.name}: {text}"
+
+
+def no_export_of(model_type: str) -> str:
+    """Return the line for models that Optimum does not export, with the ways that there are."""
+    return (
+        f"Optimum cannot export {model_type} models: {OTHER_EXPORTER}; export() in Python takes "
+        "custom_onnx_configs for them"
+    )

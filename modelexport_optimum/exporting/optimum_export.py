@@ -36,7 +36,7 @@ from modelexport_optimum.system.lean_imports import (
     import_diffusers,
     import_lean,
 )
-from modelexport_optimum.system.optimum_package import require_optimum
+from modelexport_optimum.system.packages import require_optimum
 from modelexport_optimum.system.private_names import (
     COMPARISON_WITH_PYTORCH,
     DUMMY_SHAPES,

@@ -13,7 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
-from modelexport_optimum.exporting.hub import HubPlace, explain_hub_error, is_unreachable
+from modelexport_optimum.exporting.hub import (
+    HubPlace,
+    explain_hub_error,
+    http_error,
+    is_unreachable,
+)
 from modelexport_optimum.own_code.named_code import OwnCode, find_own_code, refuse_needed
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
@@ -197,13 +202,12 @@ def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
     path = Path(model).expanduser()
     if path.is_dir():
         return state_of_directory(path / place.subfolder, apart_from=output)
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from requests.exceptions import RequestException
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if not place.is_offline:
         try:
             return place.commit(model)
-        except (HfHubHTTPError, RequestException):
+        except http_error():
             pass  # a model that cannot be had is said by `find_source`
         except HFValidationError:
             return None

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.system.optimum_package import require_optimum
+from modelexport_optimum.exporting.optimum_errors import no_export_of
+from modelexport_optimum.system.packages import require_optimum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, s
 
     Raises:
         UsageError: Its config.json does not tell.
+        ModelExportError: It is of no type that Optimum exports.
     """
     library = library_of_export(directory, root_classes)
     return task_of_directory(directory, library, {}), library
@@ -34,6 +36,10 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
     """Return the task of a model on disk, which Optimum infers only for names on the Hub.
 
     With past wherever Optimum makes that the default.
+
+    Raises:
+        UsageError: Its config.json does not tell.
+        ModelExportError: Optimum exports no model of its type.
     """
     require_optimum()
     from optimum.exporters.onnx import model_configs  # noqa: F401 (they register themselves)
@@ -56,6 +62,15 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
             )
         return str(TasksManager.infer_task_from_model(pipeline))
     described = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    model_type = described.get("model_type", "")
+    try:
+        supported = TasksManager.get_supported_tasks_for_model_type(
+            model_type, "onnx", library_name=library
+        )
+    except KeyError as error:
+        if model_type and not options.get("custom_onnx_configs"):
+            raise ModelExportError(no_export_of(model_type)) from error
+        supported = {}
     architecture = next(iter(described.get("architectures") or ()), None)
     found = next(iter(candidates(directory)), None)
     if found is None or not found.task or found.model_class.__name__ != architecture:
@@ -63,9 +78,6 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
             f"the task of {architecture or directory} cannot be told from its config.json: "
             "give --task"
         )
-    supported = TasksManager.get_supported_tasks_for_model_type(
-        described["model_type"], "onnx", library_name=library
-    )
     if f"{found.task}-with-past" in supported and not options.get("monolith"):
         return f"{found.task}-with-past"
     return found.task

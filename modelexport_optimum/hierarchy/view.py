@@ -82,7 +82,8 @@ def _installed(viewer: str | None) -> str:
     for name, package in VIEWERS.items():
         if viewer in (None, name) and importlib.util.find_spec(package):
             return name
+    wanted = [VIEWERS[viewer]] if viewer else VIEWERS.values()
     raise ModelExportError(
         f"{viewer or 'no viewer'} is {'not ' if viewer else ''}installed: "
-        "pip install 'modelexport-optimum[view]'"
+        f"pip install {' or '.join(package.replace('_', '-') for package in wanted)}"
     )

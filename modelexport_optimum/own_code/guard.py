@@ -7,6 +7,7 @@ copied to, and PyTorch unpickles weights only.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import sys
@@ -121,6 +122,8 @@ def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[
 
 def _code_caches() -> tuple[str, ...]:
     """Return where the code of models goes: the Hub's cache, and where it is copied to import."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return ()  # nor is any library that keeps a cache
     from huggingface_hub import constants
 
     modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(constants.HF_HOME, "modules")  # noqa: PTH118

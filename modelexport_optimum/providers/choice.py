@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.providers.plugins import Plugin, built_in_providers, installed_plugins
+from modelexport_optimum.system.packages import require_packages
 
 CPU = "CPUExecutionProvider"
 
@@ -70,7 +71,9 @@ def choose_providers(
     Raises:
         UsageError: ONNX Runtime and the installed packages know no such provider, or options
             or libraries do not fit the providers.
+        ModelExportError: ONNX Runtime is not installed.
     """
+    require_packages("onnxruntime")
     given = settings_of(options, "--provider-option KEY=VALUE")
     paths = {
         name: _library(name, path)

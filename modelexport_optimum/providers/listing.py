@@ -18,6 +18,7 @@ from modelexport_optimum.providers.plugins import (
     installed_plugins,
 )
 from modelexport_optimum.system.display import Displayed
+from modelexport_optimum.system.packages import require_packages
 from modelexport_optimum.system.processes import ending
 
 BUILT_IN, PLUGIN, MISSING = "built in", "plugin", "missing"
@@ -91,7 +92,11 @@ def list_providers(*, libraries: Any = None) -> ProviderList:  # noqa: ANN401
     Args:
         libraries: Paths of further providers' libraries, by the providers' names, as a
             mapping or as `NAME=PATH`.
+
+    Raises:
+        ModelExportError: ONNX Runtime is not installed.
     """
+    require_packages("onnxruntime")
     import onnxruntime as ort
 
     package = f"onnxruntime {ort.__version__}"

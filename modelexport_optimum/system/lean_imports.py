@@ -15,7 +15,8 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.errors import ModelExportError, first_line
+from modelexport_optimum.system.packages import tested
 from modelexport_optimum.system.private_names import (
     DIFFUSERS_AVAILABLE,
     SCIPY_AVAILABLE,
@@ -50,6 +51,9 @@ def import_lean(module: str) -> None:
 
     The garbage collector rests meanwhile: importing makes half a million objects, all of which
     stay, and it would look through them again and again.
+
+    Raises:
+        ModelExportError: Optimum cannot be imported beside the packages that are installed.
     """
     if module in sys.modules:
         return
@@ -64,7 +68,7 @@ def import_lean(module: str) -> None:
                 }.items()
                 if library not in before and stack.enter_context(_said_to_be_missing(available))
             }
-            importlib.import_module(module)
+            _import(module)
         for name in sys.modules.keys() - before:
             new = sys.modules[name]
             if name.startswith("optimum.") and "diffusers" in missing:
@@ -72,6 +76,17 @@ def import_lean(module: str) -> None:
             elif name.startswith("transformers."):
                 for library in missing & _FUNCTIONS_OF.keys():
                     _import_when_called(new, library)
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        versions = "optimum-onnx", "optimum", "transformers", "torch"
+        raise ModelExportError(
+            f"Optimum does not work beside the packages that are installed ({first_line(error)}): "
+            f"{tested(*versions)}"
+        ) from error
 
 
 def import_diffusers() -> None:

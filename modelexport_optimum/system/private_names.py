@@ -1,7 +1,8 @@
 """Names of other packages that we use and that they do not promise to keep, each with its reason.
 
 A name is looked up when it is used. `tests/test_private_names.py` says which of them the installed
-versions no longer have; whoever uses the package with such a version is told so in one line.
+versions no longer have; whoever uses the package with such a version is told so in one line, with
+the versions that work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.system.optimum_package import MISSING
+from modelexport_optimum.system.packages import no_optimum, not_installed, tested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,11 +31,13 @@ class PrivateName:
         module: Where it is imported from.
         path: Its name there, or that of a class and one of its attributes.
         reason: What it is used for, and why nothing public will do.
+        arguments: The arguments of the function that are named here, for the test.
     """
 
     module: str
     path: str
     reason: str
+    arguments: tuple[str, ...] = ()
 
     @property
     def package(self) -> str:
@@ -68,9 +71,7 @@ class PrivateName:
             setattr(owner, name, original)
 
     def _missing(self) -> str:
-        if self.package.startswith("optimum"):
-            return MISSING
-        return f"{self.package} is not installed, which this needs: pip install {self.package}"
+        return no_optimum() if self.package.startswith("optimum") else not_installed(self.package)
 
     def _owner_and_name(self) -> tuple[Any, str]:
         *outer, name = self.path.split(".")
@@ -85,8 +86,8 @@ class PrivateName:
             except importlib.metadata.PackageNotFoundError:
                 raise ModelExportError(self._missing()) from error
             raise ModelExportError(
-                f"{self.package} {version} has no {self.module}.{self.path} any longer: install a "
-                "version that this package was tested with (constraints.txt)"
+                f"{self.package} {version} has no {self.module}.{self.path} any longer: "
+                f"{tested(self.package)}"
             ) from error
         return owner, name
 
@@ -99,6 +100,7 @@ EXPORT_OF_LOADED_MODEL = PrivateName(
     "`main_export` loads the model and calls this by its name in that module. Replaced, so that "
     "the modules of the very model that is converted are known; main_export gives the model to "
     "nobody.",
+    ("model", "output", "task", "preprocessors"),
 )
 TOKENIZER_LOADER = PrivateName(
     "optimum.exporters.onnx.__main__",
@@ -112,6 +114,7 @@ COMPARISON_WITH_PYTORCH = PrivateName(
     "Called at the end of a conversion, where its error would take the files away that are "
     "written. Replaced, so that it is called when the files are tagged, and a failed comparison is "
     "a result and not the end.",
+    ("atol",),
 )
 SESSION_OF_COMPARISON = PrivateName(
     "optimum.exporters.onnx.convert",
@@ -137,12 +140,14 @@ CONVERSION_OF_MODEL = PrivateName(
     "onnx_export_from_model",
     "Takes a model into the parts that become files. Replaced where PyTorch is to run these parts, "
     "so that the whole model that they are parts of is known.",
+    ("model",),
 )
 EXPORT_OF_PARTS = PrivateName(
     "optimum.exporters.onnx.convert",
     "export_models",
     "Is given the parts, with the configuration of each. Replaced where PyTorch is to run them and "
     "nothing is exported; nothing public gives all parts of all libraries.",
+    ("models_and_onnx_configs", "output_names", "input_shapes", "model_kwargs"),
 )
 LIBRARY_OF_MODEL = PrivateName(
     "optimum.exporters.tasks",
@@ -161,6 +166,15 @@ PARTS_OF_MODEL = PrivateName(
     "_get_submodels_and_onnx_configs",
     "Which parts of a model are exported, each with its example inputs and patches. The public "
     "functions around it write files.",
+    (
+        "model",
+        "task",
+        "monolith",
+        "custom_onnx_configs",
+        "custom_architecture",
+        "_variant",
+        "library_name",
+    ),
 )
 DIFFUSION_CLASS = PrivateName(
     "optimum.onnxruntime.modeling_diffusion",

@@ -175,6 +175,10 @@ def _built(
             yield candidate, tree
     except ModelExportError:
         raise
+    except ImportError as error:
+        raise ModelExportError(
+            f"the model that {config} describes cannot be built here: {first_line(error)}"
+        ) from error
     except Exception as error:
         raise ModelExportError(
             f"{config} describes no model that can be built "

@@ -12,7 +12,7 @@ from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
 from modelexport_optimum.own_code.named_code import find_own_code, in_words, refuse_needed
 from modelexport_optimum.system.json_files import read_json
 from modelexport_optimum.system.lean_imports import EXPORT_CONFIGS, import_lean
-from modelexport_optimum.system.optimum_package import has_optimum
+from modelexport_optimum.system.packages import has_optimum, require_packages
 from modelexport_optimum.system.private_names import (
     CLASS_OF_REMOTE_CODE,
     CLASSES_OF_AUTO_CLASS,
@@ -92,6 +92,9 @@ def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Cand
 
     Returns:
         The classes; none if there is no config, or it describes nothing that is known.
+
+    Raises:
+        ModelExportError: The library of the classes is not installed.
     """
     described = read_json(directory / "config.json")
     if not isinstance(described, dict):
@@ -113,6 +116,7 @@ def class_named(name: object, package: ModuleType, base: type) -> Any:  # noqa: 
 
 
 def _diffusers_candidates(described: dict[str, Any]) -> list[Candidate]:
+    require_packages("diffusers", "torch")
     import diffusers
 
     model_class = class_named(described["_class_name"], diffusers, diffusers.ModelMixin)
@@ -122,6 +126,7 @@ def _diffusers_candidates(described: dict[str, Any]) -> list[Candidate]:
 def _transformers_candidates(
     directory: Path, described: dict[str, Any], trust_remote_code: bool
 ) -> list[Candidate]:
+    require_packages("transformers", "torch")
     if has_optimum():
         import_lean(EXPORT_CONFIGS)
     import transformers
@@ -198,6 +203,7 @@ def source_trees(source: str, *, trust_remote_code: bool = False) -> list[Module
     Raises:
         ModelExportError: There is no such model, or its classes cannot be built.
     """
+    require_packages("transformers", "torch")
     directory = Path(source)
     if not directory.is_dir():
         from huggingface_hub import snapshot_download

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes, first_line, in_one_line
+from modelexport_optimum.exporting.hub import http_error
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 from modelexport_optimum.uploading.model_card import CARD, is_own_file
@@ -172,7 +173,6 @@ def _has_card_of_others(api: HfApi, repository: str) -> bool:
 def _explained(error: BaseException, repository: str) -> str | None:
     """Tell in one line what the Hub answered, if that is what went wrong."""
     from huggingface_hub import constants, errors
-    from requests.exceptions import RequestException
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to upload"
@@ -188,6 +188,6 @@ def _explained(error: BaseException, repository: str) -> str | None:
         if status >= 500:
             return f"the Hub ({constants.ENDPOINT}) answered {status}: try again later"
         return f"the Hub refuses {repository} ({status}): {first_line(error)}"
-    if isinstance(error, RequestException):
+    if isinstance(error, http_error()):
         return f"the connection to the Hub ({constants.ENDPOINT}) failed: check it and try again"
     return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.errors import first_line
 from modelexport_optimum.onnx_file.skeleton import walk_initializers, walk_nodes
 from modelexport_optimum.system.display import Displayed
-from modelexport_optimum.system.optimum_package import has_optimum
+from modelexport_optimum.system.packages import has_optimum
 from modelexport_optimum.tagging.export_json import exported_architectures
 from modelexport_optimum.verifying.dimensions import check_dimensions, first_of
 from modelexport_optimum.verifying.embeddings import check_embeddings, is_of_sentences

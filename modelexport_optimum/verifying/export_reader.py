@@ -15,7 +15,7 @@ from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code.named_code import find_own_code, in_words
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.lean_imports import EXPORTER, import_diffusers, import_lean
-from modelexport_optimum.system.optimum_package import has_optimum
+from modelexport_optimum.system.packages import has_optimum
 from modelexport_optimum.tagging.model_classes import class_named
 from modelexport_optimum.verifying.exported_files import Exported
 from modelexport_optimum.verifying.exported_task import with_tasks

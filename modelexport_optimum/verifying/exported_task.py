@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.system.optimum_package import has_optimum
+from modelexport_optimum.system.packages import has_optimum
 from modelexport_optimum.system.private_names import AUTO_CLASS, COMMON_OUTPUTS
 from modelexport_optimum.tagging.export_json import exported_architectures
 from modelexport_optimum.tagging.model_classes import candidates, class_named

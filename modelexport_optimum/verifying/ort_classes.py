@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.system.optimum_package import has_optimum
+from modelexport_optimum.system.packages import has_optimum
 from modelexport_optimum.system.private_names import CLASSES_OF_AUTO_CLASS, DIFFUSION_CLASS
 from modelexport_optimum.verifying.exported_task import has_common_outputs
 

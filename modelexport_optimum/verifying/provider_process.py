@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NoReturn
 from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.system.files import BYTES
 from modelexport_optimum.system.lean_imports import EXPORTER, import_lean
-from modelexport_optimum.system.optimum_package import has_optimum
+from modelexport_optimum.system.packages import has_optimum
 from modelexport_optimum.system.processes import (
     FORKS,
     apart_with,

@@ -16,6 +16,7 @@ from modelexport_optimum.providers.choice import Provider, Settings, choose_prov
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import in_one_thread
 from modelexport_optimum.system.notebook import shown, table
+from modelexport_optimum.system.packages import require_packages
 from modelexport_optimum.verifying.config_checks import Check, check_all
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
@@ -111,7 +112,9 @@ def verify(
 
     Raises:
         UsageError: There is nothing to check, or no such provider or task.
+        ModelExportError: What runs an export is not installed.
     """
+    require_packages("onnxruntime", "transformers", "torch")
     chosen = chosen_providers(providers, provider_options, provider_libraries)
     source = None if model is None else Path(model)
     if source is not None and not source.is_dir():
