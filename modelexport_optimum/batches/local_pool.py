@@ -226,6 +226,7 @@ def _environment(threads: int) -> Iterator[None]:
     """
     settings = {
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits for work by spinning takes a core
         "PYTORCH_NVML_BASED_CUDA_CHECK": 1,
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONSAFEPATH": 1,  # the current directory may be a model's, with files of any name

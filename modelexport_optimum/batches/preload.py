@@ -3,13 +3,14 @@
 multiprocessing's fork server imports it once, and every worker is a copy of that process.
 """
 
-import gc
-
 from modelexport_optimum.system.import_path import forget_current_directory
 
 forget_current_directory()
 
-from modelexport_optimum.batches.worker import import_all  # noqa: E402 (without that directory)
+# Without that directory.
+from modelexport_optimum.batches.worker import import_all  # noqa: E402
+from modelexport_optimum.system.lean_imports import spare_collector_for_good  # noqa: E402
 
 import_all()
-gc.freeze()  # else the collector writes to each object, and a page that is written is copied
+# The collector writes to each object that it looks at, and a page that is written is copied.
+spare_collector_for_good()

@@ -45,6 +45,8 @@ _LEFT_OUT = {**_FUNCTIONS_OF, "diffusers": DIFFUSERS_AVAILABLE}
 _without_diffusers: list[ModuleType] = []
 """The modules of Optimum that were imported without it."""
 
+_spared_for_good = False
+
 
 def import_lean(module: str) -> None:
     """Import a module that imports transformers and Optimum, without what needs an extra.
@@ -101,10 +103,18 @@ def import_diffusers() -> None:
     TASKS_OF_DIFFUSERS.put(tasks.get_diffusers_tasks_to_model_mapping())
 
 
+def spare_collector_for_good() -> None:
+    """Keep the garbage collector off what is in memory now, in this process and those forked."""
+    global _spared_for_good
+    gc.freeze()
+    _spared_for_good = True
+
+
 @contextlib.contextmanager
 def collector_spared() -> Iterator[None]:
     """Keep the garbage collector off what is in memory at the start of the block."""
-    spared = gc.isenabled() and not gc.get_freeze_count()
+    # To count what is frozen is to walk through all of it.
+    spared = gc.isenabled() and not _spared_for_good and not gc.get_freeze_count()
     if spared:
         gc.freeze()
     try:
