@@ -133,6 +133,20 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def python_server(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
+    """What runs Python programs of which it has imported the libraries: see forked_python.py."""
+    from forked_python import start_server
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        # Until all processes of pytest-xdist have ended, whose parent began the tests.
+        of_xdist = hasattr(request.config, "workerinput")
+        start_server(path / "socket", os.getppid() if of_xdist else os.getpid())
+
+    return made_once("python-server", make) / "socket"
+
+
+@pytest.fixture(scope="session")
 def model_directory(made_once: MadeOnce) -> Callable[[str], Path]:
     """The directory of a model of the zoo, by its name. Not to be written to."""
     rows = {row.name: row for row in zoo.ARCHITECTURES}

@@ -292,10 +292,14 @@ def run_commands(
 
 
 def _main() -> None:
+    from multiprocessing import util
+
+    from forked_python import spawn_copy
     from typer.testing import CliRunner
 
     from modelexport_optimum.cli.main import app
 
+    util.spawnv_passfds = spawn_copy  # type: ignore[attr-defined]
     results = []
     for arguments in json.load(sys.stdin):
         started = time.perf_counter()
@@ -314,7 +318,8 @@ def _main() -> None:
                 "seconds": time.perf_counter() - started,
             }
         )
-    print(json.dumps(results))
+    print(json.dumps(results), flush=True)
+    os._exit(0)  # Python would free each object of the libraries
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import forked_python
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -115,7 +116,7 @@ def test_threads_export_one_after_another(
 
 
 def test_whoever_comes_second_to_an_output_is_told_before_the_work(
-    model_directory: Callable[[str], Path], tmp_path: Path
+    model_directory: Callable[[str], Path], tmp_path: Path, python_server: Path
 ) -> None:
     """A single export, and a batch beside it, while another export is under way."""
     model = shutil.copytree(model_directory("bert"), tmp_path / "bert")
@@ -140,11 +141,10 @@ def test_whoever_comes_second_to_an_output_is_told_before_the_work(
                 text=True,
                 check=False,
             )
-            batch = subprocess.run(
-                [*command, "batch", tmp_path / "models.txt", "-o", exports, "--json"],
-                capture_output=True,
-                text=True,
-                check=False,
+            batch = forked_python.run(
+                python_server,
+                [*command[1:], "batch", tmp_path / "models.txt", "-o", exports, "--json"],
+                cwd=tmp_path,
             )
             assert not output.exists()
         finally:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from forked_python import ForkedPython
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,27 +19,32 @@ LEFT_BY_THE_DEMO = "demo/all-MiniLM-L6-v2"
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen]]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory, python_server: Path
+) -> Iterator[tuple[Path, ForkedPython]]:
     """A directory where the demo runs, and its process."""
-    directory = tmp_path_factory.mktemp("demo")
-    with subprocess.Popen(
-        [sys.executable, REPOSITORY / "scripts" / "demo.py"],
-        cwd=directory,
-        env={**os.environ, "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield directory, process
-        process.kill()
+    place = tmp_path_factory.mktemp("demo")
+    with (
+        (place / "out").open("w") as out,
+        (place / "err").open("w") as err,
+        ForkedPython(
+            python_server,
+            [REPOSITORY / "scripts" / "demo.py"],
+            cwd=place,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "COLUMNS": "100"},
+        ) as process,
+    ):
+        yield place, process
 
 
 @pytest.fixture(scope="module")
-def demo(running: tuple[Path, subprocess.Popen]) -> list[str]:
+def demo(running: tuple[Path, ForkedPython]) -> list[str]:
     """The lines that the demo showed."""
-    out, err = running[1].communicate()
-    assert running[1].returncode == 0, err
-    return out.splitlines()
+    place, process = running
+    assert process.wait() == 0, (place / "err").read_text()
+    return (place / "out").read_text().splitlines()
 
 
 def python_in_the_readme() -> str:
@@ -49,7 +53,7 @@ def python_in_the_readme() -> str:
 
 
 def test_python_in_the_readme_runs(
-    running: tuple[Path, subprocess.Popen],  # beside this test
+    running: tuple[Path, ForkedPython],  # beside this test
     sample: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -65,7 +69,7 @@ def test_python_in_the_readme_runs(
 
 
 def test_demo_leaves_what_the_readme_reads(
-    demo: list[str], running: tuple[Path, subprocess.Popen], sample: Path
+    demo: list[str], running: tuple[Path, ForkedPython], sample: Path
 ) -> None:
     assert f'"{LEFT_BY_THE_DEMO}"' in python_in_the_readme()
     left = {path.name for path in (running[0] / LEFT_BY_THE_DEMO).iterdir()}

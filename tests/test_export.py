@@ -9,9 +9,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from forked_python import ForkedPython
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from modelexport_optimum import ModelExportError, UsageError, export, read_hierarchy
@@ -29,7 +29,6 @@ from modelexport_optimum.tagging.tag_grammar import parse_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from modelexport_optimum import ExportResult
 
@@ -591,19 +590,18 @@ def test_signal_that_was_lost_publishes_nothing(tmp_path: Path) -> None:
 
 
 def test_killed_run_leaves_nothing_that_looks_finished(
-    tmp_path: Path, model_directory: ModelDirectory
+    tmp_path: Path, model_directory: ModelDirectory, python_server: Path
 ) -> None:
-    command = [sys.executable, "-m", "modelexport_optimum", str(model_directory("bert"))]
+    command = ["-m", "modelexport_optimum", model_directory("bert"), "-o", "out"]
     terminated, killed = tmp_path / "terminated", tmp_path / "killed"
     processes = {}
     try:
         for place in (terminated, killed):
             place.mkdir()
-            processes[place] = subprocess.Popen(
-                [*command, "-o", str(place / "out")],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            with Path(os.devnull).open("w") as nothing:
+                processes[place] = ForkedPython(
+                    python_server, command, cwd=place, stdout=nothing, stderr=nothing
+                )
         signals = {terminated: signal.SIGTERM, killed: signal.SIGKILL}
         deadline = time.monotonic() + 240
         while signals:

@@ -14,9 +14,11 @@ import sys
 import time
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from forked_python import ForkedPython
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -301,17 +303,25 @@ def test_completing_modules_is_quick(exported: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_export_that_is_stopped_says_what_was_kept(
-    number: int, status: int, tmp_path: Path, model_directory: ModelDirectory
+    number: int,
+    status: int,
+    tmp_path: Path,
+    model_directory: ModelDirectory,
+    python_server: Path,
 ) -> None:
-    command = [sys.executable, "-m", "modelexport_optimum", model_directory("bert"), "-o", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    command = ["-m", "modelexport_optimum", model_directory("bert"), "-o", "out"]
+    with (
+        TemporaryFile("w+") as err,
+        ForkedPython(python_server, command, cwd=tmp_path, stdout=err, stderr=err) as process,
+    ):
         deadline = time.monotonic() + 240
         while not list(tmp_path.glob(".out.staging-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
-        _, err = process.communicate(timeout=240)
-    assert process.returncode == status
-    assert err.splitlines()[-1] == (
+        assert process.wait(240) == status
+        err.seek(0)
+        shown = err.read()
+    assert shown.splitlines()[-1] == (
         "stopped: nothing was written or replaced; the same command starts again"
     )
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import forked_python
 import pytest
 import yaml
 
@@ -127,6 +128,27 @@ def test_script_without_arguments_says_how_it_is_used(script: Path, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory, python_server: Path) -> Path:
+    """A directory with the program, run by `python_server`: the scripts look for it in PATH."""
+    directory = tmp_path_factory.mktemp("bin")
+    program(
+        directory,
+        "modelexport-optimum",
+        f"""#!{sys.executable}
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from forked_python import ForkedPython
+arguments = ["-m", "modelexport_optimum", *sys.argv[1:]]
+streams = {{"stdout": sys.stdout, "stderr": sys.stderr}}
+with ForkedPython({str(python_server)!r}, arguments, cwd=Path.cwd(), **streams) as process:
+    sys.exit(process.wait())
+""",
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
 def job_server() -> Iterator[dict[str, str]]:
     """A Ray cluster of one node: the variables with which its job server is reached."""
     with ExitStack() as held:
@@ -186,13 +208,14 @@ def ray_job(
 
 @pytest.mark.usefixtures("ray_job")
 def test_batch_converts_a_directory_and_lists_what_failed(
-    tmp_path: Path, model_directory: ModelDirectory
+    tmp_path: Path, model_directory: ModelDirectory, programs: Path
 ) -> None:
     shutil.copytree(model_directory("bert"), tmp_path / "runs" / "checkpoint 1")
     shutil.copytree(model_directory("bert"), tmp_path / "runs" / "checkpoint 2")
     (tmp_path / "runs" / "checkpoint 2" / "model.safetensors").write_bytes(b"broken")
     (tmp_path / "runs" / "logs").mkdir()
-    end(start("sh", SCRIPTS / "batch.sh", "runs", "onnx", *OPTIONS, cwd=tmp_path), 1)
+    command = ["sh", SCRIPTS / "batch.sh", "runs", "onnx", *OPTIONS]
+    end(start(*command, cwd=tmp_path, env=environment(programs)), 1)
     assert (tmp_path / "onnx" / "checkpoint 1-onnx" / "model.onnx").is_file()
     assert not (tmp_path / "onnx" / "checkpoint 2-onnx").exists()
     (failed,) = (tmp_path / "onnx" / "failed.tsv").read_text().splitlines()
@@ -219,7 +242,7 @@ def slurm_task(number: int, count: int, *arguments: str, cwd: Path, **more: Any)
 
 
 def test_slurm_tasks_convert_each_line_once(
-    tmp_path: Path, model_directory: ModelDirectory
+    tmp_path: Path, model_directory: ModelDirectory, programs: Path
 ) -> None:
     bert = model_directory("bert")
     (tmp_path / "models.txt").write_text(
@@ -229,8 +252,10 @@ def test_slurm_tasks_convert_each_line_once(
         f"'{bert}' -o second --dtype fp16\n"
         f"'{bert}' -o third --no-constant-folding\n"
     )
+    path = environment(programs)["PATH"]
     tasks = [
-        slurm_task(number, 2, "models.txt", "out", *OPTIONS, cwd=tmp_path) for number in range(2)
+        slurm_task(number, 2, "models.txt", "out", *OPTIONS, cwd=tmp_path, PATH=path)
+        for number in range(2)
     ]
     for task in tasks:
         end(task, 0)
@@ -290,11 +315,13 @@ def test_ray_job_ends_as_the_job(submitted: int, told: str, status: int, tmp_pat
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_workflow_converts_and_sums_up(tmp_path: Path, model_directory: ModelDirectory) -> None:
+def test_workflow_converts_and_sums_up(
+    tmp_path: Path, model_directory: ModelDirectory, programs: Path
+) -> None:
     shutil.copytree(model_directory("bert"), tmp_path / "tiny-bert")
     (tmp_path / "models.txt").write_text("tiny-bert --task feature-extraction\nno|where\n")
     summary = tmp_path / "summary.md"
-    env = environment(GITHUB_STEP_SUMMARY=str(summary))
+    env = environment(programs, GITHUB_STEP_SUMMARY=str(summary))
     # As GitHub runs a step. The first installs, and the second fails as a model does.
     steps = [step["run"] for step in workflow_steps() if "run" in step]
     _, batch, sum_up = steps
@@ -347,16 +374,17 @@ def test_make_help_shows_each_target_once() -> None:
     assert sorted(line.split()[1] for line in shown.stdout.splitlines()) == sorted(phony[1].split())
 
 
-def test_the_gpu_script_runs_without_a_gpu() -> None:
+def test_the_gpu_script_runs_without_a_gpu(python_server: Path) -> None:
     """It is the same code but for the provider and the exports, which need CUDA."""
-    script = [sys.executable, str(REPOSITORY / "scripts" / "gpu")]
+    script = str(REPOSITORY / "scripts" / "gpu")
     small = ["--provider", "cpu", "--small", "--model", "vit", "--iterations", "1"]
-    printed = end(start(*script, *small, cwd=REPOSITORY), 0)
-    rows = [line.split() for line in printed.splitlines() if line.startswith(" ViT ")]
+    done = forked_python.run(python_server, [script, *small], cwd=REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(" ViT ")]
     assert [row[:4] for row in rows] == [
         ["ViT", "fp32", "cpu", "ok"],
         ["ViT", "O3", "cpu", "ok"],
     ]
     assert all(float(time) > 0 for row in rows for time in row[4:6])
     if shutil.which("nvidia-smi") is None:
-        assert "there is no GPU here" in end(start(*script, cwd=REPOSITORY), 0)
+        assert "there is no GPU here" in end(start(sys.executable, script, cwd=REPOSITORY), 0)
