@@ -18,7 +18,6 @@ from modelexport_optimum.tagging.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from modelexport_optimum.graph_runs.flat_graph import FlatGraph, ModuleCall
     from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
@@ -64,12 +63,7 @@ class ValueStore:
         """Give the store itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the values."""
         self.close()
 
