@@ -1,12 +1,12 @@
 # Two commands on a fresh machine with Python >= 3.10: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export batch tag strip verify test test-providers test-gpu test-sources test-newest-torch test-wheel zoo zoo-levels profile-zoo compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
+.PHONY: help install demo export batch tag strip verify test test-providers test-gpu test-sources test-newest-torch test-portable test-wheel zoo zoo-levels profile-zoo compare-zoo compare-faults properties lint format fuzz bench docs site faults picture clean
 
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 RUN := $(BIN)/modelexport-optimum
 # Other builds of ONNX Runtime, which take the place of the installed one in `make test-providers`.
 OTHER := $(VENV)/onnxruntimes
@@ -82,6 +82,15 @@ test-sources: $(TRANSFORMERS5)/.installed ## run the tests of transformers 5's e
 test-newest-torch: ## run the tests of exports with the newest PyTorch, where pip has a CPU build of it
 	@$(PYTHON) scripts/newest_torch.py $(ARGS)
 
+# What the package does with files, locks and processes: exports, tags, checks, batches and kills.
+PORTABLE := tests/test_other_system.py tests/test_rewriter.py tests/test_outside_weights.py tests/test_faults.py \
+	tests/test_concurrency.py tests/test_export.py tests/test_pass.py tests/test_views_extract.py \
+	tests/test_providers.py tests/test_batch.py
+
+test-portable: $(STAMP) ## run tests without what macOS and Windows lack (tests/other_system)
+	@PYTHONPATH=$$PWD/tests/other_system $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup \
+		$(PORTABLE) $(ARGS)
+
 test-gpu: $(STAMP) ## profile and compare models on a GPU, and print a table; without one it says so
 	@$(BIN)/python scripts/gpu $(ARGS)
 
@@ -106,10 +115,14 @@ compare-faults: $(STAMP) ## plant 40 faults, and see that compare accuses the mo
 properties: $(STAMP) ## tag 10,000 random modules, and count the tags that are wrong or coarser
 	@$(BIN)/python scripts/properties.py $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy and import-linter
+lint: $(STAMP) ## ruff, mypy (for other systems, too) and import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@for system in win32 darwin; do \
+		$(BIN)/mypy --config-file= --no-site-packages --ignore-missing-imports \
+		--platform $$system --cache-dir .mypy_cache/$$system modelexport_optimum || exit; \
+	done
 	@$(BIN)/lint-imports
 
 format: $(STAMP) ## let ruff format the code

@@ -45,7 +45,7 @@ def chromium() -> Iterator[Chrome]:
     options.binary_location = binary
     for option in OPTIONS:
         options.add_argument(option)
-    if os.geteuid() == 0:
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))

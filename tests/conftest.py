@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import gc
 import importlib.util
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import zoo
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,8 +130,7 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         path = root / "made-once" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         done = path.with_name(f"{path.name}.done")
-        with path.with_name(f"{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(path.with_name(f"{path.name}.lock")):
             if not done.exists():
                 shutil.rmtree(path, ignore_errors=True)  # of one that failed
                 make(path)

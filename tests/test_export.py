@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import json
 import os
@@ -543,10 +542,10 @@ def test_signal_that_is_lost_on_its_way(
 
 
 def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(*_: object) -> None:  # as Lustre mounted without `flock`
+    def no_locks(*_: object, **__: object) -> None:  # as Lustre mounted without `flock`
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("filelock.lock_descriptor", no_locks)
     with staging.staging_directory(tmp_path / "out") as one:
         (one / "model.onnx").touch()
         with staging.staging_directory(tmp_path / "out"):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import forked_python
 import pytest
 import yaml
+from needs import POSIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ SCRIPTS = REPOSITORY / "scripts" / "batch"
 WORKFLOW = SCRIPTS / "github-actions.yml"
 WORKFLOWS = [WORKFLOW, *sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))]
 BIN = Path(sys.executable).parent
+pytestmark = POSIX
+
 OF_MAKE = {"ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"}
 OPTIONS = ["--task", "feature-extraction", "--provider", "cpu"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from needs import POSIX
 
 from modelexport_optimum import strip
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRAM = shlex.join([sys.executable, "-m", "modelexport_optimum"])
-SIGPIPE = 128 + signal.SIGPIPE
+SIGPIPE = 128 + 13
+
+pytestmark = POSIX
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:

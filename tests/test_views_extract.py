@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import typer
+from needs import POSIX
 from onnx import helper
 from typer.testing import CliRunner
 
@@ -231,6 +232,7 @@ def test_external_data(electra: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other.onnx.data").exists()
 
 
+@POSIX
 def test_weights_of_others_are_not_read(tmp_path: Path) -> None:
     """A gigabyte of another module's weights, as a hole in the file."""
     size = 1024 * MEGABYTE

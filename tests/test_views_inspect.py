@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 import typer
+from needs import POSIX
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
@@ -238,6 +239,7 @@ def test_formats_agree(electra: Path) -> None:
     assert "\x1b" not in tree
 
 
+@POSIX
 def test_colours_on_a_terminal(electra: Path) -> None:
     import pty
 
@@ -373,6 +375,7 @@ def test_five_thousand_modules(tmp_path: Path) -> None:
     assert seconds < 30
 
 
+@POSIX
 def test_weights_are_not_read(tmp_path: Path) -> None:
     """A gigabyte of weights, as a hole in the file: memory stays where it was."""
     size = 1024 * MEGABYTE

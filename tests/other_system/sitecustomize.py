@@ -23,7 +23,7 @@ OF_OS = (
     "O_DIRECTORY", "O_NOFOLLOW", "chown", "copy_file_range", "fchmod", "fchown", "fork", "forkpty",
     "geteuid", "getegid", "getpgid", "getpgrp", "killpg", "lchown", "memfd_create", "mkfifo",
     "posix_fadvise", "posix_fallocate", "pread", "preadv", "pwrite", "pwritev", "sched_getaffinity",
-    "setpgid", "setsid", "splice", "sysconf",
+    "setpgid", "setsid", "splice",
 )  # fmt: skip
 OF_SIGNAL = (
     "SIGHUP", "SIGPIPE", "SIGUSR1", "SIGUSR2", "pthread_kill", "pthread_sigmask", "setitimer",
@@ -46,6 +46,7 @@ def take_away() -> None:
     import multiprocessing.context
 
     import filelock  # noqa: F401 (it locks by msvcrt on Windows, and by fcntl elsewhere)
+    import psutil  # noqa: F401 (on Linux it needs `resource`)
 
     multiprocessing.context._concrete_contexts.pop("fork")
     multiprocessing.context._concrete_contexts.pop("forkserver")
