@@ -82,10 +82,11 @@ test-sources: $(TRANSFORMERS5)/.installed ## run the tests of transformers 5's e
 test-newest-torch: ## run the tests of exports with the newest PyTorch, where pip has a CPU build of it
 	@$(PYTHON) scripts/newest_torch.py $(ARGS)
 
-# What the package does with files, locks and processes: exports, tags, checks, batches and kills.
-PORTABLE := tests/test_other_system.py tests/test_rewriter.py tests/test_outside_weights.py tests/test_faults.py \
-	tests/test_concurrency.py tests/test_export.py tests/test_pass.py tests/test_views_extract.py \
-	tests/test_providers.py tests/test_batch.py
+# Exports, tags, checks, a batch and kills. `tests/needs.py` says which tests need more.
+PORTABLE := tests/test_other_system.py tests/test_pass.py tests/test_export.py tests/test_providers.py \
+	tests/test_batch.py -k "test_other_system or (test_pass and not (t5 or musicgen or time_grows)) \
+	or staging or publish or second_run or without_locks or killed_run or without_forks or Crashing \
+	or cannot_start or worker_that_dies or two_batches"
 
 test-portable: $(STAMP) ## run tests without what macOS and Windows lack (tests/other_system)
 	@PYTHONPATH=$$PWD/tests/other_system $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup \

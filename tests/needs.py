@@ -7,5 +7,5 @@ import os
 import pytest
 
 POSIX = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="it uses a shell, a terminal or limits, which Windows lacks"
+    not hasattr(os, "fork"), reason="it needs what Windows lacks, such as a fork or a terminal"
 )

@@ -19,6 +19,7 @@ import pytest
 import torch
 import transformers
 from forked_python import ForkedPython
+from needs import POSIX
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from modelexport_optimum import ModelExportError, UsageError, export, read_hierarchy
@@ -119,6 +120,7 @@ def test_garbage_collector_is_left_as_it_was(run: tuple[ExportResult, Any]) -> N
     assert gc.get_freeze_count() == 0
 
 
+@POSIX
 def test_what_is_published_is_flushed_and_nothing_else(run: tuple[ExportResult, Any]) -> None:
     output = run[0].output
     assert set(FLUSHED) == {path.stat().st_ino for path in (output, *output.rglob("*"))}
@@ -554,6 +556,7 @@ def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names(tmp_path) == {"out"}
 
 
+@POSIX
 def test_lock_that_its_owner_removes(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     first = locks.lock(path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+from needs import POSIX
 from onnx import TensorProto, helper
 
 from modelexport_optimum import export
@@ -316,6 +317,7 @@ def test_truncated_file_is_refused(bert: Path, cut: int) -> None:
     assert contents(bert) == before
 
 
+@POSIX
 def test_mode_is_kept(bert: Path) -> None:
     path = bert / "model.onnx"
     path.chmod(0o640)

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from needs import POSIX
 
 from modelexport_optimum.errors import onnxruntime_line
 from modelexport_optimum.onnx_file.reader import read_model
@@ -277,6 +278,7 @@ def test_a_server_that_cannot_start_says_why(
     assert outcome.run.error == "its process did not start: OSError: no more memory"
 
 
+@POSIX
 @needs_another
 def test_a_server_that_is_gone_is_replaced_and_ends_with_who_started_it(exported: Exported) -> None:
     plan = plan_of(exported("bert"))
