@@ -126,6 +126,7 @@ def test_what_is_published_is_flushed_and_nothing_else(run: tuple[ExportResult, 
     assert set(FLUSHED) == {path.stat().st_ino for path in (output, *output.rglob("*"))}
 
 
+@POSIX
 def test_disk_that_fails_before_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")

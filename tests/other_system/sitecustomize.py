@@ -48,6 +48,7 @@ def take_away() -> None:
     import filelock  # noqa: F401 (it locks by msvcrt on Windows, and by fcntl elsewhere)
     import psutil  # noqa: F401 (on Linux it needs `resource`)
 
+    multiprocessing.set_start_method("spawn")
     multiprocessing.context._concrete_contexts.pop("fork")
     multiprocessing.context._concrete_contexts.pop("forkserver")
     for module in MODULES:
