@@ -143,6 +143,8 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def python_server(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
     """What runs Python programs of which it has imported the libraries: see forked_python.py."""
+    if not hasattr(os, "fork"):
+        pytest.skip("the server of Python programs forks")
     from forked_python import start_server
 
     def make(path: Path) -> None:
