@@ -296,3 +296,17 @@ def test_classes_are_known_from_the_config_alone(bert: Path) -> None:
     shapes = {n: tuple(t.shape) for n, t in model.named_parameters(remove_duplicate=False)}
     assert shapes.items() <= tree.tensors.items()
     assert isinstance(found.tree().build(), torch.nn.Module)
+
+
+def test_weights_that_are_made_up_are_named(tmp_path: Path) -> None:
+    """Transformers 5 says it in a table."""
+    from modelexport_optimum.exporting.made_up_weights import made_up_weights_noted
+
+    model, _ = exports.model_of("bert")
+    model.bert.save_pretrained(tmp_path)
+    warnings: list[str] = []
+    with made_up_weights_noted(warnings):
+        type(model).from_pretrained(tmp_path)
+    (warning,) = warnings
+    assert warning.startswith(f"BertForSequenceClassification of {tmp_path}: newly initialized: ")
+    assert {*warning.rpartition(": ")[2].split(", ")} == {"classifier.bias", "classifier.weight"}

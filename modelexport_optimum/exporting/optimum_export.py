@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError, did_you_mean
 from modelexport_optimum.exporting.companions import copy_companions, fetch_companions
+from modelexport_optimum.exporting.made_up_weights import made_up_weights_noted
 from modelexport_optimum.exporting.optimum_errors import errors_explained
 from modelexport_optimum.exporting.options import check_conflicts
 from modelexport_optimum.exporting.pytorch_comparison import PendingComparison
@@ -137,7 +137,7 @@ def export_source(
     with (
         errors_explained(source),
         own_code_refused(source.directory, trusted=trust),
-        _random_weights_noted(exported),
+        made_up_weights_noted(exported.warnings),
         TOKENIZER_LOADER.replaced(_TokenizerLoader(trust)),
         EXPORT_OF_LOADED_MODEL.replaced(export_loaded),
     ):
@@ -283,23 +283,6 @@ def _load_preprocessors(source: Source, trust_remote_code: bool) -> list[Any]:
 def _save_preprocessors(preprocessors: Sequence[Any], directory: Path) -> None:
     for preprocessor in preprocessors:
         preprocessor.save_pretrained(directory)
-
-
-@contextlib.contextmanager
-def _random_weights_noted(exported: ConvertedModel) -> Iterator[None]:
-    """Keep the one warning of loading that must not get lost: weights that were made up."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "newly initialized" in record.getMessage():
-                exported.warnings.append(record.getMessage().splitlines()[0])
-
-    logger, handler = logging.getLogger("transformers"), Handler(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,43 @@
+"""The one warning of loading a model that must not get lost: weights that were made up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+_ROW = re.compile(r"(.+?)\s*\|\s*(?:MISSING|MISMATCH)\b")
+"""A row of transformers 5's table (utils/loading_report.py): the weight's name, and its status."""
+
+
+@contextlib.contextmanager
+def made_up_weights_noted(warnings: list[str]) -> Iterator[None]:
+    """Add a line for each model loaded in the block some of whose weights its files lack."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if "newly initialized" in message or "MISMATCH" in message:
+                warnings.append(_in_one_line(message))
+
+    logger, handler = logging.getLogger("transformers"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _in_one_line(message: str) -> str:
+    """Return the line of transformers 4, or one with the names that stand in the table of 5."""
+    first, *more = _COLOUR.sub("", message).splitlines()
+    names = [row[1] for line in more if (row := _ROW.match(line))]
+    if not names:
+        return first
+    return f"{first.replace(' LOAD REPORT from: ', ' of ')}: newly initialized: {', '.join(names)}"
