@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import shutil
+import tracemalloc
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 import transformers
+from onnx import TensorProto, helper, numpy_helper
 from optimum.exporters.onnx import main_export
 
 from modelexport_optimum.tagging import htp
@@ -207,3 +210,30 @@ def test_model_quantized_without_tags(exported: Callable[[str], Path], tmp_path:
     queries = [n for n in nodes if "layer.0/attention/self/query" in n.name and "quant" in n.name]
     assert queries
     assert all("layer.0.attention.self" in node.module_path for node in queries)
+
+
+def test_long_chain_of_nodes_without_record_is_not_followed(tmp_path: Path) -> None:
+    """The memory of the pass grows with the nodes, whatever a file records and what it does not."""
+    length = 2000
+    weights = {f"w{i}": np.eye(2, dtype=np.float32) for i in range(length)}
+    nodes = [helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"]) for i in range(length)]
+    last = helper.make_node("Relu", [f"v{length}"], ["out"], name="end")
+    last.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'a', 'relu']")
+    classes = "['m.Root', 'm.A', 'aten.relu.default']"
+    last.metadata_props.add(key="pkg.torch.onnx.class_hierarchy", value=classes)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in ("v0", "out")
+    ]
+    graph = helper.make_graph(
+        [*nodes, last], "chain", ends[:1], ends[1:],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    tracemalloc.start()
+    try:
+        htp.tag(tmp_path / "model.onnx")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000 * length
+    assert [*htp.read_hierarchy(tmp_path / "model.onnx")][-1].module == "a"

@@ -9,14 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.tagging import export_record
-from modelexport_optimum.tagging.tag_grammar import is_inside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging.data_flow import DataFlow
     from modelexport_optimum.tagging.export_record import Frames
+
+_MOST = 128
+"""Matrices that are followed to one operation, and parameters of the module that reads them. More
+are of no one module; to follow them all through a long chain would cost the square of its nodes."""
+
+_MANY = {""}
+"""More matrices than `_MOST`. No matrix has that name."""
 
 
 class PackedParameters:
@@ -36,18 +42,23 @@ class PackedParameters:
         self._records = records
         self._read = self._read_so_far(matrices)
         self._arriving = self._arriving_later()
-        self._unread = export_record.unread_parameters(model)
-        # The matrices that come to the operations of each module.
+        # The parameters that no node reads, by each module that they are in.
+        self._unread: dict[str, list[str]] = {}
+        for name in export_record.unread_parameters(model):
+            for module in _around(name.rpartition(".")[0]):
+                self._unread.setdefault(module, []).append(name)
+        # The matrices that come to the operations in each module.
         self._come: dict[str, set[str]] = {}
         # The matrices that come to an operation which, as recorded, reads the parameter itself.
         self._made_into: dict[str, set[str]] = {}
         names = export_record.placeholders(model)
         for index, record in enumerate(records):
             if record and (coming := self._coming(index) | matrices[index]):
-                module = export_record.module_path(record[-1])
-                self._come.setdefault(module, set()).update(coming)
-                for name in export_record.recorded_arguments(flow.nodes[index]):
-                    self._made_into.setdefault(names.get(name, ""), set()).update(coming)
+                for module in _around(export_record.module_path(record[-1])):
+                    self._come[module] = _joined([self._come.get(module, set()), coming])
+                for argument in export_record.recorded_arguments(flow.nodes[index]):
+                    name = names.get(argument, "")
+                    self._made_into[name] = _joined([self._made_into.get(name, set()), coming])
 
     def comes_to(self, index: int, reader: str) -> bool:
         """Tell whether a node is part of reading parameters of the module that reads its values.
@@ -57,27 +68,28 @@ class PackedParameters:
         left. None was if each parameter is known to be another matrix, or if the matrices that
         come to the module are more than its parameters.
         """
-        own = self._read[index]
-        if not own or own != self._arriving[index]:
+        own, come = self._read[index], self._come.get(reader, _MANY)
+        inside = self._unread.get(reader, [])
+        if not own or own != self._arriving[index] or len(inside) > _MOST:
             return False
-        inside = [name for name in self._unread if is_inside(name.rpartition(".")[0], reader)]
         others = [self._made_into[name] for name in inside if name in self._made_into]
+        if any("" in followed for followed in (own, come, *others)):
+            return False
         explained = set().union(*(made for made in others if made.isdisjoint(own)))
         left = [name for name in inside if not self._made_into.get(name, own).isdisjoint(own)]
-        come = set().union(*(one for at, one in self._come.items() if is_inside(at, reader)))
         return len(come - explained) <= len(left)
 
     def _coming(self, index: int) -> set[str]:
         """Return the matrices that come to a node through nodes without a record."""
-        return set().union(*(self._read[one] for one in self._flow.producers[index]))
+        return _joined(self._read[one] for one in self._flow.producers[index])
 
     def _read_so_far(self, matrices: list[set[str]]) -> list[set[str]]:
         """Return for each node without a record the matrices read by it and those that feed it."""
-        pairs = zip(matrices, self._records, strict=True)
-        read = [set() if record else set(names) for names, record in pairs]
+        read: list[set[str]] = [set() for _ in matrices]
         for index, producers in enumerate(self._flow.producers):
             if not self._records[index]:
-                read[index].update(*(read[one] for one in producers if one < index))
+                before = (read[one] for one in producers if one < index)
+                read[index] = _joined([matrices[index], *before])
         return read
 
     def _arriving_later(self) -> list[set[str]]:
@@ -85,7 +97,26 @@ class PackedParameters:
         arriving: list[set[str]] = [set() for _ in self._records]
         for index in reversed(range(len(self._records))):
             if not self._records[index]:
-                for consumer in self._flow.consumers[index]:
-                    recorded = self._records[consumer]
-                    arriving[index] |= self._coming(consumer) if recorded else arriving[consumer]
+                arriving[index] = _joined(
+                    self._coming(consumer) if self._records[consumer] else arriving[consumer]
+                    for consumer in self._flow.consumers[index]
+                )
         return arriving
+
+
+def _joined(sets: Iterable[set[str]]) -> set[str]:
+    """Join sets of matrices, as far as they are followed."""
+    found: set[str] = set()
+    for one in sets:
+        found |= one
+        if "" in found or len(found) > _MOST:
+            return _MANY
+    return found
+
+
+def _around(path: str) -> Iterator[str]:
+    """Yield a module's path and those of the modules around it."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
