@@ -64,10 +64,7 @@ def import_lean(module: str) -> None:
         with contextlib.ExitStack() as stack:
             missing = {
                 library
-                for library, available in {
-                    **_FUNCTIONS_OF,
-                    "diffusers": DIFFUSERS_AVAILABLE,
-                }.items()
+                for library, available in _LEFT_OUT.items()
                 if library not in before and stack.enter_context(_said_to_be_missing(available))
             }
             _import(module)
