@@ -23,7 +23,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from modelexport_optimum import errors, export
-from modelexport_optimum.cli import help_page
+from modelexport_optimum.cli import help_page, printing
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.exporting import tasks
 from modelexport_optimum.system.private_names import COMPLETION_SCRIPTS
@@ -325,6 +325,15 @@ def test_export_that_is_stopped_says_what_was_kept(
         "stopped: nothing was written or replaced; the same command starts again"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_that_a_library_made_its_own_error_is_one() -> None:
+    """As what C++ initializes does (pybind11): "ImportError: initialization failed"."""
+    with pytest.raises(KeyboardInterrupt), printing.exit_on_error(as_json=False):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stopped:
+            raise ImportError("initialization failed") from stopped
 
 
 # --- Messages -------------------------------------------------------------------------------------

@@ -19,7 +19,13 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 import typer
 
-from modelexport_optimum.errors import ManifestError, ModelExportError, UsageError, in_one_line
+from modelexport_optimum.errors import (
+    ManifestError,
+    ModelExportError,
+    UsageError,
+    causes,
+    in_one_line,
+)
 from modelexport_optimum.system.streams import (
     lost_output,
     open_descriptor,
@@ -102,6 +108,8 @@ def exit_on_error(
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+            raise KeyboardInterrupt from error  # a library that was just imported made it its own
         if verbose:
             typer.echo(visible(traceback.format_exc(), keep="\n\t"), err=True)
         problems = error.problems if isinstance(error, ManifestError) else []
