@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 
 from modelexport_optimum.errors import ModelExportError
@@ -32,11 +31,17 @@ TESTED_WITHOUT_OPTIMUM = {**TESTED, "transformers": "5.24.0"}
 @functools.cache
 def has_optimum() -> bool:
     """Whether Optimum's exporter is installed; nothing is imported."""
+    return installed_version("optimum-onnx") is not None
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, None if it is not installed."""
+    from importlib import metadata  # 30 ms, which `--help` need not pay
+
     try:
-        importlib.metadata.version("optimum-onnx")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def require_optimum() -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.system.packages import no_optimum, not_installed, tested
+from modelexport_optimum.system.packages import installed_version, no_optimum, not_installed, tested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,9 +80,8 @@ class PrivateName:
                 owner = getattr(owner, part)
             getattr(owner, name)
         except (ModuleNotFoundError, AttributeError) as error:
-            try:
-                version = importlib.metadata.version(self.package)
-            except importlib.metadata.PackageNotFoundError:
+            version = installed_version(self.package)
+            if version is None:
                 raise ModelExportError(self._missing()) from error
             raise ModelExportError(
                 f"{self.package} {version} has no {self.module}.{self.path} any longer: "
