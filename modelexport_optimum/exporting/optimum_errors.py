@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import re
 import traceback
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from modelexport_optimum.errors import ModelExportError, first_line
 from modelexport_optimum.exporting.hub import explain_hub_error
 from modelexport_optimum.own_code.guard import pickled_code
 from modelexport_optimum.own_code.named_code import in_words
-from modelexport_optimum.system.packages import OTHER_EXPORTER
+from modelexport_optimum.system.packages import OTHER_EXPORTER, installed_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +51,7 @@ def _explain(error: Exception, source: Source) -> str:
     if "does not recognize this architecture" in text:
         named = re.search(r"model type (\S+)", text)
         return (
-            f"transformers {importlib.metadata.version('transformers')} does not know the model "
+            f"transformers {installed_version('transformers')} does not know the model "
             f"type {named[1] if named else ''} of {source.name}: {OTHER_EXPORTER}"
         )
     # Optimum's own advice is to open an issue; the sentences before it say what is wrong.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
 import json
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.rewriter import Edit
 from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.system.packages import installed_version
 from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
@@ -37,11 +36,8 @@ RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 @functools.cache
 def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Return the versions of packages, of those that are installed."""
-    found = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    versions = {package: installed_version(package) for package in packages}
+    return {package: version for package, version in versions.items() if version is not None}
 
 
 def is_marked(model: Model) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.tagging import export_record
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging.data_flow import DataFlow
@@ -45,7 +46,7 @@ class PackedParameters:
         # The parameters that no node reads, by each module that they are in.
         self._unread: dict[str, list[str]] = {}
         for name in export_record.unread_parameters(model):
-            for module in _around(name.rpartition(".")[0]):
+            for module in (*outer_paths(name), ""):
                 self._unread.setdefault(module, []).append(name)
         # The matrices that come to the operations in each module.
         self._come: dict[str, set[str]] = {}
@@ -54,7 +55,8 @@ class PackedParameters:
         names = export_record.placeholders(model)
         for index, record in enumerate(records):
             if record and (coming := self._coming(index) | matrices[index]):
-                for module in _around(export_record.module_path(record[-1])):
+                path = export_record.module_path(record[-1])
+                for module in {path, *outer_paths(path), ""}:
                     self._come[module] = _joined([self._come.get(module, set()), coming])
                 for argument in export_record.recorded_arguments(flow.nodes[index]):
                     name = names.get(argument, "")
@@ -112,11 +114,3 @@ def _joined(sets: Iterable[set[str]]) -> set[str]:
         if "" in found or len(found) > _MOST:
             return _MANY
     return found
-
-
-def _around(path: str) -> Iterator[str]:
-    """Yield a module's path and those of the modules around it."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-    yield ""
