@@ -80,7 +80,7 @@ class _ValueNumbers:
             if node.subgraphs:
                 key: object = node.start
             elif node.op_type == "Constant" and not node.domain:
-                key = ("constant", constant_value(node))
+                key = ("constant", _constant_value(node))
             elif inputs and all(i in constants for i in inputs):
                 # ONNX Runtime computes it once and for all: its value may equal any other.
                 key = ("constant", "computed", node.op_type, len(inputs))
@@ -104,7 +104,7 @@ def _is_constant(key: object) -> bool:
     return isinstance(key, tuple) and key[0] == "constant"
 
 
-def constant_value(node: Node) -> bytes:
+def _constant_value(node: Node) -> bytes:
     """Return a Constant's tensor as an initializer of the same value would be serialized."""
     for name, data in node.attributes.items():
         if name == "value":

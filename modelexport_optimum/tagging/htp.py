@@ -289,13 +289,15 @@ def _planned_tags(
         removed = _removal(file, node)
         edits[node.start] = [*removed, Edit(node.end, node.end, added)]
     chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
-    metadata = record_edits(file.model, chains, source, placed.tree if exported else None)
+    modules = {segment.path: segment.module_class for chain in chains for segment in chain}
+    silent = placed.tree.silent(modules) if exported else None
+    metadata = record_edits(file.model, chains, source, silent)
     rewrite = padded_rewrite(file.fd, file.model, edits, metadata, carriers.padding)
     changed = _would_change(file, nodes, rewrite.node_edits) or bool(metadata)
     report = FileReport(
         file=file.path,
         node_count=len(nodes),
-        modules={segment.path: segment.module_class for chain in chains for segment in chain},
+        modules=modules,
         evidence_counts=counted(placement.evidence for placement in placed.placements.values()),
         with_attribute=len(free),
         on_root=sum(len(placed.chain(node)) == 1 for node in nodes),

@@ -10,14 +10,12 @@ from modelexport_optimum.onnx_file.rewriter import Edit
 from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.packages import installed_version
-from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tagging import tag_grammar
-    from modelexport_optimum.tagging.module_tree import ModuleTree
 
 PREFIX = "modelexport_optimum."
 """What our keys of the model's own metadata_props begin with."""
@@ -85,9 +83,13 @@ def record_edits(
     model: Model,
     chains: Sequence[tag_grammar.Chain],
     source: str | None,
-    exported: ModuleTree | None,
+    silent: Sequence[str] | None,
 ) -> list[Edit]:
-    """Return the model's own record: who tagged it, from what, with what."""
+    """Return the edits that write the model's own record: who tagged it, from what, with what.
+
+    `silent` are the exported model's modules without nodes (`SILENT`); None leaves those that the
+    file has recorded.
+    """
     from modelexport_optimum.system.version import __version__
 
     old = {key: value for key, value, *_ in model.metadata if key.startswith(PREFIX)}
@@ -99,9 +101,8 @@ def record_edits(
             classes[name] = segment.qualified if same else None
     unambiguous = {name: qualified for name, qualified in sorted(classes.items()) if qualified}
     new = {_VERSION: __version__, CLASSES: json.dumps(unambiguous)}
-    if exported is not None:
-        shown = {segment.path for chain in chains for segment in chain}
-        new[SILENT] = json.dumps(silent_modules(exported, shown))
+    if silent is not None:
+        new[SILENT] = json.dumps(silent)
     elif SILENT in old:
         new[SILENT] = old[SILENT]
     recorded = source or old.get(SOURCE)
@@ -122,16 +123,4 @@ def record_removal(model: Model) -> list[Edit]:
     """Return the edits that take the record out."""
     return [
         Edit(start, end, b"") for key, _, start, end in model.metadata if key.startswith(PREFIX)
-    ]
-
-
-def silent_modules(tree: ModuleTree, shown: Collection[str]) -> list[str]:
-    """Return the outermost modules with parameters that are in no tag and hold none that is."""
-    primary = {tree.modules[path].primary for path in shown if path in tree.modules}
-    every = {*shown, *(path for path, module in tree.modules.items() if module.primary in primary)}
-    held = {outer for path in every for outer in (path, *outer_paths(path))}
-    owning = {outer for name in tree.tensors for outer in outer_paths(name)}
-    silent = owning - held
-    return [
-        path for path in tree.modules if path in silent and path.rpartition(".")[0] not in silent
     ]

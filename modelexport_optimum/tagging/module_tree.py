@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.tagging.node_names import paths_of_scope
+from modelexport_optimum.tagging.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     import torch
 
@@ -116,6 +117,19 @@ class ModuleTree:
                 called = outer in paths
                 tree.modules.setdefault(outer, Module(outer, UNKNOWN_CLASS, outer, called))
         return tree
+
+    def silent(self, shown: Collection[str]) -> list[str]:
+        """Return the outermost modules with parameters that are in no tag and hold none that is.
+
+        `shown` are the modules that stand in tags.
+        """
+        modules = self.modules
+        primary = {modules[path].primary for path in shown if path in modules}
+        every = {*shown, *(path for path, module in modules.items() if module.primary in primary)}
+        held = {outer for path in every for outer in (path, *outer_paths(path))}
+        owning = {outer for name in self.tensors for outer in outer_paths(name)}
+        found = owning - held
+        return [path for path in modules if path in found and path.rpartition(".")[0] not in found]
 
 
 def model_trees(model: object) -> list[ModuleTree]:

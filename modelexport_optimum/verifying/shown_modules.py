@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_nodes
 from modelexport_optimum.tagging import carriers
-from modelexport_optimum.tagging.model_record import is_marked, read_silent, silent_modules
+from modelexport_optimum.tagging.model_record import is_marked, read_silent
 from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
 from modelexport_optimum.tagging.node_names import paths_of_scope
 from modelexport_optimum.tagging.tag_grammar import outer_paths
@@ -172,7 +172,7 @@ def _absent(model: Described, shown: set[str], silent: set[str]) -> list[str]:
         for path in model.tree.modules
         if path in silent or any(outer in silent for outer in outer_paths(path))
     }
-    candidates = silent_modules(model.tree, shown | inside_silent)
+    candidates = model.tree.silent(shown | inside_silent)
     owning = {outer for name in model.parameters for outer in outer_paths(name)}
     return [path for path in candidates if path in owning]
 
