@@ -198,7 +198,7 @@ def _recorded_source(path: Path) -> str:
     """Return the model that an export says it was made from."""
     from modelexport_optimum.hierarchy.tagged_model import read_tagged
     from modelexport_optimum.onnx_file.find import onnx_files
-    from modelexport_optimum.tagging.model_record import record_of
+    from modelexport_optimum.tags.model_record import record_of
 
     for file in onnx_files(path):
         source = record_of(read_tagged(file).model).get("source")
@@ -227,7 +227,7 @@ class TorchReference:
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
         """Run the part."""
         from modelexport_optimum.graph_runs.recorded_run import RecordedRun
-        from modelexport_optimum.tagging.recorded_call import RecordedCall
+        from modelexport_optimum.tags.recorded_call import RecordedCall
 
         recorded = RecordedRun()
         try:

@@ -30,8 +30,8 @@ from rich.table import Table
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.exporting.staging import publish, staging_directory
+from modelexport_optimum.module_trees.module_tree import Module, ModuleTree
 from modelexport_optimum.tagging import htp
-from modelexport_optimum.tagging.module_tree import Module, ModuleTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -28,7 +28,7 @@ BUILD = """
 import json, pickle, sys
 import torch
 from transformers import BertConfig, BertForSequenceClassification
-from modelexport_optimum.tagging.module_tree import ModuleTree
+from modelexport_optimum.module_trees.module_tree import ModuleTree
 directory, options = sys.argv[1], json.loads(sys.argv[2])
 options["intermediate_size"] = 4 * options["hidden_size"]
 with torch.no_grad():

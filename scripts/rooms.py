@@ -19,24 +19,10 @@ PAGE = REPOSITORY / "docs" / "design.md"
 PACKAGE = "modelexport_optimum"
 
 ROOMS = (
-    *("cli", "batches", "export_run", "compare_run", "verify_run"),
-    *(
-        "uploading",
-        "reporting",
-        "comparing",
-        "profiling",
-        "graph_runs",
-        "exporting",
-        "verifying",
-        "hierarchy",
-        "tagging",
-        "providers",
-        "own_code",
-        "example_inputs",
-        "onnx_file",
-        "system",
-        "errors",
-    ),
+    *("cli", "batches", "export_run", "compare_run", "verify_run", "uploading"),
+    *("reporting", "comparing", "profiling", "graph_runs"),
+    *("exporting", "verifying", "hierarchy", "tagging", "attribution", "module_trees"),
+    *("tags", "providers", "own_code", "example_inputs", "onnx_file", "system", "errors"),
 )
 """From the top floor down, as the contract in pyproject.toml has them."""
 

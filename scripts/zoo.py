@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import zoo
 
+from modelexport_optimum.attribution.placements import EVIDENCE_KINDS
 from modelexport_optimum.tagging import htp
-from modelexport_optimum.tagging.placements import EVIDENCE_KINDS
 
 if TYPE_CHECKING:
     from witness import Graph

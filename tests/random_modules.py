@@ -19,9 +19,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from modelexport_optimum.tagging import carriers, htp
-from modelexport_optimum.tagging.module_tree import ModuleTree
-from modelexport_optimum.tagging.traced_graphs import traced_graphs
+from modelexport_optimum.attribution.traced_graphs import traced_graphs
+from modelexport_optimum.module_trees.module_tree import ModuleTree
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tags import carriers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,8 @@ from disks import BLOCK_SHARING, mounted_image
 from onnx import TensorProto, helper
 
 from modelexport_optimum.onnx_file import block_sharing, rewriter
-from modelexport_optimum.tagging import carriers, htp
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tags import carriers
 
 if TYPE_CHECKING:
     from pathlib import Path

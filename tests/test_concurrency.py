@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 
 from modelexport_optimum import export
 from modelexport_optimum.exporting.staging import staging_directory
+from modelexport_optimum.module_trees.module_tree import Module, ModuleTree
 from modelexport_optimum.tagging import htp
-from modelexport_optimum.tagging.module_tree import Module, ModuleTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ CHANGES = """
 import sys
 from pathlib import Path
 from modelexport_optimum.tagging import htp
-from modelexport_optimum.tagging.module_tree import Module, ModuleTree
+from modelexport_optimum.module_trees.module_tree import Module, ModuleTree
 tree = ModuleTree({p: Module(p, f"m.{p.upper() or 'Root'}", p) for p in ("", "a")})
 directory, verb = Path(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)

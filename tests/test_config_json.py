@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, save
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.module_trees.module_tree import Module, ModuleTree
 from modelexport_optimum.tagging import htp
 from modelexport_optimum.tagging.config_json import ConfigJson, metadata_of
-from modelexport_optimum.tagging.module_tree import Module, ModuleTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,8 @@ from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.profiling.profile import profile
 from modelexport_optimum.reporting.report import report
 from modelexport_optimum.system.json_files import parse_json
-from modelexport_optimum.tagging import carriers, htp, tag_grammar
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tags import carriers, tag_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable

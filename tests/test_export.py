@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceC
 from modelexport_optimum import ModelExportError, UsageError, export, read_hierarchy
 from modelexport_optimum.exporting import staging
 from modelexport_optimum.system import locks
-from modelexport_optimum.tagging.tag_grammar import parse_tag
+from modelexport_optimum.tags.tag_grammar import parse_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -472,7 +472,7 @@ def test_names_of_axes(place: Path, exported: ModelDirectory) -> None:
 )
 def test_an_architecture_that_is_no_model(place: Path, exported: ModelDirectory, name: Any) -> None:
     """Of all that a package has, only models are meant."""
-    from modelexport_optimum.tagging.model_classes import candidates
+    from modelexport_optimum.module_trees.model_classes import candidates
 
     export = shutil.copytree(exported("bert"), place / "export")
     edit(export / "config.json", architectures=[name])

@@ -20,11 +20,12 @@ from onnx import TensorProto, helper
 
 from modelexport_optimum import export
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
+from modelexport_optimum.module_trees.module_tree import Module, ModuleTree
 from modelexport_optimum.onnx_file import rewriter
 from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.tagging import carriers, htp, tag_grammar
-from modelexport_optimum.tagging.module_tree import Module, ModuleTree
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tags import carriers, tag_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -329,7 +330,7 @@ KILLED = """
 import sys, time
 from modelexport_optimum.onnx_file import rewriter
 from modelexport_optimum.tagging import htp
-from modelexport_optimum.tagging.module_tree import Module, ModuleTree
+from modelexport_optimum.module_trees.module_tree import Module, ModuleTree
 copy = rewriter._copy
 def slow(*arguments):
     print("copying", flush=True)

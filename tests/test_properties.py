@@ -10,9 +10,9 @@ import torch
 from random_modules import Calls, Leaf, add_up, random_module, tagged_in_every_way
 from torch import nn
 
+from modelexport_optimum.attribution.traced_graphs import traced_graphs
+from modelexport_optimum.module_trees.module_tree import ModuleTree
 from modelexport_optimum.tagging import htp
-from modelexport_optimum.tagging.module_tree import ModuleTree
-from modelexport_optimum.tagging.traced_graphs import traced_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

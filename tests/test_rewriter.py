@@ -21,7 +21,8 @@ from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file import block_sharing, rewriter
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging import carriers, htp
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tags import carriers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -285,7 +285,7 @@ def test_commands_for_a_model_that_optimum_cannot_export(tmp_path: Path) -> None
 
 def test_classes_are_known_from_the_config_alone(bert: Path) -> None:
     """As for a graph whose nodes have no record: the model is built without weights."""
-    from modelexport_optimum.tagging.model_classes import candidates
+    from modelexport_optimum.module_trees.model_classes import candidates
 
     (found,) = candidates(bert)
     tree = found.tree()

@@ -434,7 +434,7 @@ def test_modules_that_no_export_of_the_task_shows_are_no_fault(
 ) -> None:
     """A pooler, a folded table, a head of another task, BatchNorm, sines, a flow left out."""
     from modelexport_optimum.tagging import htp
-    from modelexport_optimum.tagging.model_record import read_silent
+    from modelexport_optimum.tags.model_record import read_silent
 
     directory = shutil.copytree(exported(name), tmp_path / name)
     assert check(verify(directory, providers=["coreml"]), "dimensions").status == "ok"

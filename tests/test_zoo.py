@@ -17,7 +17,8 @@ import zoo
 
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_graphs
-from modelexport_optimum.tagging import carriers, htp, tag_grammar
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tags import carriers, tag_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from modelexport_optimum.cli.tables import (
     print_line,
     print_table,
 )
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence

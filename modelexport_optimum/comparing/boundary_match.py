@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.comparing.comparison import difference
 from modelexport_optimum.graph_runs.recorded_run import output_value
-from modelexport_optimum.tagging.tag_grammar import is_inside, outer_paths
+from modelexport_optimum.tags.tag_grammar import is_inside, outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.graph_runs.flat_graph import FlatGraph, ModuleCall
     from modelexport_optimum.graph_runs.recorded_run import RecordedRun, ValueStore
-    from modelexport_optimum.tagging.recorded_call import RecordedCall
+    from modelexport_optimum.tags.recorded_call import RecordedCall
 
 
 _MOST_DISTANCES = 64

@@ -39,7 +39,7 @@ from modelexport_optimum.graph_runs.flat_graph import (
 from modelexport_optimum.graph_runs.recorded_run import record_graph
 from modelexport_optimum.graph_runs.tapped_run import TappedRun
 from modelexport_optimum.providers.choice import CPU, Provider
-from modelexport_optimum.tagging.tag_grammar import is_inside
+from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

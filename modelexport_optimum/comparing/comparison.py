@@ -15,7 +15,7 @@ import onnx
 from modelexport_optimum.hierarchy.inspect import matching_paths
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.notebook import line, shown, table
-from modelexport_optimum.tagging.tag_grammar import is_inside
+from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

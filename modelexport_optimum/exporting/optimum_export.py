@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from modelexport_optimum.tagging.module_tree import ModuleTree
-    from modelexport_optimum.tagging.traced_graphs import TracedGraph
+    from modelexport_optimum.attribution.traced_graphs import TracedGraph
+    from modelexport_optimum.module_trees.module_tree import ModuleTree
 
     Begin = Callable[[str], None]
     """Called with the name of the stage that begins."""
@@ -228,9 +228,9 @@ def _export_loaded(
     from optimum.exporters.tasks import TasksManager
     from transformers.utils.import_utils import is_accelerate_available
 
+    from modelexport_optimum.attribution.traced_graphs import traced_graphs
     from modelexport_optimum.exporting.written_files import headers_asked_first
-    from modelexport_optimum.tagging.module_tree import model_trees
-    from modelexport_optimum.tagging.traced_graphs import traced_graphs
+    from modelexport_optimum.module_trees.module_tree import model_trees
 
     exported.task = task
     exported.library = TasksManager.infer_library_from_model(model)
@@ -256,7 +256,7 @@ def _export_loaded(
 
 def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
     """Return the names under which a model has parameters that it has under another name, too."""
-    from modelexport_optimum.tagging.module_tree import modules_of
+    from modelexport_optimum.module_trees.module_tree import modules_of
 
     tied = []
     for part in modules_of(model):

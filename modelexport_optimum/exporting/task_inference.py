@@ -45,7 +45,7 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
     from optimum.exporters.onnx import model_configs  # noqa: F401 (they register themselves)
     from optimum.exporters.tasks import TasksManager
 
-    from modelexport_optimum.tagging.model_classes import candidates, class_named
+    from modelexport_optimum.module_trees.model_classes import candidates, class_named
 
     if library == "sentence_transformers":
         return "feature-extraction"

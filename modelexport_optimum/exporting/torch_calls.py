@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelexport_optimum.system.private_names import STORAGE_OF_TENSOR
-from modelexport_optimum.tagging.recorded_call import RecordedCall
+from modelexport_optimum.tags.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

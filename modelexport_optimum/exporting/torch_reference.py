@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from modelexport_optimum.exporting.torch_calls import Keep
-    from modelexport_optimum.tagging.recorded_call import RecordedCall
+    from modelexport_optimum.tags.recorded_call import RecordedCall
 
     Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -250,7 +250,7 @@ def _ignore_stage(name: str) -> None:
 
 def _whole_of(part: torch.nn.Module, model: Any) -> torch.nn.Module:  # noqa: ANN401
     """Return the module tree in which a part stands: the model, or a component of a pipeline."""
-    from modelexport_optimum.tagging.module_tree import modules_of
+    from modelexport_optimum.module_trees.module_tree import modules_of
 
     for whole in modules_of(model):
         if any(module is part for module in whole.modules()):

@@ -15,7 +15,7 @@ import onnx
 
 from modelexport_optimum.hierarchy.weights import Weights
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS
-from modelexport_optimum.tagging.node_names import spellings
+from modelexport_optimum.tags.node_names import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

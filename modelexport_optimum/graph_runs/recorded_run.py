@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelexport_optimum.graph_runs.drawn_values import drawn_values
-from modelexport_optimum.tagging.recorded_call import RecordedCall
+from modelexport_optimum.tags.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -30,7 +30,7 @@ from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, damage_named, parse_length
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value, wanted_inputs
 from modelexport_optimum.onnx_file.wire import bytes_fields
-from modelexport_optimum.tagging.carriers import ATTRIBUTE
+from modelexport_optimum.tags.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
     import os

@@ -12,7 +12,7 @@ from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.hierarchy.tagged_model import TaggedNode, graph_of
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS, Tensor, Value, walk_graphs
 from modelexport_optimum.system.text import listed
-from modelexport_optimum.tagging.node_names import spellings
+from modelexport_optimum.tags.node_names import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

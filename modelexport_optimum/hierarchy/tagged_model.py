@@ -20,9 +20,9 @@ from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import Tensor, Value
 from modelexport_optimum.system.display import Displayed
-from modelexport_optimum.tagging import carriers
-from modelexport_optimum.tagging.model_record import is_marked
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.tags import carriers
+from modelexport_optimum.tags.model_record import is_marked
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

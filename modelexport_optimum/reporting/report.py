@@ -20,7 +20,7 @@ from modelexport_optimum.reporting.report_data import file_data
 from modelexport_optimum.reporting.report_figures import read_errors, read_times
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.output_files import check_output_file
-from modelexport_optimum.tagging.model_record import RECORDED_PACKAGES, record_of
+from modelexport_optimum.tags.model_record import RECORDED_PACKAGES, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

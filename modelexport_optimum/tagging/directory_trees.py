@@ -11,25 +11,31 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.attribution import tree_choice
+from modelexport_optimum.attribution.export_record import recorded_modules
 from modelexport_optimum.errors import ModelExportError, first_line
+from modelexport_optimum.module_trees.config_bounds import bounded_modules, check_counts
+from modelexport_optimum.module_trees.export_json import exported_architectures
+from modelexport_optimum.module_trees.model_classes import candidates, source_trees
+from modelexport_optimum.module_trees.module_tree import (
+    UNKNOWN_CLASS,
+    Module,
+    ModuleTree,
+    model_trees,
+)
 from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_all_nodes
 from modelexport_optimum.own_code.guard import own_code_refused
-from modelexport_optimum.tagging import tag_grammar, tree_choice
-from modelexport_optimum.tagging.config_bounds import bounded_modules, check_counts
-from modelexport_optimum.tagging.export_json import exported_architectures
-from modelexport_optimum.tagging.export_record import recorded_modules
-from modelexport_optimum.tagging.model_classes import candidates, source_trees
-from modelexport_optimum.tagging.model_record import CLASSES, read_classes
-from modelexport_optimum.tagging.module_tree import UNKNOWN_CLASS, Module, ModuleTree, model_trees
-from modelexport_optimum.tagging.node_names import called_scopes
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.tags import tag_grammar
+from modelexport_optimum.tags.model_record import CLASSES, read_classes
+from modelexport_optimum.tags.node_names import called_scopes
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from modelexport_optimum.module_trees.model_classes import Candidate
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging.model_classes import Candidate
     from modelexport_optimum.tagging.open_files import OpenFile
 
 

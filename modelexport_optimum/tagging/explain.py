@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes
 from modelexport_optimum.system.locks import in_one_thread
-from modelexport_optimum.tagging import tag_grammar
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
 from modelexport_optimum.tagging.htp import attribute_files
 from modelexport_optimum.tagging.open_files import by_directory, open_file, writable_files
+from modelexport_optimum.tags import tag_grammar
 
 if TYPE_CHECKING:
     import os

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.attribution import placements, rules
+from modelexport_optimum.attribution.retracing import retrace
 from modelexport_optimum.errors import ModelExportError, system_errors_named
 from modelexport_optimum.onnx_file.block_sharing import padded_rewrite
 from modelexport_optimum.onnx_file.find import onnx_files
@@ -20,23 +22,23 @@ from modelexport_optimum.onnx_file.reader import damage_named, read_model
 from modelexport_optimum.onnx_file.rewriter import Edit, Rewrite, node_bytes
 from modelexport_optimum.onnx_file.skeleton import walk_all_graphs, walk_all_nodes
 from modelexport_optimum.system.locks import in_one_thread
-from modelexport_optimum.tagging import attribution, carriers, config_json, placements
-from modelexport_optimum.tagging.attribute_places import attribute_places
+from modelexport_optimum.tagging import config_json
 from modelexport_optimum.tagging.config_json import ConfigJson
 from modelexport_optimum.tagging.directory_trees import given_trees, trees_of_files
-from modelexport_optimum.tagging.model_record import is_marked, record_edits, record_removal
 from modelexport_optimum.tagging.open_files import by_directory, open_to_write, tagged_beside
-from modelexport_optimum.tagging.retracing import retrace
 from modelexport_optimum.tagging.tag_report import FileReport, TagReport, counted, report_of_carried
+from modelexport_optimum.tags import carriers
+from modelexport_optimum.tags.attribute_places import attribute_places
+from modelexport_optimum.tags.model_record import is_marked, record_edits, record_removal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from modelexport_optimum.attribution.scopes import Paths
+    from modelexport_optimum.attribution.traced_graphs import TracedGraph
+    from modelexport_optimum.module_trees.module_tree import ModuleTree
     from modelexport_optimum.onnx_file.skeleton import Model, Node
-    from modelexport_optimum.tagging.module_tree import ModuleTree
     from modelexport_optimum.tagging.open_files import OpenFile
-    from modelexport_optimum.tagging.scopes import Paths
-    from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def attribute_files(
 
     def attribute(file: OpenFile, traced: Sequence[TracedGraph]) -> placements.Attribution:
         tree, base = trees[file.path]
-        return attribution.attribute(file.model, tree, base, prior=prior[file.path], traced=traced)
+        return rules.attribute(file.model, tree, base, prior=prior[file.path], traced=traced)
 
     placed = {file.path: attribute(file, traced) for file in group}
     undecided = [file for file in group if placed[file.path].undecided]

@@ -14,15 +14,16 @@ from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_initiali
 from modelexport_optimum.system.atomic_write import remove_abandoned
 from modelexport_optimum.system.files import open_to_read
 from modelexport_optimum.system.locks import waiting_lock
-from modelexport_optimum.tagging import carriers, config_json
-from modelexport_optimum.tagging.model_record import is_marked
+from modelexport_optimum.tagging import config_json
+from modelexport_optimum.tags import carriers
+from modelexport_optimum.tags.model_record import is_marked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging.carriers import Carried
+    from modelexport_optimum.tags.carriers import Carried
 
 _LOCK = ".modelexport-optimum.lock"
 """Held by who writes in the directory."""

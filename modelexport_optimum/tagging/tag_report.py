@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.attribution import placements
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes
 from modelexport_optimum.system.display import Displayed
-from modelexport_optimum.tagging import placements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

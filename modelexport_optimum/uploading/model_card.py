@@ -233,7 +233,7 @@ def _row(module: ModuleView) -> tuple[str, str, str, str]:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    from modelexport_optimum.tagging.model_record import RECORDED_PACKAGES, installed_versions
+    from modelexport_optimum.tags.model_record import RECORDED_PACKAGES, installed_versions
 
     yield "modelexport-optimum", __version__
     packages = (*RECORDED_PACKAGES, "optimum-onnx", "onnx", "onnxruntime")

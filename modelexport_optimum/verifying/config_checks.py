@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import first_line
+from modelexport_optimum.module_trees.export_json import exported_architectures
 from modelexport_optimum.onnx_file.skeleton import walk_initializers, walk_nodes
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.packages import has_optimum
-from modelexport_optimum.tagging.export_json import exported_architectures
 from modelexport_optimum.verifying.dimensions import check_dimensions, first_of
 from modelexport_optimum.verifying.embeddings import check_embeddings, is_of_sentences
 from modelexport_optimum.verifying.export_json_check import check_export_json

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.tagging.model_classes import build_empty, candidates
-from modelexport_optimum.tagging.module_tree import ModuleTree
-from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
+from modelexport_optimum.module_trees.model_classes import build_empty, candidates
+from modelexport_optimum.module_trees.module_tree import ModuleTree
+from modelexport_optimum.module_trees.name_prefixes import pairs_by_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from modelexport_optimum.module_trees.model_classes import Candidate
     from modelexport_optimum.onnx_file.skeleton import Tensor
-    from modelexport_optimum.tagging.model_classes import Candidate
     from modelexport_optimum.verifying.exported_files import Exported
 
 _MERGED = re.compile(r"_merged_\d+$")

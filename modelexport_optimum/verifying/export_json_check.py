@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from modelexport_optimum.tagging.export_json import NAME, read_components
+from modelexport_optimum.module_trees.export_json import NAME, read_components
 from modelexport_optimum.verifying.dimensions import first_of
 
 if TYPE_CHECKING:
-    from modelexport_optimum.tagging.export_json import Component
+    from modelexport_optimum.module_trees.export_json import Component
     from modelexport_optimum.verifying.exported_files import Exported
 
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
+from modelexport_optimum.module_trees.model_classes import class_named
 from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.own_code.named_code import find_own_code, in_words
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.lean_imports import EXPORTER, import_diffusers, import_lean
 from modelexport_optimum.system.packages import has_optimum
-from modelexport_optimum.tagging.model_classes import class_named
 from modelexport_optimum.verifying.exported_files import Exported
 from modelexport_optimum.verifying.exported_task import with_tasks
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
+    from modelexport_optimum.module_trees.model_classes import Candidate
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Tensor
-    from modelexport_optimum.tagging.model_classes import Candidate
 
     Shape = tuple[int | str | None, ...]
 

@@ -6,10 +6,10 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.module_trees.export_json import exported_architectures
+from modelexport_optimum.module_trees.model_classes import candidates, class_named
 from modelexport_optimum.system.packages import has_optimum
 from modelexport_optimum.system.private_names import AUTO_CLASS, COMMON_OUTPUTS
-from modelexport_optimum.tagging.export_json import exported_architectures
-from modelexport_optimum.tagging.model_classes import candidates, class_named
 from modelexport_optimum.verifying.described_model import compared_shapes, described_models
 from modelexport_optimum.verifying.exported_files import CACHE_PREFIXES, Exported
 

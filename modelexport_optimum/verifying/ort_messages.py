@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging import carriers
+from modelexport_optimum.tags import carriers
 
 if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Node

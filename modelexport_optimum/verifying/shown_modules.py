@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.module_trees.name_prefixes import pairs_by_prefixes
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_nodes
-from modelexport_optimum.tagging import carriers
-from modelexport_optimum.tagging.model_record import is_marked, read_silent
-from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
-from modelexport_optimum.tagging.node_names import paths_of_scope
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.tags import carriers
+from modelexport_optimum.tags.model_record import is_marked, read_silent
+from modelexport_optimum.tags.node_names import paths_of_scope
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

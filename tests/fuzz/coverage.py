@@ -22,13 +22,17 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["modelexport_optimum.onnx_file", "modelexport_optimum.tagging"]
+    include=[
+        f"modelexport_optimum.{room}"
+        for room in ("onnx_file", "tags", "module_trees", "attribution", "tagging")
+    ]
 ):
     from modelexport_optimum.errors import ModelExportError
     from modelexport_optimum.onnx_file.reader import read_model
     from modelexport_optimum.onnx_file.skeleton import walk_nodes
-    from modelexport_optimum.tagging import carriers, htp, tag_grammar
-    from modelexport_optimum.tagging.model_record import PREFIX
+    from modelexport_optimum.tagging import htp
+    from modelexport_optimum.tags import carriers, tag_grammar
+    from modelexport_optimum.tags.model_record import PREFIX
 
 from fuzz import edits
 from fuzz.whole_files import SECONDS, scratch_directory

@@ -17,18 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.attribution.traced_graphs import traced_graphs
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, wanted_inputs
 from modelexport_optimum.system.private_names import DUMMY_SHAPES, PARTS_OF_MODEL
-from modelexport_optimum.tagging.node_names import node_scope
-from modelexport_optimum.tagging.traced_graphs import traced_graphs
+from modelexport_optimum.tags.node_names import node_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
+    from modelexport_optimum.attribution.traced_graphs import TracedGraph
     from modelexport_optimum.onnx_file.skeleton import Graph, Model
-    from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
 _OPEN_DIMENSION = 2
 """Size of an input's open dimensions, where nothing says which sizes a model takes."""
@@ -115,7 +115,7 @@ def _optimum_parts(model: Any) -> Iterator[tuple[str, tuple[Any, Any], dict[str,
     import torch
     from optimum.exporters.tasks import TasksManager
 
-    from modelexport_optimum.tagging.model_classes import exportable_classes
+    from modelexport_optimum.module_trees.model_classes import exportable_classes
 
     parts_of = PARTS_OF_MODEL.get()
     candidates = exportable_classes(model.config)

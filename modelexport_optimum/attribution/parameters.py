@@ -5,14 +5,14 @@ from __future__ import annotations
 import bisect
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging.tag_grammar import is_inside
+from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
+    from modelexport_optimum.attribution.scopes import Paths
+    from modelexport_optimum.module_trees.module_tree import ModuleTree
     from modelexport_optimum.onnx_file.skeleton import Node
-    from modelexport_optimum.tagging.module_tree import ModuleTree
-    from modelexport_optimum.tagging.scopes import Paths
 
 
 class Parameters:

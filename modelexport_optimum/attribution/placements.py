@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging.carriers import CARRIER
-from modelexport_optimum.tagging.tag_grammar import Segment
+from modelexport_optimum.tags.carriers import CARRIER
+from modelexport_optimum.tags.tag_grammar import Segment
 
 if TYPE_CHECKING:
+    from modelexport_optimum.attribution.scopes import Paths
+    from modelexport_optimum.module_trees.module_tree import ModuleTree
     from modelexport_optimum.onnx_file.skeleton import Node
-    from modelexport_optimum.tagging.module_tree import ModuleTree
-    from modelexport_optimum.tagging.scopes import Paths
-    from modelexport_optimum.tagging.tag_grammar import Chain
+    from modelexport_optimum.tags.tag_grammar import Chain
 
 
 EVIDENCE_KINDS = ("tracer", "scope", "parameter", "data flow", "root", CARRIER)

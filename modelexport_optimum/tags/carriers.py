@@ -2,7 +2,7 @@
 
 A tag is written by appending fields to the node's bytes and taken out by removing them:
 in protobuf, appended bytes merge into the message, so that nothing that stood before is
-touched. This module knows one node at a time; where tags come from is `attribution.py`.
+touched. This module knows one node at a time; where tags come from is the room `attribution`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.onnx_file.rewriter import BLOCK_BYTES, Edit
 from modelexport_optimum.onnx_file.wire import LEN, bytes_fields, length_delimited, varint
-from modelexport_optimum.tagging.tag_grammar import (
+from modelexport_optimum.tags.tag_grammar import (
     MAX_MODULES,
     MAX_SCOPES_CHARACTERS,
     MAX_TAG_CHARACTERS,

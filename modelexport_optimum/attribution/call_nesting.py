@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from modelexport_optimum.tagging import export_record
-from modelexport_optimum.tagging.packed_parameters import PackedParameters
-from modelexport_optimum.tagging.scopes import common
-from modelexport_optimum.tagging.tag_grammar import is_inside
+from modelexport_optimum.attribution import export_record
+from modelexport_optimum.attribution.packed_parameters import PackedParameters
+from modelexport_optimum.attribution.scopes import common
+from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from modelexport_optimum.attribution.data_flow import DataFlow
+    from modelexport_optimum.attribution.export_record import Frames
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging.data_flow import DataFlow
-    from modelexport_optimum.tagging.export_record import Frames
 
 
 class CallNesting:

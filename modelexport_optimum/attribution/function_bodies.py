@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.attribution.placements import DATA_FLOW, ROOT, NodePlacement
+from modelexport_optimum.attribution.scopes import common
 from modelexport_optimum.onnx_file.skeleton import function_key, walk_graphs
-from modelexport_optimum.tagging.placements import DATA_FLOW, ROOT, NodePlacement
-from modelexport_optimum.tagging.scopes import common
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from modelexport_optimum.attribution.scopes import Paths
     from modelexport_optimum.onnx_file.skeleton import Function, FunctionKey, Model, Node
-    from modelexport_optimum.tagging.scopes import Paths
 
 
 def place_bodies(

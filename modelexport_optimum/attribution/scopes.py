@@ -9,13 +9,13 @@ from __future__ import annotations
 import bisect
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging.node_names import spellings
-from modelexport_optimum.tagging.tag_grammar import is_inside
+from modelexport_optimum.tags.node_names import spellings
+from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from modelexport_optimum.tagging.module_tree import ModuleTree
+    from modelexport_optimum.module_trees.module_tree import ModuleTree
 
 Paths = tuple[str, ...]
 """Paths of modules from the root down, each inside the one before."""

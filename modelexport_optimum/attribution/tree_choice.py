@@ -11,17 +11,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.attribution.scopes import Scopes
+from modelexport_optimum.module_trees.name_prefixes import pairs_by_prefixes
 from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_nodes
-from modelexport_optimum.tagging.name_prefixes import pairs_by_prefixes
-from modelexport_optimum.tagging.node_names import scopes_of
-from modelexport_optimum.tagging.scopes import Scopes
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.tags.node_names import scopes_of
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from modelexport_optimum.module_trees.module_tree import ModuleTree
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging.module_tree import ModuleTree
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -17,7 +17,7 @@ import re
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import walk_nodes
-from modelexport_optimum.tagging.tag_grammar import MAX_MODULES
+from modelexport_optimum.tags.tag_grammar import MAX_MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,13 +15,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.attribution.scopes import Paths, inside
 from modelexport_optimum.system.private_names import (
     NAMES_OF_MODULES,
     NAMES_OF_SCOPES,
     NAMING_OF_NODES,
 )
-from modelexport_optimum.tagging.scopes import Paths, inside
-from modelexport_optimum.tagging.tag_grammar import is_inside
+from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

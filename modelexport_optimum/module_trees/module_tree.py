@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.tagging.node_names import paths_of_scope
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.tags.node_names import paths_of_scope
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping

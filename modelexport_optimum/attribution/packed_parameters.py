@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging import export_record
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.attribution import export_record
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from modelexport_optimum.attribution.data_flow import DataFlow
+    from modelexport_optimum.attribution.export_record import Frames
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging.data_flow import DataFlow
-    from modelexport_optimum.tagging.export_record import Frames
 
 _MOST = 128
 """Matrices that are followed to one operation, and parameters of the module that reads them. More

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.onnx_file.skeleton import function_key
 from modelexport_optimum.onnx_file.wire import bytes_fields
-from modelexport_optimum.tagging.carriers import ATTRIBUTE
+from modelexport_optimum.tags.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping

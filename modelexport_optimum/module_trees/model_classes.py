@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from modelexport_optimum.errors import ModelExportError, first_line
+from modelexport_optimum.module_trees.export_json import exported_architectures
+from modelexport_optimum.module_trees.module_tree import ModuleTree, model_trees
 from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
 from modelexport_optimum.own_code.named_code import find_own_code, in_words, refuse_needed
 from modelexport_optimum.system.json_files import read_json
@@ -20,8 +22,6 @@ from modelexport_optimum.system.private_names import (
     EMPTY_WEIGHTS,
     NO_INITIALIZATION,
 )
-from modelexport_optimum.tagging.export_json import exported_architectures
-from modelexport_optimum.tagging.module_tree import ModuleTree, model_trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

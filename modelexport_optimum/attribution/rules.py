@@ -42,13 +42,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging import export_record
-from modelexport_optimum.tagging.call_nesting import CallNesting
-from modelexport_optimum.tagging.data_flow import DataFlow, place_by_flow
-from modelexport_optimum.tagging.function_bodies import place_bodies
-from modelexport_optimum.tagging.node_names import is_scoped, name_from_output, node_scope
-from modelexport_optimum.tagging.parameters import Parameters
-from modelexport_optimum.tagging.placements import (
+from modelexport_optimum.attribution import export_record
+from modelexport_optimum.attribution.call_nesting import CallNesting
+from modelexport_optimum.attribution.data_flow import DataFlow, place_by_flow
+from modelexport_optimum.attribution.function_bodies import place_bodies
+from modelexport_optimum.attribution.parameters import Parameters
+from modelexport_optimum.attribution.placements import (
     DATA_FLOW,
     PARAMETER,
     ROOT,
@@ -57,16 +56,17 @@ from modelexport_optimum.tagging.placements import (
     Attribution,
     NodePlacement,
 )
-from modelexport_optimum.tagging.scopes import Scopes, common, inside
-from modelexport_optimum.tagging.tag_grammar import outer_paths
+from modelexport_optimum.attribution.scopes import Scopes, common, inside
+from modelexport_optimum.tags.node_names import is_scoped, name_from_output, node_scope
+from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from modelexport_optimum.attribution.scopes import Paths
+    from modelexport_optimum.attribution.traced_graphs import TracedGraph
+    from modelexport_optimum.module_trees.module_tree import ModuleTree
     from modelexport_optimum.onnx_file.skeleton import Model, Node
-    from modelexport_optimum.tagging.module_tree import ModuleTree
-    from modelexport_optimum.tagging.scopes import Paths
-    from modelexport_optimum.tagging.traced_graphs import TracedGraph
 
 
 def attribute(

@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.tagging.carriers import CLASS_HIERARCHY, NAME_SCOPES, own_metadata
-from modelexport_optimum.tagging.tag_grammar import parse_scopes, parse_texts
+from modelexport_optimum.tags.carriers import CLASS_HIERARCHY, NAME_SCOPES, own_metadata
+from modelexport_optimum.tags.tag_grammar import parse_scopes, parse_texts
 
 if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelexport_optimum.attribution.scopes import common
 from modelexport_optimum.system.text import listed
-from modelexport_optimum.tagging.scopes import common
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from modelexport_optimum.attribution.scopes import Paths
     from modelexport_optimum.onnx_file.skeleton import Graph, Node
-    from modelexport_optimum.tagging.scopes import Paths
 
 
 class DataFlow:

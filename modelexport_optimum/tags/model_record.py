@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
-    from modelexport_optimum.tagging import tag_grammar
+    from modelexport_optimum.tags import tag_grammar
 
 PREFIX = "modelexport_optimum."
 """What our keys of the model's own metadata_props begin with."""
