@@ -52,7 +52,7 @@ verify: $(STAMP) ## check an export, DIR=...
 
 # The order of the groups is tests/conftest.py's.
 test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 $(OTHER)/%/.installed: $(STAMP) Makefile pyproject.toml
 	@rm -rf $(@D)
@@ -89,7 +89,7 @@ PORTABLE := tests/test_other_system.py tests/test_pass.py tests/test_export.py t
 	or cannot_start or worker_that_dies or two_batches"
 
 test-portable: $(STAMP) ## run tests without what macOS and Windows lack (tests/other_system)
-	@PYTHONPATH=$$PWD/tests/other_system $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup \
+	@PYTHONPATH=$$PWD/tests/other_system $(BIN)/python -m pytest -n auto --maxprocesses 4 \
 		$(PORTABLE) $(ARGS)
 
 test-gpu: $(STAMP) ## profile and compare models on a GPU, and print a table; without one it says so
@@ -102,7 +102,7 @@ zoo: $(STAMP) ## tag every architecture of the tests, and print how its nodes we
 	@$(BIN)/python scripts/zoo.py $(ARGS)
 
 zoo-levels: $(STAMP) ## run every architecture at every optimization level of ONNX Runtime, with tags and without
-	@EVERY_LEVEL=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/test_zoo.py -k onnx_runtime $(ARGS)
+	@EVERY_LEVEL=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 tests/test_zoo.py -k onnx_runtime $(ARGS)
 
 compare-zoo: $(STAMP) ## compare PyTorch with the export of every architecture of the tests: none may differ
 	@$(BIN)/python scripts/compare_zoo.py $(ARGS)

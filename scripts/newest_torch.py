@@ -47,7 +47,7 @@ def main() -> None:
     constraints.write_text(joined(ROOT / "constraints.txt", NEWEST))
     pip(python, "--constraint", str(constraints), "--editable", *NEEDED)
     tests = [f"tests/{name}" for name in TESTS]
-    how = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup", "--no-loadscope-reorder")
+    how = ("-n", "auto", "--maxprocesses", "4")
     command = [str(python), "-m", "pytest", *how, *(sys.argv[1:] or tests)]
     sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
 

@@ -66,20 +66,33 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files as slow, and say which tests stay in one process.
+    """Mark the tests of slow files as slow, and put the zoo last.
 
-    With pytest-xdist a file stays in one process, as its tests share what they export, and of the
-    zoo each architecture. The zoo comes last: its many small groups fill both processes to the end.
+    Its many small groups fill all processes of pytest-xdist to the end.
     """
     for item in items:
-        name = item.path.name
-        if name in SLOW:
+        if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
-        if name == "test_zoo.py" and isinstance(item, pytest.Function) and "[" in item.name:
-            name = f"zoo {item.callspec.id}"
-        item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: item.path.name == "test_zoo.py")
     items.sort(key=lambda item: not item.path.name.startswith("test_batch"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Keep a file in one process of pytest-xdist, as its tests share what they export.
+
+    Of the zoo each architecture stays in one. pytest-xdist 3.8 has groups of its own, which do
+    nothing with pytest 9.2 (https://github.com/pytest-dev/pytest-xdist/issues/1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return test.partition("[")[2] if file.endswith("test_zoo.py") else file
+
+    config.option.loadscopereorder = False  # the order above
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
