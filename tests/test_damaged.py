@@ -6,7 +6,9 @@ What the fuzzers have found stands here, each in its smallest form.
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
@@ -14,21 +16,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from modelexport_optimum.batches.results import Results
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
+from modelexport_optimum.example_inputs.declared import Declared
 from modelexport_optimum.hierarchy.diff import diff
 from modelexport_optimum.hierarchy.extract import extract
 from modelexport_optimum.hierarchy.inspect import inspect
+from modelexport_optimum.module_trees.config_bounds import check_counts
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, read_model
 from modelexport_optimum.onnx_file.wire import length_delimited
 from modelexport_optimum.profiling.profile import profile
 from modelexport_optimum.reporting.report import report
-from modelexport_optimum.system.json_files import parse_json
+from modelexport_optimum.system.json_files import parse_json, read_json
 from modelexport_optimum.tagging import htp
 from modelexport_optimum.tags import carriers, tag_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def saved(path: Path, *nodes: onnx.NodeProto, **fields: object) -> Path:
@@ -93,6 +97,48 @@ def test_what_is_no_list_of_texts_is_none(text: str) -> None:
 )
 def test_what_is_no_tag_is_none(tag: str) -> None:
     assert tag_grammar.parse_tag(tag) is None
+
+
+# Pipes and devices
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_a_pipe_is_not_waited_for(tagged: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    reasons = []
+    for use in (
+        lambda: inspect(pipe),
+        lambda: htp.tag(pipe),
+        lambda: report(tagged, tmp_path / "page.html", profile=pipe),
+        lambda: profile(tagged, inputs=pipe),
+        lambda: check_counts(pipe),
+        lambda: Results(tmp_path),
+    ):
+        (tmp_path / "results.jsonl").unlink(missing_ok=True)
+        os.mkfifo(tmp_path / "results.jsonl")
+        with pytest.raises((ModelExportError, OSError)) as error:
+            use()
+        reasons.append(str(error.value))
+    assert all("it is no regular file" in reason for reason in reasons), reasons
+    assert read_json(pipe) is None
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+def test_a_device_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    assert read_json(tmp_path / "config.json") is None
+    assert Declared(tmp_path).longest() is None
+
+
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tagged: Path) -> None:
+    elsewhere = tagged.parent.parent / f"{tagged.parent.name}-elsewhere"
+    (tagged.parent / ".modelexport-optimum.lock").symlink_to(elsewhere)
+    before = tagged.read_bytes()
+    with pytest.raises(ModelExportError, match="cannot write in"):
+        htp.strip(tagged)
+    assert tagged.read_bytes() == before
+    assert not elsewhere.exists()
 
 
 # Carriers
@@ -283,6 +329,14 @@ def test_type_that_came_after_this_onnx_is_shown(tmp_path: Path) -> None:
 def test_json_that_others_read_otherwise_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_json(data)
+
+
+def test_a_key_that_is_given_twice_is_found_at_once() -> None:
+    keys = [*range(20_000), 19_999]
+    began = time.process_time()
+    with pytest.raises(ValueError, match="19999 is given twice"):
+        parse_json("{" + ",".join(f'"{key}": 1' for key in keys) + "}")
+    assert time.process_time() - began < 2  # each key was looked for among all: 5 s
 
 
 def test_json_with_a_byte_order_mark_is_read() -> None:

@@ -121,6 +121,33 @@ def test_what_is_missing_or_too_much(arguments: list[str], message: str) -> None
     assert message in shown(result)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["tag", ""], "DIR|FILE"),
+        (["verify", ""], "DIR"),
+        (["compare", "a", ""], "[B]"),
+        (["export", "x", "--output="], "--output"),
+        (["report", "a", "-o", "x.html", "--profile", "b", "--profile", ""], "--profile"),
+        (["batch", "-o", "", "models.txt"], "--output"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(arguments: list[str], name: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert f"{name} is empty: give a path" in shown(result)
+
+
+def test_an_option_that_is_no_path_may_be_empty(exported: Path) -> None:
+    assert "is empty" not in shown(run("inspect", exported, "--module", ""))
+
+
+def test_json_that_is_nested_too_deep_is_a_wrong_value() -> None:
+    result = run("export", "x", "--model-kwargs", "[" * 100_000)
+    assert result.exit_code == 2
+    assert "is not JSON: it is nested too deep" in shown(result)
+
+
 def test_output_may_be_an_argument_as_for_optimum_cli(
     tmp_path: Path, model_directory: ModelDirectory
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hub
@@ -17,11 +18,11 @@ from disks import mounted
 from typer.testing import CliRunner
 
 from modelexport_optimum.cli.main import app
+from modelexport_optimum.exporting.source import find_source
 from modelexport_optimum.system.packages import OTHER_EXPORTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     ModelDirectory = Callable[[str], Path]
 
@@ -75,7 +76,13 @@ def one_error(stderr: str) -> str:
 # --- The model ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "nowhere/", "~/nowhere"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("./nowhere", "/nowhere/at/all", "a/b/c", "nowhere/", "~/nowhere"),
+        *("~no-such-user", "~no-such-user/nowhere", "./~nowhere"),
+    ],
+)
 def test_directory_that_does_not_exist(place: Path, name: str) -> None:
     assert refused(place, name) == (
         2,
@@ -83,8 +90,14 @@ def test_directory_that_does_not_exist(place: Path, name: str) -> None:
     )
 
 
-def test_name_that_the_hub_cannot_have(place: Path) -> None:
-    status, line = refused(place, "bert base uncased")
+def test_directory_that_is_named_as_a_home_is_found(place: Path) -> None:
+    (place / "bert").rename(place / "~no-such-user")
+    assert find_source("./~no-such-user").directory == Path("~no-such-user")
+
+
+@pytest.mark.parametrize("name", ["bert base uncased", "x" * 300])
+def test_name_that_the_hub_cannot_have(place: Path, name: str) -> None:
+    status, line = refused(place, name)
     assert status == 2
     assert "neither a directory nor a name on the Hub: check the spelling" in line
 

@@ -32,6 +32,7 @@ from modelexport_optimum.exporting.options import (
     options_of,
 )
 from modelexport_optimum.exporting.tasks import check_task
+from modelexport_optimum.system.files import expand_user
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.uploading.upload import check_repository
 
@@ -279,25 +280,17 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
     check_repository(arguments["push_to_hub"], private=arguments["private"])
 
     # Another process of the batch may have another current directory.
-    model = _expanded(model)
+    model = expand_user(model)
     if os.path.isdir(model):  # noqa: PTH112 (Path's raises for a name that is too long)
         model = os.path.abspath(model)  # noqa: PTH100
     if arguments["cache_dir"]:
-        arguments["cache_dir"] = os.path.abspath(_expanded(arguments["cache_dir"]))  # noqa: PTH100
-    written = directory / (_expanded(str(output)) if output else default_output(model))
+        arguments["cache_dir"] = os.path.abspath(expand_user(arguments["cache_dir"]))  # noqa: PTH100
+    written = directory / (expand_user(str(output)) if output else default_output(model))
     path = Path(os.path.abspath(written))  # noqa: PTH100 (resolve() would follow a link)
     inside = path.is_relative_to(directory)
     below = path.relative_to(directory if inside else path.anchor)
     log = directory / LOGS / below.parent / f"{below.name}.log"
     return Job(number, model, path, arguments, log, instance_of(Resources, values))
-
-
-def _expanded(name: str) -> str:
-    """Return a path with `~` replaced, which no shell has done for a manifest.
-
-    `Path.expanduser` raises for a user that does not exist.
-    """
-    return os.path.expanduser(name)  # noqa: PTH111
 
 
 def _check_characters(words: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.system.files import BYTES, remove_and_close
+from modelexport_optimum.system.files import BYTES, read_file, remove_and_close
 from modelexport_optimum.system.locks import NoLocksError, lock
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Results:
         self._records: dict[Path, Record] = {}
         self._size = 0
         with contextlib.suppress(FileNotFoundError):
-            self._read(self.path.read_bytes())
+            self._read(read_file(self.path))
 
     def _read(self, content: bytes) -> None:
         *lines, last = content.split(b"\n")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.batches.earlier_runs import published_record
@@ -24,6 +24,7 @@ from modelexport_optimum.system.signals import TO_END
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
     from types import FrameType
 
     from modelexport_optimum.batches.jobs import Job, Runner, Watcher
@@ -248,6 +249,6 @@ def _record_of_lost_job(started: _StartedJob, status: str, reason: str) -> Recor
 
 def _download(job: Job) -> object:
     """Return what a job fetches, the same for jobs that fetch the same; None for a directory."""
-    if Path(job.model).expanduser().is_dir():
+    if os.path.isdir(job.model):  # noqa: PTH112 (Path's raises for a name that is too long)
         return None
     return job.model, *(str(job.arguments.get(name)) for name in ("revision", "cache_dir"))

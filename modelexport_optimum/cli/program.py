@@ -8,6 +8,7 @@ command or option is told which one was meant, and a flag is shown without a typ
 
 import contextlib
 import json
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,24 @@ class _FlagsHaveNoType:
 
 class Command(_FlagsHaveNoType, TyperCommand):
     """A command of the program."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        """Parse the arguments; an empty path, of a variable that is not set, is not `.` here."""
+        given = [*args]
+        rest = super().parse_args(ctx, args)
+        if any(arg == "" or arg.endswith("=") for arg in given) and not ctx.resilient_parsing:
+            texts, _, _ = self.make_parser(ctx).parse_args(given)
+            for param in self.get_params(ctx):
+                text, value = texts.get(param.name), ctx.params.get(param.name)
+                if "" in _listed(text) and any(isinstance(one, Path) for one in _listed(value)):
+                    flags = [name for name in param.opts if name.startswith("-")]
+                    ctx.fail(f"{flags[0] if flags else param.metavar} is empty: give a path")
+        return rest
+
+
+def _listed(value: Any) -> list[Any]:  # noqa: ANN401
+    """Return the values of a parameter, of which most have one."""
+    return value if isinstance(value, list) else [value]
 
 
 class BatchCommand(Command):
@@ -106,7 +125,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
 
     def _check_word(self, ctx: Any, word: str) -> None:  # noqa: ANN401
         """Refuse a mistyped command; a model of that name can be given to `export`."""
-        if word.startswith("-") or "/" in word or Path(word).exists():
+        if word.startswith("-") or "/" in word or os.path.exists(word):  # noqa: PTH110 (a long one)
             return
         meant = did_you_mean(word, self.commands, most=2, cutoff=_LIKE_A_COMMAND)
         if meant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import onnx
 
 from modelexport_optimum.errors import UsageError, first_line
 from modelexport_optimum.onnx_file.skeleton import wanted_inputs
+from modelexport_optimum.system.files import open_to_read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +29,11 @@ def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
     inputs = wanted_inputs(graph)
     names = [value.name for value in inputs]
     try:
-        with zipfile.ZipFile(archive_path), np.load(archive_path, allow_pickle=False) as archive:
+        with (
+            os.fdopen(open_to_read(archive_path), "rb") as file,
+            zipfile.ZipFile(file),
+            np.load(file, allow_pickle=False) as archive,
+        ):
             missing = [name for name in names if name not in archive]
             if missing:
                 raise UsageError(

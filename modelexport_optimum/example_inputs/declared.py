@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.files import read_file
 from modelexport_optimum.system.json_files import parse_json_object
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Declared:
         for name in _FILES:
             path = directory / name
             with contextlib.suppress(OSError, ModelExportError):
-                self._documents[name] = parse_json_object(path.read_bytes(), path)
+                self._documents[name] = parse_json_object(read_file(path), path)
 
     def number(self, *names: str) -> Size | None:
         """Return the first number that is declared under one of the names."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from modelexport_optimum.errors import UsageError
+from modelexport_optimum.system.json_files import parse_json
 
 _Declaring = TypeVar("_Declaring")
 
@@ -157,11 +158,11 @@ def normalized(name: str) -> str:
 def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
     """Read a JSON object, or take one that has been read; a ValueError says that it is none."""
     try:
-        found = json.loads(value if isinstance(value, str) else json.dumps(value))
+        found = parse_json(value if isinstance(value, str) else json.dumps(value))
     except ValueError as error:
-        raise ValueError(f"{value!r} is not JSON: {error}") from error
+        raise ValueError(f"{value!r:.100} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{value!r} is not a JSON object: give {{...}}")
+        raise ValueError(f"{value!r:.100} is not a JSON object: give {{...}}")
     return found
 
 

@@ -20,6 +20,7 @@ from modelexport_optimum.exporting.hub import (
     is_unreachable,
 )
 from modelexport_optimum.own_code.named_code import OwnCode, find_own_code, refuse_needed
+from modelexport_optimum.system.files import expand_user
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 
@@ -53,7 +54,7 @@ class Source:
     @property
     def on_hub(self) -> bool:
         """Whether it was found by a name on the Hub, there or in its cache."""
-        return self.directory != Path(self.name).expanduser()
+        return self.directory != Path(expand_user(self.name))
 
     def __str__(self) -> str:
         """Return what Optimum is given."""
@@ -91,11 +92,13 @@ def find_source(
 
 
 def _find(name: str, place: HubPlace) -> Source:
-    path = Path(name).expanduser()
-    if path.is_dir():
+    if not name:
+        raise UsageError("the model's name is empty")
+    path = Path(expand_user(name))
+    if os.path.isdir(path):  # noqa: PTH112 (Path's raises for a name that is too long)
         _check_directory(path, place.subfolder)
         return Source(name, path, place)
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         raise UsageError(f"model {name} is a file: give the directory that it is in")
     is_path = bool(Path(name).drive) or "\\" in name  # of Windows; the Hub has no such names
     if is_path or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
@@ -199,8 +202,8 @@ def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
         The commit on the Hub, or in its cache where the Hub cannot be asked; for a directory a
         digest as `state_of_directory` makes it; None where neither can be told.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(expand_user(model))
+    if os.path.isdir(path):  # noqa: PTH112
         return state_of_directory(path / place.subfolder, apart_from=output)
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

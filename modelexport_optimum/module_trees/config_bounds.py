@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.files import read_file
 from modelexport_optimum.system.json_files import parse_json_object
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def check_counts(path: Path) -> None:
         ModelExportError: A number is too large, or the file cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from modelexport_optimum.errors import ModelExportError, first_line
+from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.module_trees.export_json import exported_architectures
 from modelexport_optimum.module_trees.module_tree import ModuleTree, model_trees
 from modelexport_optimum.own_code.guard import own_code_refused, pickled_code
@@ -204,6 +204,8 @@ def source_trees(source: str, *, trust_remote_code: bool = False) -> list[Module
         ModelExportError: There is no such model, or its classes cannot be built.
     """
     require_packages("transformers", "torch")
+    if not source:
+        raise UsageError("the model's name is empty")
     directory = Path(source)
     if not directory.is_dir():
         from huggingface_hub import snapshot_download

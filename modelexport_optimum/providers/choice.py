@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TypeAlias
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.providers.plugins import Plugin, built_in_providers, installed_plugins
+from modelexport_optimum.system.files import expand_user
 from modelexport_optimum.system.packages import require_packages
 
 CPU = "CPUExecutionProvider"
@@ -186,8 +188,8 @@ def known_provider_names() -> list[str]:
 
 
 def _library(name: str, path: str) -> str:
-    file = Path(path).expanduser().absolute()
-    if not file.is_file():
+    file = Path(expand_user(path)).absolute()
+    if not os.path.isfile(file):  # noqa: PTH113 (Path's raises for a name that is too long)
         raise UsageError(
             f"--provider-library {name}={path}: there is no such file: give the path of the "
             "provider's library"

@@ -10,12 +10,12 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from modelexport_optimum.comparing.comparison import LARGEST_SHOWN, Comparison
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.profiling.profile_report import ProfileReport
+from modelexport_optimum.system.files import read_file
 from modelexport_optimum.system.json_files import parse_json
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _errors(
 
 def _read(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(read_file(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path} as JSON ({error})") from error
 

@@ -24,7 +24,7 @@ _NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 """To open a pipe would wait for a writer otherwise; on Windows no file is one."""
 
 _DIRECTORY: int = getattr(os, "O_DIRECTORY", 0)
-_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 """0 where no directory can be opened, as on Windows."""
 
 _ACCESS_DENIED, _SHARING_VIOLATION = 5, 32
@@ -39,9 +39,36 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
+def expand_user(name: str) -> str:
+    """Return a path with `~` replaced, which no shell has done for a name in quotes or in a file.
+
+    `Path.expanduser` raises for a user that does not exist.
+    """
+    return os.path.expanduser(name)  # noqa: PTH111
+
+
 def open_to_read(path: str | os.PathLike[str]) -> int:
-    """Open a file for reading bytes, and return its descriptor."""
-    return os.open(path, os.O_RDONLY | BYTES)
+    """Open a file for reading bytes, and return its descriptor.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe, which would be waited for, a device, which may
+            have no end, or a directory.
+    """
+    descriptor = os.open(path, os.O_RDONLY | BYTES | _NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        OSError: As for `open_to_read`.
+    """
+    with os.fdopen(open_to_read(path), "rb") as file:
+        return file.read()
 
 
 def read_at(descriptor: int, length: int, start: int) -> bytes:
@@ -90,7 +117,7 @@ def open_inside(directory: Path, parts: Sequence[str]) -> int:
     try:
         for index, part in enumerate(parts, 1):
             flags = _NONBLOCK if index == len(parts) else _DIRECTORY
-            inner = os.open(part, os.O_RDONLY | _NOFOLLOW | flags, dir_fd=descriptor)
+            inner = os.open(part, os.O_RDONLY | NOFOLLOW | flags, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = inner
     except OSError:

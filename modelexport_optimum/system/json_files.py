@@ -7,9 +7,11 @@ one, and characters that cannot be written again. Deep nesting ends it with a Re
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
+from modelexport_optimum.system.files import read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 def read_json(path: Path) -> Any:  # noqa: ANN401 (what it says)
     """Return what a JSON file says, None where there is none or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -56,9 +58,8 @@ def parse_json(data: str | bytes, *, doubles: bool = False, constants: bool = Tr
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice[:100]} is given twice")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"{counts.most_common(1)[0][0][:100]} is given twice")
     return found
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from modelexport_optimum.system.files import BYTES, remove_and_close
+from modelexport_optimum.system.files import BYTES, NOFOLLOW, remove_and_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +24,10 @@ So the threads of a process do it one after another."""
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system says that has none, as Lustre mounted without `flock`."""
+
+_FLAGS = os.O_RDWR | os.O_CREAT | NOFOLLOW | BYTES
+"""To open a lock: NFS locks no file that is not open for writing, and a link would make a file
+wherever it leads."""
 
 _POLL_SECONDS = 0.05
 
@@ -65,7 +69,7 @@ def lock(path: Path, *, mode: int = 0o666) -> int | None:
     from filelock import lock_descriptor  # 0.1 s, for who writes alone
 
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | BYTES, mode)  # NFS locks no others
+        descriptor = os.open(path, _FLAGS, mode)
         try:
             is_free = lock_descriptor(descriptor, blocking=False)
             if is_free and _is_at(descriptor, path):
