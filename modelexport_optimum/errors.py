@@ -34,6 +34,10 @@ class ModelExportError(Exception):
 
     exit_status = 1
 
+    def __str__(self) -> str:
+        """Return the message: names in it may have line ends, and keep their blanks."""
+        return " ".join(super().__str__().splitlines())
+
 
 class UsageError(ModelExportError):
     """The command line is wrong: nothing was tried and nothing was changed."""
@@ -53,6 +57,10 @@ class ManifestError(UsageError):
         count = len(self.problems)
         first = f"{name} has {count} error{'s' * (count > 1)}"
         super().__init__("\n".join([first, *self.problems]))
+
+    def __str__(self) -> str:
+        """Return the message, a line for each problem below the first."""
+        return Exception.__str__(self)
 
 
 class InvalidModelError(ModelExportError):
@@ -96,14 +104,12 @@ def system_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
 def in_one_line(error: BaseException) -> str:
     """Return what went wrong, for the user, whatever was raised."""
     if isinstance(error, ModelExportError):
-        message = str(error)
-    elif isinstance(error, OSError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
-    else:
-        said = _shortened(one_line(error))
-        message = f"{type(error).__name__}: {said} (unexpected: please report it with --verbose)"
-    return one_line(message)
+        return " ".join(f"{where}{error.strerror or error}".splitlines())
+    said = _shortened(one_line(error))
+    return f"{type(error).__name__}: {said} (unexpected: please report it with --verbose)"
 
 
 def onnxruntime_line(text: object) -> str:

@@ -99,6 +99,23 @@ def test_what_is_no_tag_is_none(tag: str) -> None:
     assert tag_grammar.parse_tag(tag) is None
 
 
+# Names with line ends and control characters
+
+
+def test_a_name_with_a_line_end_leaves_an_error_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        inspect(tmp_path / "first\r\nsecond  third")
+    assert "first second  third does not exist" in str(error.value)
+
+
+def test_the_head_of_a_report_shows_control_characters(tmp_path: Path, tagged: Path) -> None:
+    model = onnx.load(tagged)
+    model.metadata_props.add(key="modelexport_optimum.torch", value="\x1b[31m\u202e")
+    onnx.save(model, tagged)
+    page = report(tagged, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not {"\x1b", "\u202e"} & {*page}
+
+
 # Pipes and devices
 
 

@@ -521,6 +521,11 @@ def test_node_that_does_not_exist(copy: Path) -> None:
     assert line.endswith("has no node named /no/such/node")
 
 
+def test_blanks_of_a_name_are_kept(place: Path) -> None:
+    _, line = refused(place, "inspect", "two  blanks")
+    assert line == "two  blanks does not exist: give a .onnx file or an exported directory"
+
+
 def test_error_as_json(place: Path) -> None:
     result = CliRunner().invoke(app, ["./nowhere", "--json"])
     assert result.exit_code == 2

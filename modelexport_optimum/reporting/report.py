@@ -20,6 +20,7 @@ from modelexport_optimum.reporting.report_data import file_data
 from modelexport_optimum.reporting.report_figures import read_errors, read_times
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.output_files import check_output_file
+from modelexport_optimum.system.text import visible
 from modelexport_optimum.tags.model_record import RECORDED_PACKAGES, record_of
 
 if TYPE_CHECKING:
@@ -110,9 +111,9 @@ def page_of(
     records = list(dict.fromkeys(_record(next(iter(named.values()))) for named in files))
     return _filled(
         (_PAGE / "page.html").read_text("utf-8"),
-        title=html.escape(f"{heading}: {every[0].root.module_class}"),
-        heading=html.escape(heading),
-        record=html.escape("; ".join([every[0].root.module_class, *records])),
+        title=html.escape(visible(f"{heading}: {every[0].root.module_class}")),
+        heading=html.escape(visible(heading)),
+        record=html.escape(visible("; ".join([every[0].root.module_class, *records]))),
         style=(_PAGE / "page.css").read_text("utf-8"),
         data="\n".join([_script("head", head), *parts]),
         script="\n".join((_PAGE / name).read_text("utf-8") for name in _SCRIPTS),
