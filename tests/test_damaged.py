@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from modelexport_optimum.batches.earlier_runs import published_record
 from modelexport_optimum.batches.results import Results
 from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
 from modelexport_optimum.example_inputs.declared import Declared
@@ -114,6 +115,30 @@ def test_the_head_of_a_report_shows_control_characters(tmp_path: Path, tagged: P
     onnx.save(model, tagged)
     page = report(tagged, tmp_path / "page.html").read_text(encoding="utf-8")
     assert not {"\x1b", "\u202e"} & {*page}
+
+
+# What earlier batches left
+
+
+NO_RECORDS = {
+    "nested": b"[" * 100_000,
+    "another's": b'{"model": "m", "output": "o"}',
+    "output": b'{"model": "m", "output": 5, "status": "ok", "made": {}}',
+    "made": b'{"model": "m", "output": "o", "status": "ok", "made": 3}',
+    "files": b'{"model": "m", "output": "o", "status": "ok", "made": {}, "files": [5]}',
+    "bytes": b"\xff",
+}
+
+
+@pytest.mark.parametrize("content", NO_RECORDS.values(), ids=NO_RECORDS)
+def test_what_is_no_record_of_a_batch_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes(content + b"\n")
+    with pytest.raises(UsageError, match="this is no result of a batch"):
+        Results(tmp_path)
+    pending = tmp_path / "a.pending"
+    pending.write_bytes(content)
+    assert published_record(pending) is None
+    assert not pending.exists()
 
 
 # Pipes and devices

@@ -432,7 +432,9 @@ def test_home_and_local_models(current: Path, monkeypatch: pytest.MonkeyPatch) -
     (current / "home" / "mine").mkdir(parents=True)
     (current / "local").mkdir()
     here, home, hub, name = read(
-        "./local --cache_dir cache\n~/mine -o ~/out\norg/local --cache_dir ~/c -o x\n" + "n" * 300
+        "./local --cache_dir cache\n~/mine -o ~/out\norg/local --cache_dir ~/c -o x\n"
+        + "n" * 300
+        + " -o n"
     )
     assert (here.model, here.output) == (str(current / "local"), current / "local-onnx")
     assert here.arguments["cache_dir"] == str(current / "cache")
@@ -456,6 +458,8 @@ def test_home_and_local_models(current: Path, monkeypatch: pytest.MonkeyPatch) -
         ("a -o logs", "would write logs, and the batch has its own logs there: "),
         ("a -o logs/a", "would write logs/a, and the batch has its own logs there: "),
         ("a -o results.jsonl", "and the batch has its own results.jsonl there: "),
+        ("n" * 229, "-onnx, a name of more than 233 bytes: give it another -o"),
+        (f"a -o {'n' * 256}/a", "a name of more than 233 bytes: give it another -o"),
     ],
 )
 def test_outputs_must_be_apart(current: Path, other: str, message: str) -> None:

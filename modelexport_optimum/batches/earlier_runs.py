@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.batches.records import recipe, source_state
-from modelexport_optimum.batches.results import LOGS
+from modelexport_optimum.batches.results import LOGS, record_in
 from modelexport_optimum.exporting.source import state_of_directory
 
 if TYPE_CHECKING:
@@ -45,16 +45,19 @@ def published_record(pending: Path) -> Record | None:
         The record; None if there is no such file, or the output was not published.
     """
     try:
-        record: Record = json.loads(pending.read_text(encoding="utf-8"))
+        record = record_in(pending.read_bytes())
     except FileNotFoundError:
         return None
-    output = Path(record["output"])
-    if not output.is_dir() or output.stat().st_ino != record["inode"]:
+    if record is None or not _is_inode_of(record.get("inode"), record["output"]):
         pending.unlink()
         return None
     if record["status"] == "ok":
         pending.with_suffix(".log").unlink(missing_ok=True)
     return record
+
+
+def _is_inode_of(inode: object, directory: str) -> bool:
+    return os.path.isdir(directory) and Path(directory).stat().st_ino == inode  # noqa: PTH112
 
 
 def done_before(jobs: Sequence[Job], results: Results) -> dict[Path, Record]:
@@ -68,8 +71,9 @@ def done_before(jobs: Sequence[Job], results: Results) -> dict[Path, Record]:
         record = results.get(job.output)
         if record is None or record["status"] != "ok":
             continue
-        same = recipe(job, record["made"]["source"]) == record["made"]
-        if same and all((job.output / one["file"]).is_file() for one in record["files"]):
+        same = recipe(job, record["made"].get("source")) == record["made"]
+        files = record.get("files", ())
+        if same and all((job.output / one["file"]).is_file() for one in files):
             candidates.append((job, record))
 
     def is_unchanged(candidate: tuple[Job, Record]) -> bool:

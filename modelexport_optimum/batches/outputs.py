@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job
 
 
+_LONGEST_NAME = 255
+"""Bytes of a name, on Linux and macOS (NAME_MAX)."""
+
+_LONGEST_OUTPUT = _LONGEST_NAME - len("..pending.01234567.tmp")
+"""Bytes of an output's name, to which a batch adds that much for the files of its own beside it."""
+
+
 class OutputError(Exception):
     """An output that another line, or the batch itself, writes to."""
 
@@ -37,6 +44,12 @@ class Outputs:
             raise OutputError(
                 f"would write {self._shown(job)}, which is the batch's own directory or contains "
                 "it: give it another -o"
+            )
+        *above, last = (len(os.fsencode(part)) for part in path.parts)
+        if last > _LONGEST_OUTPUT or max(above) > _LONGEST_NAME:
+            raise OutputError(
+                f"would write {self._shown(job)}, a name of more than {_LONGEST_OUTPUT} bytes: "
+                "give it another -o"
             )
         for name in (LOGS, RESULTS):
             if path.is_relative_to(self._real / name):

@@ -71,8 +71,8 @@ class Results:
         # written over it.
         self._size = len(content) - len(last)
         for number, line in enumerate(lines, 1):
-            record = _parsed(line)
-            if not isinstance(record, dict) or not record.keys() >= _ALWAYS:
+            record = record_in(line)
+            if record is None:
                 raise UsageError(
                     f"{self.path}:{number}: this is no result of a batch: "
                     "move the file away, or give another directory with -o"
@@ -127,11 +127,26 @@ class Results:
         self._size = sum(map(len, lines))
 
 
+def record_in(line: bytes) -> Record | None:
+    """Return the record that a text is; None if it is none."""
+    found = _parsed(line)
+    if not isinstance(found, dict) or not found.keys() >= _ALWAYS:
+        return None
+    files = found.get("files", [])
+    known = (
+        isinstance(found["output"], str)
+        and isinstance(found["made"], dict)
+        and isinstance(files, list)
+        and all(isinstance(one, dict) and isinstance(one.get("file"), str) for one in files)
+    )
+    return found if known else None
+
+
 def _parsed(line: bytes) -> object:
     """Parse a line; None if it is not JSON."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
