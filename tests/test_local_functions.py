@@ -183,6 +183,17 @@ def test_functions_in_a_circle_or_never_called_are_tagged_too(tmp_path: Path) ->
     assert {n.name: n.module for n in htp.read_hierarchy(path)}["never"] == ""
 
 
+def test_two_functions_of_one_name_are_tagged_both(tmp_path: Path) -> None:
+    twice = [
+        function("A", helper.make_node("Relu", ["a"], ["b"], name="first")),
+        function("A", helper.make_node("Sigmoid", ["a"], ["b"], name="second")),
+    ]
+    path = saved(tmp_path / "model.onnx", twice, ["left/A"])
+    htp.tag(path)
+    modules = {node.name: node.module for node in htp.read_hierarchy(path)}
+    assert modules["first"] == modules["second"] == "left"
+
+
 def test_damaged_function_is_told_in_one_line(file: Path) -> None:
     data = bytearray(file.read_bytes())
     at = data.rindex(b"Sigmoid")

@@ -171,7 +171,7 @@ def test_line_that_is_wrong(text: str, message: str) -> None:
 
 
 def test_options_of_the_batch_are_not_for_a_line() -> None:
-    of_a_line = set(manifest._names_of_flags())
+    of_a_line = {flag for known in manifest._flags().values() for flag in known.flags}
     of_the_batch = [
         name
         for one in get_command(app).commands["batch"].params

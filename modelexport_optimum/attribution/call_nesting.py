@@ -19,11 +19,11 @@ from modelexport_optimum.attribution.scopes import common
 from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from modelexport_optimum.attribution.data_flow import DataFlow
     from modelexport_optimum.attribution.export_record import Frames
-    from modelexport_optimum.onnx_file.skeleton import Model
+    from modelexport_optimum.onnx_file.skeleton import Model, Tensor
 
 
 class CallNesting:
@@ -48,9 +48,17 @@ class CallNesting:
         self._made = {
             name: index for index, node in enumerate(flow.nodes) for name in node.outputs if name
         }
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializers}
         self._folded = export_record.folded_parameters(model.graph)
-        matrices = [self._matrices(index) for index in range(len(flow.nodes))]
+        tensors = {tensor.name: tensor for tensor in model.graph.initializers}
+        # The initializers that each node reads.
+        self._read = [
+            [tensors[name] for name in node.inputs if name in tensors] if self.recorded else []
+            for node in flow.nodes
+        ]
+        matrices = [
+            {tensor.name for tensor in read if len(tensor.dims) > 1 and not self._owners(tensor)}
+            for read in self._read
+        ]
         self._packed = PackedParameters(model, flow, self._records, matrices)
 
     def certain(self, index: int) -> bool:
@@ -100,8 +108,8 @@ class CallNesting:
     def _returned(self, before: list[set[Frames]], after: list[set[Frames]]) -> list[int]:
         """Return the nodes that no recorded one reads and that do, or serve, work of a module.
 
-        A graph's output goes to whoever called the root. What only changes the layout or the
-        type of a value on this way is not more than part of what made the value.
+        A graph's output is returned by the root. A node on the way there that only changes the
+        layout or the type of a value belongs to the module that made the value.
         """
         last = [i for i, record in enumerate(self._records) if not record and not after[i]]
         works = {index for index in last if self._reads_floats(index)}
@@ -131,21 +139,10 @@ class CallNesting:
         module = export_record.module_path(frames[-1])
         return frames, f"it stands between operations of one call of {module or 'the root'}"
 
-    def _matrices(self, index: int) -> set[str]:
-        """Return the matrices that a node reads and that are no one parameter."""
-        named = self._inputs(index) if self.recorded else ()
-        return {name for name in named if len(self._dims(name)) > 1 and not self._owners(name)}
-
-    def _owners(self, name: str) -> list[str]:
+    def _owners(self, tensor: Tensor) -> list[str]:
         """Return the modules of the parameters that an initializer is or is made of."""
-        names = [name, *self._folded.get(name, ())] if name in self._tensors else ()
-        return [owner for one in names if (owner := one.rpartition(".")[0])]
-
-    def _dims(self, name: str) -> Sequence[int]:
-        return self._tensors[name].dims if name in self._tensors else ()
-
-    def _inputs(self, index: int) -> Sequence[str]:
-        return self._flow.nodes[index].inputs
+        names = [tensor.name, *self._folded.get(tensor.name, ())]
+        return [owner for name in names if (owner := name.rpartition(".")[0])]
 
     def _place_rewritten(
         self, index: int, found: dict[int, tuple[Frames, str]]
@@ -158,7 +155,7 @@ class CallNesting:
         """
         frames = self._records[index]
         node = self._flow.nodes[index]
-        owners = [owner for name in node.inputs for owner in self._owners(name)]
+        owners = [owner for tensor in self._read[index] for owner in self._owners(tensor)]
         made = {
             (self._made[name], name)
             for name in node.inputs
@@ -179,15 +176,14 @@ class CallNesting:
 
     def _reads_floats(self, index: int) -> bool:
         """Tell whether a node reads a tensor of the graph that is no number and no shape."""
-        named = (self._tensors[name] for name in self._inputs(index) if name in self._tensors)
         return any(
-            prod(tensor.dims) > 1 and tensor.data_type != onnx.TensorProto.INT64 for tensor in named
+            prod(tensor.dims) > 1 and tensor.data_type != onnx.TensorProto.INT64
+            for tensor in self._read[index]
         )
 
     def _reads_other(self, index: int) -> bool:
         """Tell whether a node reads a constant of the graph that is no parameter and no number."""
-        named = (name for name in self._inputs(index) if not self._owners(name))
-        return any(prod(self._dims(name)) > 1 for name in named)
+        return any(prod(t.dims) > 1 and not self._owners(t) for t in self._read[index])
 
 
 def innermost_common(before: Iterable[Frames], after: Iterable[Frames]) -> Frames:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.attribution.placements import DATA_FLOW, ROOT, NodePlacement
 from modelexport_optimum.attribution.scopes import common
-from modelexport_optimum.onnx_file.skeleton import function_key, walk_graphs
+from modelexport_optimum.onnx_file.skeleton import function_key, walk_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,30 +31,25 @@ def place_bodies(
 
     They are added to `placed`, which has the graph's nodes, by their start.
     """
-    callers: dict[FunctionKey, list[Node]] = {}
-    functions = {function.key: function for function in model.functions}
-    if not functions:
+    if not model.functions:
         return
-    for _, graph in walk_graphs(model.graph):
-        for node in graph.nodes:
-            if function_key(node) in functions:
-                callers.setdefault(function_key(node), []).append(node)
+    callers: dict[FunctionKey, list[Node]] = defaultdict(list)
+    for node in walk_nodes(model.graph):
+        callers[function_key(node)].append(node)
     for function in _callers_first(model):
-        chains = {placed[call.start].paths for call in callers.get(function.key, ())}
+        chains = {placed[call.start].paths for call in callers[function.key]}
         otherwise = NodePlacement(
             common(chains) if chains else root,
             DATA_FLOW if chains else ROOT,
             f"it is in the body of {function.path}, "
             + ("where that is called" if chains else "which nothing calls"),
         )
-        for _, graph in walk_graphs(function.body):
-            for node in graph.nodes:
-                own = known(node)
-                if own is None or not all(_nested(own.paths, chain) for chain in chains):
-                    own = otherwise
-                placed[node.start] = own
-                if function_key(node) in functions:
-                    callers.setdefault(function_key(node), []).append(node)
+        for node in walk_nodes(function.body):
+            own = known(node)
+            if own is None or not all(_nested(own.paths, chain) for chain in chains):
+                own = otherwise
+            placed[node.start] = own
+            callers[function_key(node)].append(node)
 
 
 def _nested(one: Paths, other: Paths) -> bool:
@@ -61,23 +58,14 @@ def _nested(one: Paths, other: Paths) -> bool:
 
 
 def _callers_first(model: Model) -> list[Function]:
-    """Return the functions, each after those that call it; a circle is left in file order."""
-    functions = {function.key: function for function in model.functions}
-    ordered: dict[FunctionKey, Function] = {}
-    for function in model.functions:
-        stack = [(function, iter(_called(function)))]
-        entered = {function.key}
-        while stack:
-            current, called = stack[-1]
-            following = next((key for key in called if key in functions), None)
-            if following is None:
-                stack.pop()
-                ordered.setdefault(current.key, current)
-            elif following not in entered and following not in ordered:
-                entered.add(following)
-                stack.append((functions[following], iter(_called(functions[following]))))
-    return list(reversed(ordered.values()))
-
-
-def _called(function: Function) -> list[FunctionKey]:
-    return [function_key(node) for _, graph in walk_graphs(function.body) for node in graph.nodes]
+    """Return the functions, each after those that call it."""
+    called: dict[FunctionKey, list[FunctionKey]] = {}
+    for function in model.functions:  # a damaged file may have two of one key
+        keys = map(function_key, walk_nodes(function.body))
+        called.setdefault(function.key, []).extend(keys)
+    try:
+        ordered = list(TopologicalSorter(called).static_order())
+    except CycleError:  # which ONNX forbids, and ONNX Runtime refuses
+        ordered = list(called)
+    place = {key: number for number, key in enumerate(reversed(ordered))}
+    return sorted(model.functions, key=lambda function: place[function.key])

@@ -161,7 +161,8 @@ class LocalPool:
         worker.job = None
         worker.memory = worker.memory or message["memory"]
         if message["memory"] > worker.memory + _MAX_GROWTH:
-            self._dismiss(worker)
+            worker.pipe.close()  # upon which it ends
+            self._workers.remove(worker)
         return [Done(job, {**message, "worker": worker.name})]
 
     def _remove_dead(self, worker: _Worker) -> list[Lost]:
@@ -171,11 +172,6 @@ class LocalPool:
         worker.pipe.close()
         self._workers.remove(worker)
         return [] if worker.job is None else [Lost(worker.job, ending(worker.process.exitcode))]
-
-    def _dismiss(self, worker: _Worker) -> None:
-        """Let a worker end, which it does when its pipe is closed."""
-        worker.pipe.close()
-        self._workers.remove(worker)
 
     def cancel(self, job: Job, *, force: bool) -> None:
         """End the worker that has a job: by SIGTERM, upon which it cleans up, or by SIGKILL."""

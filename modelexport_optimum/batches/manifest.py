@@ -174,7 +174,8 @@ def _parsed(words: list[str]) -> dict[str, Any]:
                 flag, value, equals = word[:2], word[2:], word[2:]
             option = _flags().get(normalized(flag))
             if option is None:
-                raise _LineError(_no_such(flag, _names_of_flags()))
+                flags = (name for known in _flags().values() for name in known.flags)
+                raise _LineError(_no_such(flag, flags))
             if option.kind is bool:
                 if equals:
                     raise _LineError(f"Option {flag!r} does not take a value.")
@@ -199,11 +200,6 @@ def _parsed(words: list[str]) -> dict[str, Any]:
 def _flags() -> dict[str, Option]:
     options = options_of(*_OF_EACH_LINE).values()
     return {normalized(flag): option for option in options for flag in option.flags}
-
-
-@functools.cache
-def _names_of_flags() -> list[str]:
-    return [flag for option in options_of(*_OF_EACH_LINE).values() for flag in option.flags]
 
 
 # --- JSON -----------------------------------------------------------------------------------------

@@ -171,7 +171,11 @@ def print_diff(found: Diff) -> None:
             continue
         print_line(f"{file.file}: {_summary(file)}", style="yellow")
         print_blank()
-        rows = [*_interface_rows(file), *_module_change_rows(file)]
+        rows: list[Row] = [
+            (Cell(change.name, "bold"), "", "", _arrow(change.a, change.b))
+            for change in file.interface
+        ]
+        rows += _module_change_rows(file)
         print_table(_CHANGES, rows, elsewhere="--json has all")
 
 
@@ -187,11 +191,6 @@ def _summary(file: FileDiff) -> str:
         "of opsets, inputs and outputs differ": len(file.interface),
     }
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-
-
-def _interface_rows(file: FileDiff) -> Iterator[Row]:
-    for change in file.interface:
-        yield Cell(change.name, "bold"), "", "", _arrow(change.a, change.b)
 
 
 def _module_change_rows(file: FileDiff) -> Iterator[Row]:

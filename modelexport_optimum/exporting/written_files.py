@@ -1,8 +1,8 @@
-"""What Optimum asks of a file that it has just written, answered from the file's header.
+"""Two questions of Optimum about a file that it has just written, answered from the header.
 
-It loads the file with all its weights twice: into memory, to see whether the exporter put weights
-beside it, and into ONNX Runtime, to see whether an axis of an output has a name that it does not
-know. Where the header says no to both, which is nearly always, nothing is loaded.
+Optimum loads the file with all its weights twice: into memory, to see whether the exporter put
+weights beside it, and into ONNX Runtime, to see whether an axis of an output has an unknown name.
+The header answers both without the weights; the file is loaded only if an answer is yes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from modelexport_optimum.onnx_file.reader import read_model, read_outputs
+from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import walk_initializers
 from modelexport_optimum.system.private_names import LOADING_OF_FILES, MENDING_OF_AXES
 
@@ -56,7 +56,8 @@ def _axes_known(config: Any, path: Path) -> bool:  # noqa: ANN401
     What ONNX Runtime infers of such a shape adds numbers, and no names.
     """
     known = _names(config.inputs) | _names(config.outputs)
-    dims = [dim for value in read_outputs(path) for dim in value.shape or (None,)]
+    outputs = read_model(path).graph.outputs
+    dims = [dim for value in outputs for dim in value.shape or (None,)]
     return all(isinstance(dim, int) or dim in known for dim in dims)
 
 

@@ -34,7 +34,7 @@ from modelexport_optimum.tags.carriers import ATTRIBUTE
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
     from modelexport_optimum.onnx_file.skeleton import Node
@@ -101,8 +101,13 @@ def _diff_files(name: str, a: _Side, b: _Side) -> FileDiff:
         if _path(one) == _path(other) and _path(one) not in changed
         if (reads := _sources(one)) != (other_reads := _sources(other))
     ]
-    graph = tuple(_differing(_interface(a.file), _interface(b.file)))
-    return FileDiff(name, "", graph, modules, tuple(moved), tuple(rewired))
+    one, other = _interface(a.file), _interface(b.file)
+    interface = tuple(
+        Change(what, one.get(what, ""), other.get(what, ""))
+        for what in {**one, **other}
+        if one.get(what) != other.get(what)
+    )
+    return FileDiff(name, "", interface, modules, tuple(moved), tuple(rewired))
 
 
 def _interface(file: TaggedFile) -> dict[str, str]:
@@ -113,12 +118,6 @@ def _interface(file: TaggedFile) -> dict[str, str]:
     for kind, values in (("input", wanted_inputs(graph)), ("output", graph.outputs)):
         described |= {f"{kind} {v.name}": type_text(v.elem_type, v.shape) for v in values}
     return described
-
-
-def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[Change]:
-    for what in {**a, **b}:
-        if a.get(what) != b.get(what):
-            yield Change(what, a.get(what, ""), b.get(what, ""))
 
 
 # --- Modules --------------------------------------------------------------------------------------

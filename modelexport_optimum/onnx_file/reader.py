@@ -106,26 +106,6 @@ def damage_named(path: Path) -> Iterator[None]:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
 
 
-def read_outputs(path: Path) -> list[Value]:
-    """Read the outputs of a model's graph, and step over all else.
-
-    Raises:
-        InvalidModelError: The file is not a whole ONNX file.
-        ModelExportError: The file cannot be read.
-    """
-    outputs = []
-    with damage_named(path), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        reader = FieldReader(file.fileno(), size)
-        for number, wire, length, _, start in reader.fields(0, size):
-            if (number, wire) != (7, LEN):
-                continue
-            for inner, kind, value, _, offset in reader.fields(start, start + length):
-                if (inner, kind) == (12, LEN):
-                    outputs.append(_read_value(reader, offset, offset + value))
-    return outputs
-
-
 def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
     model = Model(path, size, Graph())
     has_graph = False
@@ -285,7 +265,12 @@ def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> No
                 pass
         nested = any(a.HasField("g") or a.graphs or a.type in _GRAPH_TYPES for a in proto.attribute)
     else:
-        proto = onnx.NodeProto.FromString(b"".join(_light_fields(reader, start, end)))
+        light = (
+            reader.read(key, offset + value)
+            for number, wire, value, key, offset in reader.fields(start, end)
+            if wire == LEN and number != 5  # the attributes
+        )
+        proto = onnx.NodeProto.FromString(b"".join(light))
         nested = True
     node.name, node.op_type, node.domain = proto.name, proto.op_type, proto.domain
     node.overload = getattr(proto, "overload", "")  # since onnx 1.16
@@ -307,12 +292,6 @@ def _read_node(reader: FieldReader, enclosing: list[tuple[int, int, int]]) -> No
 
 
 _GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-
-
-def _light_fields(reader: FieldReader, start: int, end: int) -> Iterator[bytes]:
-    for number, wire, value, key, offset in reader.fields(start, end):
-        if wire == LEN and number != 5:
-            yield reader.read(key, offset + value)
 
 
 def _read_attributes(

@@ -1,4 +1,4 @@
-"""The execution provider that a user means by a name, with its options."""
+"""Execution providers chosen by the names and options that a user gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.providers.plugins import Plugin, built_in_providers, installed_plugins
+from modelexport_optimum.providers.plugins import built_in_providers, installed_plugins
 from modelexport_optimum.system.files import expand_user
 from modelexport_optimum.system.packages import require_packages
 
@@ -160,13 +160,9 @@ def _plugin_of(short: str) -> Provider | None:
                 if _short(name) == short:
                     return Provider(name, library=plugin.library())
         except ModelExportError as error:
-            if _is_called(plugin, short):
+            if plugin.package.replace("-", "").endswith(short):
                 raise UsageError(str(error)) from error
     return None
-
-
-def _is_called(plugin: Plugin, short: str) -> bool:
-    return plugin.package.replace("-", "").endswith(short)
 
 
 def _plugin_names() -> list[str]:

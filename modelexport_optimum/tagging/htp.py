@@ -322,7 +322,7 @@ def _planned_removal(file: OpenFile) -> _Plan:
 
 def _removal(file: OpenFile, node: Node) -> list[Edit]:
     carried = file.carried[node.start]
-    if not (carried.tag or carried.attribute or node.metadata):
+    if not (carried.tag or carried.attribute or carriers.EVIDENCE in dict(node.metadata)):
         return []
     with damage_named(file.path):
         return carriers.removal(node, node_bytes(file.fd, node), carried)

@@ -118,9 +118,8 @@ def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
             continue
         with contextlib.suppress(InvalidModelError):
             model = read_model(path)
-            marked = is_marked(model)
-            for node in walk_all_nodes(model):
-                modules.update(carriers.read(node, marked=marked).modules or ())
+            nodes = walk_all_nodes(model)
+            modules.update(carriers.modules_in_tags(nodes, marked=is_marked(model)))
     return modules
 
 

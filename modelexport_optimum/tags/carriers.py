@@ -31,7 +31,7 @@ from modelexport_optimum.tags.tag_grammar import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Node
 
@@ -134,6 +134,14 @@ def read(node: Node, *, marked: bool) -> Carried:
     if modules is None:
         tag = ""
     return Carried(tag, modules, evidence, complete, attribute is not None, own_scopes, doc_string)
+
+
+def modules_in_tags(nodes: Iterable[Node], *, marked: bool) -> dict[str, str]:
+    """Return the modules that stand in the tags of nodes, path to class name; `marked` as above."""
+    modules: dict[str, str] = {}
+    for node in nodes:
+        modules.update(read(node, marked=marked).modules or ())
+    return modules
 
 
 def carries(node: Node, tag: str | None) -> bool:
@@ -269,8 +277,6 @@ def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
     Raises:
         DecodeError: A field is damaged.
     """
-    if not (carried.tag or carried.attribute or EVIDENCE in dict(node.metadata)):
-        return []
     edits = []
     ours = False
     docs = []

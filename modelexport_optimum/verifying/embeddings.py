@@ -13,6 +13,8 @@ import numpy as np
 
 from modelexport_optimum.errors import first_line
 from modelexport_optimum.own_code.named_code import find_own_code, in_words
+from modelexport_optimum.providers.choice import CPU, Provider
+from modelexport_optimum.providers.session import open_session, quiet_options
 from modelexport_optimum.system.model_files import module_folders
 from modelexport_optimum.verifying.exported_files import precision
 from modelexport_optimum.verifying.source_files import is_pooled_outside
@@ -98,12 +100,12 @@ def _load(exported: Exported, directory: Path, backend: Literal["torch", "onnx"]
 
 def _run_graph(exported: Exported, source: Any) -> NDArray[Any]:  # noqa: ANN401
     """Return the graph's own embeddings of the sentences, of tokens as the model makes them."""
-    import onnxruntime
-
-    file = next(file for file, graph in exported.graphs.items() if _embeds(graph))
-    session = onnxruntime.InferenceSession(
-        exported.directory / file, providers=["CPUExecutionProvider"]
+    file = next(
+        file
+        for file, graph in exported.graphs.items()
+        if any(value.name == EMBEDDING for value in graph.outputs)
     )
+    session = open_session(str(exported.directory / file), Provider(CPU), quiet_options())
     wanted = {value.name for value in session.get_inputs()}
     rows = []
     for sentence in SENTENCES:
@@ -111,10 +113,6 @@ def _run_graph(exported: Exported, source: Any) -> NDArray[Any]:  # noqa: ANN401
         inputs = {name: np.asarray(value) for name, value in tokens.items() if name in wanted}
         rows.append(session.run([EMBEDDING], inputs)[0])
     return np.concatenate(rows)
-
-
-def _embeds(graph: Any) -> bool:  # noqa: ANN401
-    return any(value.name == EMBEDDING for value in graph.outputs)
 
 
 def _compare(

@@ -1,12 +1,12 @@
 """Which modules the graphs show, beside those of the model that config.json describes.
 
 A graph shows a module by the tags of its nodes; without tags, by the scopes in the nodes'
-names and by the parameters that go by their own names. Of the described model it may lack
-what no node is left of: a pooler that nobody asks for, a BatchNorm that was folded into its
+names and by parameters that have kept their names. It may lack modules of the described model
+that left no node: a pooler whose output is not used, a BatchNorm that was folded into its
 convolution, a table that was folded into a constant. A file that was tagged when it was
 exported records these (`model_record.SILENT`), and the comparison is exact. In any other
-file a missing module proves nothing by itself, but one of a list does: of equal modules in
-a list, an exporter leaves none out at the end.
+file a missing module proves nothing, unless it is the last of equal modules in a list: an
+exporter leaves none of those out.
 """
 
 from __future__ import annotations
@@ -47,16 +47,9 @@ class FileTags:
 
 def read_tags(model: Model) -> FileTags | None:
     """Return what the tags of a file tell, None if it has none."""
-    marked = is_marked(model)
-    paths: dict[str, None] = {}
-    root_class = ""
-    for node in walk_all_nodes(model):
-        for path, name in carriers.read(node, marked=marked).modules or ():
-            if path:
-                paths[path] = None
-            else:
-                root_class = name
-    return FileTags(root_class, list(paths), read_silent(model)) if root_class else None
+    modules = carriers.modules_in_tags(walk_all_nodes(model), marked=is_marked(model))
+    root_class = modules.pop("", "")
+    return FileTags(root_class, list(modules), read_silent(model)) if root_class else None
 
 
 def missing_modules(

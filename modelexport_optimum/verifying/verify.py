@@ -154,18 +154,15 @@ def _verify(
     results, cpu, placements = check_providers(
         exported, loader, chosen, asked=asked, place=place, loaded=loaded
     )
+    task = exported.task
+    if task is not None and exported.uses_cache:
+        task += "-with-past"
     return VerifyReport(
         directory=exported.directory,
-        task=_full_task(exported),
+        task=task,
         library=exported.library,
         ort_class=loader.name,
         checks=tuple(check_all(exported, cpu, source)),
         providers=tuple(results),
         placements=tuple(placements),
     )
-
-
-def _full_task(exported: Exported) -> str | None:
-    if exported.task is None or not exported.uses_cache:
-        return exported.task
-    return f"{exported.task}-with-past"
