@@ -144,7 +144,7 @@ def _with_pytorch(
 ) -> tuple[list[FilePair], str, str]:
     """Return the pairs of an export with a model, by default its own, and the sides in words."""
     source = _recorded_source(path) if model is None else model
-    said = source if isinstance(source, str | Path) else type(source).__name__
+    name = source if isinstance(source, str | Path) else type(source).__name__
     try:
         pairs = _torch_pairs(path, source, task, shapes, load)
     except UsageError as error:
@@ -154,7 +154,7 @@ def _with_pytorch(
             f"{path} was made from {source}, which cannot be loaded ({first_line(error)}): "
             "give --model NAME|DIR"
         ) from error
-    return pairs, f"PyTorch ({said})", str(path)
+    return pairs, f"PyTorch ({name})", str(path)
 
 
 def _write_node_data(target: Path, found: Comparison, file: TaggedFile) -> None:

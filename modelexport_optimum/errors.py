@@ -84,7 +84,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def system_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say of what the system refuses which file it is about, whoever asked for it.
+    """Name the file in the errors of the operating system.
 
     Args:
         path: What the block works on, for an error that names no file.
@@ -108,15 +108,14 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return " ".join(f"{where}{error.strerror or error}".splitlines())
-    said = _shortened(one_line(error))
-    return f"{type(error).__name__}: {said} (unexpected: please report it with --verbose)"
+    text = _shortened(one_line(error))
+    return f"{type(error).__name__}: {text} (unexpected: please report it with --verbose)"
 
 
 def onnxruntime_line(text: object) -> str:
     """Return what ONNX Runtime says on one line, without its status and places in its sources."""
-    said = _without_places(_STATUS.split(str(text))[-1])
-    said = re.sub(r"(Exception[\w ]*: )\1+", r"\1", one_line(said))
-    return _shortened(said)
+    message = one_line(_without_places(_STATUS.split(str(text))[-1]))
+    return _shortened(re.sub(r"(Exception[\w ]*: )\1+", r"\1", message))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Who reads whose values in a graph, and the nodes that are placed by it."""
+"""The edges between the nodes of a graph, and the nodes that are placed by their neighbours."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _maker(name: str, visible: Sequence[Mapping[str, int]]) -> int:
 def place_by_flow(
     flow: DataFlow, known: Sequence[Paths | None]
 ) -> Iterator[tuple[int, Paths | None, str]]:
-    """Place the nodes that have no place yet by those that have.
+    """Place the nodes that have no place yet between their placed neighbours.
 
     Yields:
         For each node without a place its number, its chain or None, and the reason.

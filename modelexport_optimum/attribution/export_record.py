@@ -1,4 +1,4 @@
-"""PyTorch's own record on the nodes that its dynamo exporter writes, and what rewriting left of it.
+"""The record that PyTorch's dynamo exporter writes on its nodes, and what rewriting leaves of it.
 
 torch.export notes the calls that are open when an operation runs (`nn_module_stack`, by
 `torch/fx/experimental/proxy_tensor.py`), and the exporter writes them onto the operation's nodes:

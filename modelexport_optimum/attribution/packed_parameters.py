@@ -1,7 +1,8 @@
-"""What was made of parameters and kept none of their names: packed, transposed, quantized.
+"""Parameters that were packed, transposed or quantized, and so lost their names.
 
-Such a matrix tells no module. What does is that a module's parameter is read by no node, while a
-matrix that is no one parameter comes to an operation of this module through nodes without record.
+The name of such a matrix tells no module. Two facts together do: no node reads a parameter of the
+module, and a matrix that is no parameter reaches an operation of the module through nodes without
+record.
 """
 
 from __future__ import annotations

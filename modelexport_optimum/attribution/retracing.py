@@ -1,4 +1,4 @@
-"""A model exported once more, without its weights, for what the names in its files leave open.
+"""A model exported once more, without its weights, where node names do not decide a module.
 
 Each parameter that has no memory becomes one zero, seen in the parameter's shape. Optimum's
 exporter, or PyTorch's own for a class that Optimum does not know, then goes as far as to where
@@ -186,7 +186,7 @@ def _export_plainly(model: torch.nn.Module, file: Model) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what exporters say of a model from whoever asked for tags."""
+    """Silence the exporters: their logs, warnings and prints are not about the tags."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -125,13 +125,15 @@ class _Attributor:
             if self.placed[index] is None and self.calls_nest.certain(index):
                 self.placed[index] = self._recorded(node)
             if self.placed[index] is None and self.scope_of[index] is not None:
-                self.placed[index] = self._noted(index, node.name)
+                self.placed[index] = self._traced_call(index, node.name)
         self._place_by_calls()
         self._place_scopes()
         known = self._known_chains()
         for index, node in enumerate(nodes):
             if self.placed[index] is None:
-                self.placed[index] = self._named_parameter(node, known) or self._kept(index, known)
+                self.placed[index] = self._named_parameter(node, known) or self._by_kept_name(
+                    index, known
+                )
         chains = [None if p is None else p.paths for p in self.placed]
         for index, chain, reason in place_by_flow(self.flow, chains):
             if chain is None:
@@ -189,7 +191,7 @@ class _Attributor:
             if self.placed[index] is None:
                 self.placed[index] = NodePlacement(self._chain(frames), TRACER, reason)
 
-    def _noted(self, index: int, name: str) -> NodePlacement | None:
+    def _traced_call(self, index: int, name: str) -> NodePlacement | None:
         """Rule 4."""
         graphs = self.traced.get(self.flow.graph_of[index], ())
         chains = [graph.chains[name] for graph in graphs if name in graph.chains]
@@ -302,7 +304,7 @@ class _Attributor:
         return known
 
     def _chain_to(self, path: str, known: Mapping[str, Paths]) -> Paths:
-        """Return the chain to a module that was perhaps never called: through those that were."""
+        """Return the chain through called modules to one that may never have been called."""
         called = (outer for outer in (path, *outer_paths(path)) if outer in known)
         chain = known.get(next(called, ""), self.scopes.root)
         return chain if path in chain else inside(chain, path)
@@ -315,20 +317,20 @@ class _Attributor:
                 return NodePlacement(self._chain_to(owner, known), PARAMETER, f"it carries {name}")
         return None
 
-    def _kept(self, index: int, known: Mapping[str, Paths]) -> NodePlacement | None:
+    def _by_kept_name(self, index: int, known: Mapping[str, Paths]) -> NodePlacement | None:
         """Rule 10."""
         node = self.flow.nodes[index]
         read = self.parameters.read_by([node])
         name = name_from_output(node)
         if name is not None:
-            noted = self._noted(index, name)
+            noted = self._traced_call(index, name)
             scope = name.rpartition("/")[0]
             chain = noted.paths if noted else common(self._options(index, scope))
         elif is_scoped(node.name) and "_output_" not in node.name:
             scope = node.name.rpartition("/")[0]
             chain = common(self._options(index, scope))
         else:
-            return self._reader(read, known)
+            return self._reads_one_parameter(read, known)
         for parameter in read:
             if not self.parameters.may_hold(chain[-1], parameter):
                 # It does the work of several modules at once.
@@ -340,7 +342,9 @@ class _Attributor:
         chains = self._callers(self.flow.graph_of[index], scope)
         return chains or [self.scopes.longest(scope)]
 
-    def _reader(self, read: Collection[str], known: Mapping[str, Paths]) -> NodePlacement | None:
+    def _reads_one_parameter(
+        self, read: Collection[str], known: Mapping[str, Paths]
+    ) -> NodePlacement | None:
         """Rule 11."""
         owners = {
             owner

@@ -1,4 +1,4 @@
-"""What earlier batches left in a directory: which jobs are done, and what may be replaced."""
+"""The results of earlier batches in a directory: which jobs are done, and what may be replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the lines of a manifest write: no output may be another's, or the batch's own.
+"""The outputs of a manifest's lines, which must not collide with one another or with the batch.
 
 The same holds for the repositories on the Hub that they are uploaded to.
 """

@@ -9,8 +9,8 @@ forget_current_directory()
 
 # Without that directory.
 from modelexport_optimum.batches.worker import import_all  # noqa: E402
-from modelexport_optimum.system.lean_imports import spare_collector_for_good  # noqa: E402
+from modelexport_optimum.system.lean_imports import freeze_collector_for_good  # noqa: E402
 
 import_all()
 # The collector writes to each object that it looks at, and a page that is written is copied.
-spare_collector_for_good()
+freeze_collector_for_good()

@@ -296,7 +296,9 @@ class RayCluster:
         for number in stuck:
             task = self._tasks.pop(number)
             self._ray.cancel(task.result)
-            asked = ", ".join(f"{name} {amount:.15g}" for name, amount in _asked(task.job).items())
+            asked = ", ".join(
+                f"{name} {amount:.15g}" for name, amount in _requested(task.job).items()
+            )
             error = f"no node of the Ray cluster has {asked}: ask for less, or add one that has"
             events.append(_failed(task.job, error))
         return events
@@ -352,7 +354,7 @@ def _find(address: str | None) -> str:
     return address
 
 
-def _asked(job: Job) -> dict[str, float]:
+def _requested(job: Job) -> dict[str, float]:
     asked = {
         "CPU": job.resources.num_cpus,
         "GPU": job.resources.num_gpus,
@@ -362,7 +364,7 @@ def _asked(job: Job) -> dict[str, float]:
 
 
 def _fits(job: Job, node: dict[str, float]) -> bool:
-    return all(amount <= node.get(name, 0) for name, amount in _asked(job).items())
+    return all(amount <= node.get(name, 0) for name, amount in _requested(job).items())
 
 
 def _failed(job: Job, error: str) -> Done:

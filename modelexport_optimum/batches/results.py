@@ -1,7 +1,7 @@
 """results.jsonl: what became of each model of a batch, one JSON object a line.
 
-A record is on the disk before the next is written. The last of an output's counts; the others
-go when the file is written anew, at the end of a batch.
+Each record is flushed to the disk before the next is written. Of several records of one output the
+last counts; the others are removed when the file is rewritten, at the end of a batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Jobs on their way through a runner: which starts when, which is ended, what is recorded of each.
+"""The scheduler of a batch: it starts and ends jobs through a runner, and records their results.
 
-A runner starts and ends processes and reports events; what an event means is decided here.
+A runner starts and ends processes and reports events; the scheduler decides what an event means.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One job of a batch, run in this process: an export, and a record of it whatever happens.
 
-The local pool and Ray both call `run_job`. An error ends the job and is in its record; what ends
-the process, the runner notices.
+The local pool and Ray both call `run_job`. An error ends the job and is in its record; the runner
+notices when the process dies.
 """
 
 from __future__ import annotations

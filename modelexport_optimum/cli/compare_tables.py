@@ -110,8 +110,8 @@ def _outputs_of(file: str, found: Comparison, *, named: bool) -> Iterator[Row]:
     for row in wrong or outputs[:1]:
         name = f"{file} {row.name}" if named else row.name
         rest = len(outputs) - (len(wrong) or 1)
-        said = f"the largest of {len(outputs)}" if rest and not wrong else ""
-        yield name, _cell(row.relative, found), Cell(said, DIM)
+        note = f"the largest of {len(outputs)}" if rest and not wrong else ""
+        yield name, _cell(row.relative, found), Cell(note, DIM)
 
 
 def _by_error(row: OutputComparison) -> float:

@@ -1,4 +1,4 @@
-"""What the shell offers when an option's value is completed: a second at most, and never an error.
+"""Shell completion of option values: at most a second, and never an error.
 
 Typer calls these functions with what was typed so far.
 """

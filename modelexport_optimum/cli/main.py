@@ -31,7 +31,7 @@ from modelexport_optimum.cli.program import (
     BatchCommand,
     Command,
     Commands,
-    saying_what_was_kept,
+    message_when_stopped,
 )
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.exporting.options import ExportOptions, ModelAndOutput, instance_of
@@ -122,21 +122,21 @@ def export(
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
     arguments = instance_of(ExportOptions, given).arguments()
     with (
-        saying_what_was_kept(
+        message_when_stopped(
             "nothing was written or replaced; the same command starts again"
-        ) as kept,
+        ) as stop,
         printing.command(as_json=as_json, verbose=verbose) as progress,
     ):
         model, output = instance_of(ModelAndOutput, given).resolve()
         from modelexport_optimum.export_run import default_output
         from modelexport_optimum.export_run import export as run
 
-        def noted(stage: str, seconds: float | None) -> None:
+        def show_stage(stage: str, seconds: float | None) -> None:
             if stage == "upload":
-                kept.message = "the export is written, and was not uploaded"
+                stop.message = "the export is written, and was not uploaded"
             progress(stage, seconds)
 
-        result = run(model, output or default_output(model), progress=noted, **arguments)
+        result = run(model, output or default_output(model), progress=show_stage, **arguments)
     if as_json:
         printing.print_json(result.to_dict())
     else:
@@ -226,9 +226,9 @@ def tag(
     verbose: Verbose = False,
 ) -> None:
     """Write the tags on an export that exists already."""
-    kept = "every file is whole, and tagged or as it was; the same command tags the rest"
+    message = "every file is whole, and tagged or as it was; the same command tags the rest"
     with (
-        saying_what_was_kept(kept),
+        message_when_stopped(message),
         printing.command("tag", as_json=as_json, verbose=verbose),
     ):
         if explain is None:
@@ -254,9 +254,9 @@ def tag(
 @app.command(rich_help_panel=help_page.EXPORTS)
 def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Take the tags out again: the files are what they were, byte for byte."""
-    kept = "every file is whole, and stripped or as it was; the same command strips the rest"
+    message = "every file is whole, and stripped or as it was; the same command strips the rest"
     with (
-        saying_what_was_kept(kept),
+        message_when_stopped(message),
         printing.command("strip", as_json=as_json, verbose=verbose),
     ):
         from modelexport_optimum.tagging.htp import strip as run
@@ -289,9 +289,9 @@ def verify(
     if list_providers:
         _list_providers(provider_libraries, as_json=as_json)
         return
-    kept = "nothing was changed; the same command starts again"
+    message = "nothing was changed; the same command starts again"
     with (
-        saying_what_was_kept(kept),
+        message_when_stopped(message),
         printing.command("check", as_json=as_json, verbose=verbose),
     ):
         if directory is None:

@@ -1,7 +1,7 @@
-"""How every command speaks: its stages, its errors, its JSON, and how it ends.
+"""What all commands print in one way: stages, errors and JSON; and how a command ends.
 
-Progress and errors go to stderr, results to stdout. What other libraries print is kept
-from both. What the results of a command look like is in `run_tables` and `view_tables`.
+Progress and errors go to stderr, results to stdout. The output of other libraries goes to neither.
+`run_tables` and `view_tables` format the results of each command.
 """
 
 from __future__ import annotations

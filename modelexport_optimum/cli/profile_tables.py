@@ -159,10 +159,10 @@ def _print_slowest(profile: FileProfile) -> None:
 
 def _memory_in_words(profile: FileProfile) -> str:
     activations, parameters = decimal(profile.activations), decimal(profile.parameters)
-    told = f"activations {activations}, parameters {parameters}"
+    memory = f"activations {activations}, parameters {parameters}"
     if profile.peak is None:
-        return f"{told}, and this ONNX Runtime tells no peak"
-    return f"{told}, peak {decimal(profile.peak)} beyond what the session holds"
+        return f"{memory}, and this ONNX Runtime tells no peak"
+    return f"{memory}, peak {decimal(profile.peak)} beyond what the session holds"
 
 
 def _without_repeats(inputs: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
-"""The program around its commands: which command a word means, and what a wrong one is told.
+"""The Typer classes of the program: the default command, and hints for mistyped words.
 
-Typer does the parsing. Here a word that is no command becomes a model for `export`, a mistyped
-command or option is told which one was meant, and a flag is shown without a type.
+Typer does the parsing. Here a word that is no command becomes a model for `export`, the error for
+a mistyped command or option names the likely one, and a flag is shown without a type.
 """
 
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
@@ -182,26 +182,26 @@ class Commands(_FlagsHaveNoType, TyperGroup):
 
 
 @dataclass
-class Kept:
-    """What is kept of a command's work if it is stopped, and how to go on."""
+class StopMessage:
+    """What to print when a command is stopped: what it has written, and how to go on."""
 
     message: str
 
 
 @contextlib.contextmanager
-def saying_what_was_kept(message: str) -> "Iterator[Kept]":
+def message_when_stopped(message: str) -> "Iterator[StopMessage]":
     """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
 
     Yields:
         The same, for a block in which it changes.
     """
-    kept = Kept(message)
+    stop = StopMessage(message)
     try:
-        yield kept
+        yield stop
     except KeyboardInterrupt as error:
-        typer.echo(f"stopped: {kept.message}", err=True)
+        typer.echo(f"stopped: {stop.message}", err=True)
         raise typer.Exit(128 + signal.SIGINT) from error
     except SystemExit as error:
         if isinstance(error.code, int) and error.code > 128:
-            typer.echo(f"stopped: {kept.message}", err=True)
+            typer.echo(f"stopped: {stop.message}", err=True)
         raise

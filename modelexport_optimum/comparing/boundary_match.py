@@ -1,7 +1,7 @@
-"""Which values of a graph stand for what left the calls of modules in another run.
+"""Pairs of a graph's values and the module outputs that another run recorded.
 
-Values are matched by module path, call and shape; the outputs of the whole graph by name. What
-cannot be matched gets its reason.
+Values are matched by module path, call and shape; the outputs of the whole graph by name. An
+unmatched call has a reason.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MatchedCall:
     @property
     def is_matched(self) -> bool:
         """Whether there is something to compare, or nothing that could be wrong."""
-        return bool(self.pairs) or self.recorded.hands_on
+        return bool(self.pairs) or self.recorded.passes_through
 
 
 def match(recorded: RecordedRun, graph: FlatGraph, values: ValueStore) -> list[MatchedCall]:
@@ -224,7 +224,7 @@ def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
 def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
     """Take back matches of modules in which another module calls something.
 
-    By its tag such a call is in the module, so that what leaves the module is not to be told.
+    By its tag such a call is in the module, so that the outputs of the module cannot be told apart.
     """
     called = {entry.recorded.path for entry in matched}
     blurred: dict[str, str] = {}
@@ -297,7 +297,7 @@ def _match_without_nodes(
             entry.reason = "its nodes stand in a nested graph, which runs as a whole"
         elif not call.outputs:
             entry.reason = "no tensor leaves it in the reference"
-        elif call.hands_on:
+        elif call.passes_through:
             entry.reason = "it hands on what it is given"
         elif not call.needed:
             entry.reason = "no output needs what leaves it: the export left it out"

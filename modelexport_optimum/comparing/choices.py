@@ -1,4 +1,4 @@
-"""What a TopK chose, where rounding alone decides between the two sides.
+"""The choices of TopK nodes, where the two sides differ by rounding alone.
 
 Scores that are equal but for rounding are in another order on another machine, and a TopK
 that need not sort gives any order. All that follows (which expert a token goes to, which

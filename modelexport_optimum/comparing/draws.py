@@ -1,8 +1,8 @@
-"""What is drawn at random: no two runs agree on it, and no module is at fault.
+"""Random numbers: two runs draw different ones, and no module is at fault.
 
-So the other side is run with the numbers that the reference drew, where both sides show them
-(`torch.rand` and RandomUniform). Where one side does not (a Dropout in training shows its
-result alone), what is drawn and all that follows cannot be compared.
+So the other side is run with the numbers that the reference drew, if both sides show them
+(`torch.rand` and RandomUniform). If one side does not (a Dropout in training shows only its
+result), the drawn values and all that depend on them cannot be compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one warning of loading a model that must not get lost: weights that were made up."""
+"""The warning that a model was loaded with weights that its files lack and that are random."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Optimum's exporter, driven: which model it exported, and what its errors mean.
 
-Loading and converting are Optimum's (`main_export`, `onnx_export_from_model`). This room
-stands between the two to learn the module tree of the very model that is converted, and
-does not let a failed comparison with PyTorch take the files away. It neither tags nor
-checks nor publishes.
+Optimum loads and converts (`main_export`, `onnx_export_from_model`). This module intervenes
+between the two steps to read the module tree of the model that is converted, and keeps the files
+if the comparison with PyTorch fails. It neither tags nor checks nor publishes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.own_code.named_code import in_words
 from modelexport_optimum.system.lean_imports import (
     EXPORTER,
-    collector_spared,
+    collector_frozen,
     import_diffusers,
     import_lean,
 )
@@ -87,7 +86,7 @@ def optimum_imported(begin: Begin) -> Iterator[None]:
     import_lean(EXPORTER)
     import optimum.onnxruntime  # noqa: F401
 
-    with collector_spared():
+    with collector_frozen():
         yield
 
 

@@ -1,7 +1,7 @@
-"""The outputs of the exported files against PyTorch's: Optimum's own comparison, made at the end.
+"""Optimum's own comparison of the exported files with PyTorch, postponed to the end of the run.
 
-Optimum makes it when it has written the files, in a session of its own. It is put off here until
-the files are tagged and loaded for the check, whose sessions then serve both.
+Optimum compares when it has written the files, in a session of its own. Here the comparison waits
+until the files are tagged and loaded for the check, and uses the sessions of the check.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Where the model comes from: a directory, the Hub, or the Hub's cache.
 
-What can be wrong with a name is said here, before anything heavy is imported and before
-Optimum asks the Hub its own questions, some of which have no time-out; and so is code of the
-model's that was not trusted. Loading is Optimum's.
+A wrong name and code that was not trusted are refused here, before anything heavy is imported and
+before Optimum sends requests to the Hub, some of which have no time-out. Optimum loads the model.
 """
 
 from __future__ import annotations

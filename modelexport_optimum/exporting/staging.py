@@ -1,7 +1,7 @@
 """The output directory: written under a hidden name beside it, published by one rename.
 
-Whatever happens to a run, the output is absent, or what it was, or finished. This room
-knows directories and nothing of what is in them.
+Whatever happens to a run, the output is absent, unchanged or finished. This module knows
+directories and not what is in them.
 """
 
 from __future__ import annotations

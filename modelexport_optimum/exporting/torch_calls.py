@@ -1,4 +1,4 @@
-"""What leaves each call of each module while PyTorch runs, and what becomes of it.
+"""The outputs of each call of each module while PyTorch runs, and where they are used.
 
 Hooks on the modules see the calls. A dispatch mode sees the operations between them: which
 results no output needs (an exporter leaves them out), which depend on no input (it may hold
@@ -131,14 +131,16 @@ class TorchCalls:
             names.append(name)
             self._made_by[index] |= self._operations.writers(tensor)
         first = next(tensors(args), None)
-        hands_on = (
+        passes_through = (
             isinstance(output, torch.Tensor)
             and first is not None
             and not any(True for _ in module.parameters())
             and first.shape == output.shape
             and torch.equal(first, output)
         )
-        self.calls[index] = replace(call, outputs=tuple(dict.fromkeys(names)), hands_on=hands_on)
+        self.calls[index] = replace(
+            call, outputs=tuple(dict.fromkeys(names)), passes_through=passes_through
+        )
 
     def _choose(self, indices: torch.Tensor) -> None:
         self._note("choices", "?", indices)

@@ -1,4 +1,4 @@
-"""PyTorch's own run of what Optimum exports, with what leaves each call of each module.
+"""A run of the exported model in PyTorch, with the outputs of each call of each module.
 
 Optimum chooses the parts of the model, the inputs of each and the patches, exactly as for an
 export; in the place where it would trace a part, the part is kept and run. Nothing is

@@ -1,7 +1,7 @@
-"""What left each call of each module in one run, on either side of a comparison.
+"""The outputs of each call of each module in one run, on either side of a comparison.
 
-Plain data, whoever made it: a tagged graph in ONNX Runtime (here) or PyTorch. The values
-themselves are files in a temporary directory, read when they are asked for.
+Plain data of a run in ONNX Runtime (made here) or in PyTorch. The values are files in a temporary
+directory, read on demand.
 """
 
 from __future__ import annotations

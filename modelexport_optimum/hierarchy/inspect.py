@@ -1,4 +1,4 @@
-"""The module tree with its operators and parameters, and the nodes of what one asks for.
+"""The module tree with its operators and parameters, and the nodes of chosen modules.
 
 It counts what the headers say; no weight is read.
 """

@@ -66,11 +66,11 @@ def module_subgraph(file: TaggedFile, module: TaggedModule) -> ModuleSubgraph:
     if strangers or (between and runs > 1):
         raise _runs_around(file, module, runs, peers, taken, between)
     taken |= {id(node) for node in between}
-    cut = _bounded(file, peers, taken, constant, own[0])
+    part = _bounded(file, peers, taken, constant, own[0])
     if runs > 1:
-        taking = f"taking {_listed(cut.inputs)} and giving {_listed(cut.outputs)}"
-        raise _refusal(file, module, f"it runs {runs} times, {taking}; {_advice(module)}")
-    return cut
+        boundary = f"taking {_listed(part.inputs)} and giving {_listed(part.outputs)}"
+        raise _refusal(file, module, f"it runs {runs} times, {boundary}; {_advice(module)}")
+    return part
 
 
 def _own_nodes(file: TaggedFile, module: TaggedModule) -> list[TaggedNode]:

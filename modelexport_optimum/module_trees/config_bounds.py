@@ -1,7 +1,7 @@
-"""Bounds on what a config.json may make of a machine: a number in it is somebody's text.
+"""Bounds on the memory and time that a config.json can cost: anybody may have written it.
 
-A configuration class writes a list for each layer and label that a number names, and a model class
-builds a module for each. Neither can be stopped from outside, so that both are bounded before.
+A configuration class makes a list entry for each layer and label that a number counts, and a model
+class builds a module for each. Neither can be stopped from outside, so both are bounded before.
 """
 
 from __future__ import annotations

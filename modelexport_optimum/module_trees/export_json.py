@@ -1,6 +1,6 @@
 """export.json, which transformers' own exporter writes beside its graphs.
 
-It is somebody's text: what is not of the form that is expected counts as not there.
+Anybody may have written the file: an entry of another form than expected is ignored.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def check_external_data(model: Model) -> None:
     """
     locations = {t.location for t in walk_initializers(model.graph) if t.location}
     for location in sorted(locations):
-        with contextlib.suppress(MissingDataError):  # whoever needs it will say so
+        with contextlib.suppress(MissingDataError):  # reported where it is needed
             os.close(open_external_data(model.path, location))
 
 

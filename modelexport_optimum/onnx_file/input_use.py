@@ -1,4 +1,4 @@
-"""What a graph tells of its inputs: what the nodes that read them need.
+"""What the nodes of a graph require of its inputs.
 
 How many rows a table has that an input selects from, how many channels a convolution takes, how
 many positions a table of positions has. No weight is read: shapes and small constants are enough.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Node, Tensor
 
-_HANDS_ON = frozenset(
+_PASSES_THROUGH = frozenset(
     {
         *("Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"),
         *("Squeeze", "Transpose", "Unsqueeze"),
@@ -137,7 +137,7 @@ class InputUse:
                     if weight is not None:
                         yield node, weight
                 is_data = node.op_type == "Concat" or inputs[0] == read
-                if node.op_type in _HANDS_ON and is_data:
+                if node.op_type in _PASSES_THROUGH and is_data:
                     new = [output for output in node.outputs if output not in names]
                     names.update(new)
                     waiting += new

@@ -1,7 +1,7 @@
-"""The files of an export in the order in which they run, each on what those before it gave.
+"""The files of an export in the order in which they run, each on the outputs of earlier ones.
 
-An encoder's output is the decoder's input, and what the decoder cached is the input of its next
-step. Which output becomes which input is told by the names that Optimum gives to both.
+An encoder's output is the decoder's input, and the decoder's cache is the input of its next step.
+The names that Optimum gives to both tell which output becomes which input.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Places:
             nodes += nested.nodes
             self._values.update(tensor.name for tensor in nested.initializers)
             self._values.update(value.name for value in nested.inputs)
-        self._values.update(name for node in nodes for name in _made(node))
+        self._values.update(name for node in nodes for name in _values_made(node))
         # A node that is still there may give its value under another name.
         there = {(node.name, node.op_type) for node in nodes}
         kept = (node.node for node in file.nodes if (node.name, node.op_type) in there)
@@ -66,7 +66,7 @@ class Places:
         if own is not None:
             return own
         fused: set[int] = set()
-        waiting = _made(node)
+        waiting = _values_made(node)
         while waiting:
             for index in self._makers.get(waiting.pop(), ()):
                 if index not in fused:
@@ -76,7 +76,7 @@ class Places:
         return nearest_around(self._file.nodes[index].module for index in fused)
 
 
-def _made(node: Node) -> list[str]:
+def _values_made(node: Node) -> list[str]:
     """Return the values that a node makes, by the names that they have in the file."""
     value, blocked, _ = node.name.partition(_BLOCKED)
     return [*node.outputs, *([value] if blocked else [])]

@@ -1,4 +1,4 @@
-"""The times of one file with several sizes of its inputs, side by side, and how they grow."""
+"""How the times of one file grow with the sizes of its inputs."""
 
 from __future__ import annotations
 

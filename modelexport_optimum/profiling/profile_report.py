@@ -1,4 +1,4 @@
-"""The profiles of all files of an export, with every size of the inputs."""
+"""The profiles of all files of an export, one for each size of the inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The execution providers of this machine: built in, from packages, and what others need."""
+"""The execution providers of this machine, and what must be installed for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ONNX Runtime and its providers log while a session is made: why one took nothing."""
+"""The log of ONNX Runtime while a session is made, and why a provider took no node."""
 
 from __future__ import annotations
 

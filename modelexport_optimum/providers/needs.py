@@ -1,4 +1,4 @@
-"""What a machine must have for a provider."""
+"""What must be installed for an execution provider."""
 
 from __future__ import annotations
 

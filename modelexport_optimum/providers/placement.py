@@ -112,14 +112,14 @@ class Placement(Displayed):
         if taken == self.node_count:
             return f"{self.provider} runs the whole model: {count}"
         if not taken:
-            keeping = self._keeping(self._blamed())
+            keeping = self._modules_left(self._operators_in_reason())
             kept = f", kept by {keeping}" if keeping else ""
             why = f": {self.reason}" if self.reason else ""
             return (
                 f"{self.provider} runs nothing: all {self.node_count:,} nodes run on "
                 f"{others}{kept}{why}"
             )
-        keeping = self._keeping(None)
+        keeping = self._modules_left(None)
         if keeping:
             keeping += ", which keep the model from running on it as a whole"
         else:
@@ -127,7 +127,7 @@ class Placement(Displayed):
             keeping = f"{_listed(Counter(added))}, which are of no module"
         return f"{self.provider} runs {count}; on {others}: {keeping}"
 
-    def _keeping(self, blamed: Collection[str] | None) -> str:
+    def _modules_left(self, blamed: Collection[str] | None) -> str:
         """Return the modules whose nodes of these operators fell back, those with most first."""
         rows = []
         for path, kind in _kinds(self.fallen_back).items():
@@ -139,7 +139,7 @@ class Placement(Displayed):
         named = [f"{path or '(root)'} ({_listed(ops)})" for ops, path in rows]
         return listed(named, _MOST_NAMED, none="")
 
-    def _blamed(self) -> set[str]:
+    def _operators_in_reason(self) -> set[str]:
         """Return the operators that the provider's own words name, where it took no node."""
         words = set(re.findall(r"\w+", self.reason))
         return {op for one in self.modules for op in one.ops if op in words}

@@ -178,11 +178,11 @@ def read_errors(
         UsageError: The comparison is not one of these files.
     """
     if isinstance(comparison, Comparison):
-        document, said = comparison.to_dict(), "the comparison"
+        document, source = comparison.to_dict(), "the comparison"
     else:
-        document, said = _read(comparison), str(comparison)
+        document, source = _read(comparison), str(comparison)
     if not _has_form(document, _COMPARISON):
-        raise UsageError(f"{said} is not what `compare --json` writes")
+        raise UsageError(f"{source} is not what `compare --json` writes")
     by_file: dict[str, list[Mapping[str, Any]]] = {}
     for row in document["modules"]:
         by_file.setdefault(_BRANCH.sub(".onnx", row["file"]), []).append(row)
@@ -194,7 +194,7 @@ def read_errors(
         for file in files
     ]
     if not any(found):
-        raise UsageError(f"{said} has figures of {', '.join(by_file) or 'no file'} alone")
+        raise UsageError(f"{source} has figures of {', '.join(by_file) or 'no file'} alone")
     return found
 
 

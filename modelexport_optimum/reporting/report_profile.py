@@ -73,7 +73,7 @@ def profile_notes(times: Sequence[Times]) -> list[str]:
 
 def _labels(times: Sequence[Times]) -> list[str]:
     """Return what tells the runs of one file from one another, each with a blank before it."""
-    told = [
+    columns = [
         {
             "provider": f" on {_short(_provider(time))}",
             "branch": " " + branch_in_words(time["branch"]),
@@ -82,8 +82,10 @@ def _labels(times: Sequence[Times]) -> list[str]:
         }
         for time in times
     ]
-    differing = [name for name in (told[0] if told else ()) if len({one[name] for one in told}) > 1]
-    labels = ["".join(one[name] for name in differing) for one in told]
+    differing = [
+        name for name in (columns[0] if columns else ()) if len({one[name] for one in columns}) > 1
+    ]
+    labels = ["".join(one[name] for name in differing) for one in columns]
     seen = Counter[str]()
     for number, label in enumerate(labels):
         seen[label] += 1

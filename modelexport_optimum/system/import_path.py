@@ -1,4 +1,4 @@
-"""Where Python looks for modules: not in the current directory, which may be a model's."""
+"""The import path without the current directory, which may be a model's."""
 
 from __future__ import annotations
 

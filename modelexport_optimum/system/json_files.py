@@ -70,7 +70,7 @@ def _no_constant(name: str) -> None:
 def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
     """Read a JSON text that is to be one object, as that of a config.json is.
 
-    A key may stand twice, of which the last one counts, as for whoever loads the model.
+    A key may stand twice, of which the last one counts, as for the libraries that load the model.
 
     Raises:
         ModelExportError: It is no such text.

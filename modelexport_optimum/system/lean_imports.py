@@ -45,7 +45,7 @@ _LEFT_OUT = {**_FUNCTIONS_OF, "diffusers": DIFFUSERS_AVAILABLE}
 _without_diffusers: list[ModuleType] = []
 """The modules of Optimum that were imported without it."""
 
-_spared_for_good = False
+_frozen_for_good = False
 
 
 def import_lean(module: str) -> None:
@@ -60,12 +60,12 @@ def import_lean(module: str) -> None:
     if module in sys.modules:
         return
     before = set(sys.modules)
-    with _collector_at_rest():
+    with _collector_disabled():
         with contextlib.ExitStack() as stack:
             missing = {
                 library
                 for library, available in _LEFT_OUT.items()
-                if library not in before and stack.enter_context(_said_to_be_missing(available))
+                if library not in before and stack.enter_context(_reported_as_missing(available))
             }
             _import(module)
         for name in sys.modules.keys() - before:
@@ -93,25 +93,25 @@ def import_diffusers() -> None:
     if not _without_diffusers:
         return
     for module in _without_diffusers:
-        for statement in _left_out(module, "diffusers"):
+        for statement in _conditional_statements(module, "diffusers"):
             _run(statement, module)
     _without_diffusers.clear()
     tasks: Any = importlib.import_module(TASKS_OF_DIFFUSERS.module)
     TASKS_OF_DIFFUSERS.put(tasks.get_diffusers_tasks_to_model_mapping())
 
 
-def spare_collector_for_good() -> None:
+def freeze_collector_for_good() -> None:
     """Keep the garbage collector off what is in memory now, in this process and those forked."""
-    global _spared_for_good
+    global _frozen_for_good
     gc.freeze()
-    _spared_for_good = True
+    _frozen_for_good = True
 
 
 @contextlib.contextmanager
-def collector_spared() -> Iterator[None]:
+def collector_frozen() -> Iterator[None]:
     """Keep the garbage collector off what is in memory at the start of the block."""
     # To count what is frozen is to walk through all of it.
-    spared = gc.isenabled() and not _spared_for_good and not gc.get_freeze_count()
+    spared = gc.isenabled() and not _frozen_for_good and not gc.get_freeze_count()
     if spared:
         gc.freeze()
     try:
@@ -122,7 +122,7 @@ def collector_spared() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _collector_at_rest() -> Iterator[None]:
+def _collector_disabled() -> Iterator[None]:
     """Keep the garbage collector from running in the block, and off what is in memory at its end.
 
     Enabled again it would at once look through all that the block made. By `freeze` and `unfreeze`
@@ -141,7 +141,7 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _said_to_be_missing(available: PrivateName) -> Iterator[bool]:
+def _reported_as_missing(available: PrivateName) -> Iterator[bool]:
     """Have a library say for the block that another is not installed; yield whether it is.
 
     A version that asks in another way imports the other one, which takes longer and is no error.
@@ -155,7 +155,7 @@ def _said_to_be_missing(available: PrivateName) -> Iterator[bool]:
         yield known
 
 
-def _left_out(module: ModuleType, library: str) -> list[ast.stmt]:
+def _conditional_statements(module: ModuleType, library: str) -> list[ast.stmt]:
     """Return what a module does at its top only if a library is installed."""
     question = f"is_{library}_"
     if not any(name.startswith(question) for name in vars(module)):
@@ -174,7 +174,7 @@ def _run(statement: ast.stmt, module: ModuleType) -> None:
 
 def _import_when_called(module: ModuleType, library: str) -> None:
     """Give a module the functions of a library that it left out, imported by their first call."""
-    for statement in _left_out(module, library):
+    for statement in _conditional_statements(module, library):
         assert isinstance(statement, ast.If)
         if all(isinstance(inner, ast.ImportFrom) for inner in statement.body):
             imports = [inner for inner in statement.body if isinstance(inner, ast.ImportFrom)]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class PrivateName:
     """A name of another package.
 
-    Whoever uses it with a version that has it no longer is told so by a ModelExportError.
+    Using it with a version that no longer has it raises a ModelExportError that says so.
 
     Attributes:
         module: Where it is imported from.

@@ -1,4 +1,4 @@
-"""The record in the model's own metadata_props: who tagged it, from what, with what."""
+"""The record in the model's own metadata_props: our version, the source model, the libraries."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def record_edits(
     source: str | None,
     silent: Sequence[str] | None,
 ) -> list[Edit]:
-    """Return the edits that write the model's own record: who tagged it, from what, with what.
+    """Return the edits that write the record into the model's own metadata_props.
 
     `silent` are the exported model's modules without nodes (`SILENT`); None leaves those that the
     file has recorded.

@@ -1,4 +1,4 @@
-"""What the exporter's names of nodes and values tell. It knows no module tree.
+"""Scopes in the names that PyTorch's TorchScript exporter gives to nodes and values.
 
 How PyTorch's TorchScript exporter names things:
 

@@ -1,4 +1,4 @@
-"""One call of one module in a run, whoever ran it: PyTorch, or ONNX Runtime on a tagged graph."""
+"""One call of one module in a run, of PyTorch or of ONNX Runtime on a tagged graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RecordedCall:
         given: Names of the other values that it read, which calls around it had made.
         choices: Names of the indices that a TopK gave in it, outside calls in it.
         draws: Names of the values that it drew at random, outside calls in it.
-        hands_on: What left it is what it was given, as in a Dropout that is not training.
+        passes_through: Its output equals its input, as in a Dropout that is not training.
         has_weights: It, or a module inside it, has weights.
         needed: An output of the whole depends on what left it.
         varies: What left it depends on an input of the whole.
@@ -35,7 +35,7 @@ class RecordedCall:
     given: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     draws: tuple[str, ...] = ()
-    hands_on: bool = False
+    passes_through: bool = False
     has_weights: bool = False
     needed: bool = True
     varies: bool = True

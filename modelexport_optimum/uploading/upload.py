@@ -102,8 +102,8 @@ def push(
     except Exception as error:
         flag = " --private" if private else ""
         by_hand = f"`hf upload{flag} {shlex.quote(repository)} {shlex.quote(str(directory))}`"
-        told = (_explained(cause, repository) for cause in causes(error))
-        message = next(filter(None, told), in_one_line(error))
+        explanations = (_explained(cause, repository) for cause in causes(error))
+        message = next(filter(None, explanations), in_one_line(error))
         return Upload(
             repository,
             "failed",

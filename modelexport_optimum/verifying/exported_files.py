@@ -1,6 +1,6 @@
 """An exported directory as it was read: its graphs, its library and task, what config.json says.
 
-Nothing is judged here (that is `verify.py`), no weight is read and no session opened.
+`verify.py` judges it. No weight is read here and no session opened.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Runs on a provider in a process of their own: what ends it does not end ours.
+"""Runs on a provider in a process of their own: a crash there does not end this process.
 
-A server process imports PyTorch and Optimum once, and forks for each run, so that no run
-meets what another left on a device; where processes do not fork, it does one run itself. It
-ends when it has had nothing to do for a while, and when we do. A request is a folder:
-`plan.pickle` lies there, the others below come.
+A server process imports PyTorch and Optimum once, and forks for each run, so that each run finds a
+device without remains of another; where processes do not fork, the server does one run itself. It
+ends after a while without a request, and when its parent ends. A request is a folder with
+`plan.pickle`, to which the run adds the other files.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _read(path: Path) -> str:
 
 
 def _serve(folder: Path, seconds: float) -> str:
-    """Have a server do what a folder asks for: how the process ended, "" if it did it."""
+    """Send a request to a server; return how its process ended, "" if it answered."""
     server = _waiting_server() or _Server()
     try:
         if not server.begin(folder):  # it had ended, of idleness
@@ -161,7 +161,7 @@ class _Server:
             )
 
     def begin(self, folder: Path) -> bool:
-        """Hand it a request; False if it is gone, or does not come up."""
+        """Send it a request; return False if it has ended, or does not start."""
         try:
             self._pipe.send_bytes(os.fsencode(folder))
             return self._pipe.poll(_START_SECONDS) and self._pipe.recv_bytes() == _BEGUN
@@ -199,7 +199,7 @@ def _program(descriptor: int) -> str:
 
 
 def serve(descriptor: int, *, forks: bool) -> None:
-    """Do what is asked for, until nothing is, or who asks is gone.
+    """Answer requests until none comes for a while, or the parent process has ended.
 
     Args:
         descriptor: The server's end of the pipe; on Windows its handle.
@@ -225,13 +225,13 @@ def serve(descriptor: int, *, forks: bool) -> None:
 
 
 def _end_with_pipe(pipe: PipeEnd) -> None:
-    """End this process, in whatever it is, when who asked for it is gone."""
+    """End this process at once when the process that started it has ended."""
     pipe.poll(None)
     os._exit(1)
 
 
 def _fork(folder: Path, pipe: int) -> int:
-    """Run in a fork: its exit code. It is killed when who asked for it is gone."""
+    """Run in a fork and return its exit code; it is killed when the parent process has ended."""
     if sys.platform == "win32":
         raise AssertionError("processes do not fork there")
     done, open_while_it_runs = os.pipe()
@@ -252,9 +252,9 @@ def _fork(folder: Path, pipe: int) -> int:
 
 
 def _answer(folder: Path) -> NoReturn:
-    """Run what a folder asks for, leave the answer there, and end the process.
+    """Run the request in a folder, write the answer there, and end the process.
 
-    It ends at once: what providers do when they are unloaded is not checked.
+    It ends at once, since unloading a provider is not checked.
     """
     status = 1
     try:
@@ -275,5 +275,5 @@ def _answer(folder: Path) -> NoReturn:
 
 
 def _note(folder: Path, stage: str, file: str | None) -> None:
-    """Leave what is being done, for when the process does not come back."""
+    """Write down the current stage, for the case that the process crashes."""
     (folder / _AT).write_text(f"{stage}\n{file or ''}", encoding="utf-8")

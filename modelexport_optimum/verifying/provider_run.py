@@ -1,7 +1,7 @@
 """One run of an export on one execution provider, in this process.
 
-What is run is the same for every provider, a `RunPlan` with its inputs. How the run went is
-told as it was, a `Run`: it is judged in `providers.py`.
+Every provider runs the same `RunPlan` with the same inputs. The result, a `Run`, is not judged
+here but in `providers.py`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run(
     at: At | None = None,
     loaded: Loaded | None = None,
 ) -> Run:
-    """Load the export on a provider, run it once, release it. What is raised is told.
+    """Load the export on a provider, run it once, release it. An error is in the result.
 
     Args:
         plan: What to run.

@@ -1,4 +1,4 @@
-"""What the export has of the source's files, and why it has not the others."""
+"""The check of the source's files: which of them the export lacks, and why."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _explain(error: Exception) -> str:
         for name, (available, _) in BACKENDS_MAPPING.items()
         if name in text.lower() and callable(available) and not available()
     ]
-    said = re.search(r"pip install (?:-U )?([\w-]+)", str(error))
-    package = said[1] if said else next(iter(lacking), "")
+    command = re.search(r"pip install (?:-U )?([\w-]+)", str(error))
+    package = command[1] if command else next(iter(lacking), "")
     install = f": pip install {package}, and export again" if package else ""
     return text.partition(". ")[0].removesuffix(".") + install

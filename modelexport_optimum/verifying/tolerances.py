@@ -1,7 +1,7 @@
 """How far a provider's outputs may be from the CPU's, and whether they are.
 
-What may differ is rounding: that of the precision which the provider computes in, added up
-over the layers. docs/verify.md has the tolerances in a table, with reasons and sources.
+Outputs may differ by rounding in the precision that the provider computes in, which adds up over
+the layers. docs/verify.md has the tolerances in a table, with reasons and sources.
 """
 
 from __future__ import annotations
