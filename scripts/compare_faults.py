@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import zoo
 from compare_zoo import arguments, exported
-from planted import plant, weights_by_module
+from planted_faults import plant, weights_by_module
 
 from modelexport_optimum import compare
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import zoo
-from planted import plant, weights_by_module
+from planted_faults import plant, weights_by_module
 from test_json import SCHEMAS
 from test_views_view import Served
 from typer.testing import CliRunner

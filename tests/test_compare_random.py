@@ -11,7 +11,7 @@ import onnx
 import pytest
 import zoo
 from onnx import helper, numpy_helper
-from planted import plant
+from planted_faults import plant
 from typer.testing import CliRunner
 
 from modelexport_optimum import compare, export

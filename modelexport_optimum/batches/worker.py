@@ -20,7 +20,7 @@ from modelexport_optimum.export_run import export, files_to_list
 from modelexport_optimum.exporting.source import state_of_directory
 from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.lean_imports import EXPORTER, import_lean
-from modelexport_optimum.system.streams import output_to
+from modelexport_optimum.system.standard_streams import output_to
 from modelexport_optimum.system.text import visible
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from modelexport_optimum.errors import (
     causes,
     in_one_line,
 )
-from modelexport_optimum.system.streams import (
+from modelexport_optimum.system.standard_streams import (
     lost_output,
     open_descriptor,
     open_standard_streams,

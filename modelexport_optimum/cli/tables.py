@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from modelexport_optimum.cli.printing import can_draw
-from modelexport_optimum.system.streams import in_ascii
+from modelexport_optimum.system.standard_streams import in_ascii
 from modelexport_optimum.system.text import visible
 
 if TYPE_CHECKING:

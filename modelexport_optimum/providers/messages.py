@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import onnxruntime_line
-from modelexport_optimum.system.streams import output_to
+from modelexport_optimum.system.standard_streams import output_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

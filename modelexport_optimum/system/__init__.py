@@ -1,4 +1,4 @@
-"""What every room may use of the system and the environment: files, locks, streams, packages.
+"""What every room may use of the system: files, locks, standard streams, packages.
 
 It gives to others: a file replaced in one step, a lock that dies with its process, the output of
 a whole process sent elsewhere, `version.__version__`, the names of the files that a model's
