@@ -245,9 +245,9 @@ def test_damaged_record_of_the_classes_is_none(tagged: Path) -> None:
 
 @pytest.mark.parametrize("path", ["a\nb", ".".join("a" * 10_000)])
 def test_a_module_that_no_tag_can_name_is_refused(path: str) -> None:
-    root = tag_grammar.Segment("", "Root", "m.Root")
+    root = tag_grammar.Segment("", "m.Root")
     with pytest.raises(ModelExportError, match="has no tag"):
-        carriers.spell((root, tag_grammar.Segment(path, "A", "m.A")))
+        carriers.spell((root, tag_grammar.Segment(path, "m.A")))
 
 
 @pytest.mark.parametrize("scope", ["/a" * 5000, "/a\nb"])

@@ -157,9 +157,9 @@ def test_strip_after_somebody_saved_the_tagged_model_anew(bert: Path) -> None:
 
 def test_tag_is_lossless_and_its_grammar_reads_itself() -> None:
     chain = (
-        tag_grammar.Segment("", "Root", "m.Root"),
-        tag_grammar.Segment("a.0", "A", "m.A"),
-        tag_grammar.Segment("a.0.x/y", "B", "m.B"),
+        tag_grammar.Segment("", "m.Root"),
+        tag_grammar.Segment("a.0", "m.A"),
+        tag_grammar.Segment("a.0.x/y", "m.B"),
     )
     assert tag_grammar.format_tag(chain) == "/Root/A.a.0/B.x/y"
     assert tag_grammar.parse_tag("/Root/A.a.0/B.x/y") == (

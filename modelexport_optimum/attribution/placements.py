@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.tags.carriers import CARRIER
-from modelexport_optimum.tags.tag_grammar import Segment
 
 if TYPE_CHECKING:
     from modelexport_optimum.attribution.scopes import Paths
@@ -54,9 +53,5 @@ class Attribution:
         paths = self.placements[node.start].paths
         chain = self._chains.get(paths)
         if chain is None:
-            modules = self.tree.modules
-            chain = tuple(
-                Segment(path, modules[path].module_class, modules[path].qualified) for path in paths
-            )
-            self._chains[paths] = chain
+            chain = self._chains[paths] = tuple(self.tree.modules[path] for path in paths)
         return chain

@@ -7,11 +7,11 @@ class builds a module for each. Neither can be stopped from outside, so both are
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.system.files import read_file
-from modelexport_optimum.system.json_files import parse_json_object
+from modelexport_optimum.system.json_files import json_entries, parse_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,21 +39,14 @@ def check_counts(path: Path) -> None:
         return
     except OSError as error:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
-    waiting: list[tuple[str, Any]] = [("", parse_json_object(data, path))]
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.items()
-        elif isinstance(value, list):
-            waiting += ((name, one) for one in value)
-        elif isinstance(value, int | float) and value > MAX_COUNT and _is_count(name):
-            raise ModelExportError(
-                f"{path} has {name} {value:.3g}, which no model has: mend it or take it away"
-            )
-
-
-def _is_count(name: str) -> bool:
-    return name.startswith(("num_", "n_", "depth")) or name.endswith("layers")
+    for name, value in json_entries(parse_json_object(data, path)):
+        if not (name.startswith(("num_", "n_", "depth")) or name.endswith("layers")):
+            continue
+        for count in value if isinstance(value, list) else [value]:
+            if isinstance(count, int | float) and count > MAX_COUNT:
+                raise ModelExportError(
+                    f"{path} has {name} {count:.3g}, which no model has: mend it or take it away"
+                )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.tags.node_names import paths_of_scope
-from modelexport_optimum.tags.tag_grammar import outer_paths
+from modelexport_optimum.tags.tag_grammar import Segment, outer_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,25 +24,16 @@ UNKNOWN_CLASS = "torch.nn.Module"
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
-    """One module under one of its paths.
+class Module(Segment):
+    """One module under one of its paths, as `named_modules(remove_duplicate=False)` spells it.
 
     Attributes:
-        path: As `named_modules(remove_duplicate=False)` spells it; "" for the root.
-        qualified: Its class with the class's Python module.
         primary: The first of its paths; equal for all paths of one module.
         has_forward: It can be called. A ModuleList or ModuleDict cannot.
     """
 
-    path: str
-    qualified: str
     primary: str
     has_forward: bool = True
-
-    @property
-    def module_class(self) -> str:
-        """Class name."""
-        return self.qualified.rpartition(".")[2]
 
 
 @dataclass(slots=True)

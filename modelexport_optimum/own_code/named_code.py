@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.system.json_files import read_json
+from modelexport_optimum.system.json_files import json_entries, read_json
 from modelexport_optimum.system.text import listed
 
 if TYPE_CHECKING:
@@ -117,18 +117,6 @@ def find_own_code(directory: Path, library: str | None = None) -> list[OwnCode]:
     return list(dict.fromkeys(found))
 
 
-def _entries(content: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (any JSON)
-    """Yield every key of every object with its value, nested ones included."""
-    rest = [content]
-    while rest:
-        value = rest.pop()
-        if isinstance(value, dict):
-            yield from value.items()
-            rest += value.values()
-        elif isinstance(value, list):
-            rest += value
-
-
 def _texts(content: Any) -> Iterator[str]:  # noqa: ANN401 (any JSON)
     if isinstance(content, str):
         yield content
@@ -140,7 +128,7 @@ def _texts(content: Any) -> Iterator[str]:  # noqa: ANN401 (any JSON)
 def _named_in_configs(directory: Path, folder: str) -> Iterator[OwnCode]:
     for name in _CONFIGS:
         file = os.path.join(folder, name)  # noqa: PTH118 (a name to show, not yet a path)
-        for key, value in _entries(read_json(directory / file)):
+        for key, value in json_entries(read_json(directory / file)):
             if key == "auto_map":
                 yield from (OwnCode(file, reference, needed=False) for reference in _texts(value))
             elif key in _ATTENTION:

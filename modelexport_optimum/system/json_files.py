@@ -14,6 +14,7 @@ from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.system.files import read_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -23,6 +24,18 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 (what it says)
         return json.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def json_entries(content: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (what it says)
+    """Yield every key of every object in a document with its value, nested ones included."""
+    rest = [content]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            rest += value.values()
+        elif isinstance(value, list):
+            rest += value
 
 
 def parse_json(data: str | bytes, *, doubles: bool = False, constants: bool = True) -> Any:  # noqa: ANN401 (what it says)

@@ -46,13 +46,16 @@ class Segment:
 
     Attributes:
         path: Module path from the root, as `named_modules()` spells it; "" for the root.
-        module_class: Class name.
         qualified: Class name with its Python module.
     """
 
     path: str
-    module_class: str
     qualified: str
+
+    @property
+    def module_class(self) -> str:
+        """Class name."""
+        return self.qualified.rpartition(".")[2]
 
 
 Chain = tuple[Segment, ...]
