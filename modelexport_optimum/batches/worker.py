@@ -136,19 +136,9 @@ def _verdict(result: ExportResult, job: Job) -> dict[str, Any]:
     An upload follows the publication, so that a process which dies in between leaves the record
     of one that failed.
     """
-    failed = [
-        f"{check.name}: {check.message}"
-        for check in result.verification.checks
-        if check.status == "failed"
-    ]
-    failed += [
-        f"{one.provider}: {one.message}"
-        for one in result.verification.providers
-        if one.status == "failed"
-    ]
-    if result.comparison.status == "failed":
-        failed.append(f"PyTorch: {result.comparison.message}")
     if not result.checks_ok:
+        rows = result.check_rows
+        failed = [f"{name}: {message}" for name, status, message in rows if status == "failed"]
         return _failure("check-failed", 3, "; ".join(failed) or "a check failed")
     if result.upload is not None and not result.upload.ok:
         return _failure("upload-failed", 4, result.upload.message)

@@ -12,7 +12,6 @@ from modelexport_optimum.cli.provider_tables import print_installs, print_placem
 from modelexport_optimum.cli.tables import (
     DIM,
     EVIDENCE_LEGEND,
-    Cell,
     Column,
     from_here,
     print_blank,
@@ -72,12 +71,10 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
     size = decimal(sum(result.files[name] for name in others))
     print_line(f"and {', '.join(others)} ({size})", style=DIM)
     print_blank()
-    comparison = result.comparison
-    against_pytorch = (Cell("PyTorch"), status_cell(comparison.status), comparison.message)
-    rows = [*_check_rows(result.verification), against_pytorch]
+    rows = result.check_rows
     if (upload := result.upload) is not None and upload.ok:
-        rows.append((Cell("Hub"), status_cell(upload.status), upload.message))
-    print_table(_CHECK_COLUMNS, rows)
+        rows.append(("Hub", upload.status, upload.message))
+    _print_checks(rows)
     print_installs((one.provider, one.install) for one in result.verification.providers)
     if legend:
         print_legend(_LEGEND)
@@ -143,18 +140,16 @@ def print_stripped(changed: Sequence[Path]) -> None:
 
 def print_verification(report: VerifyReport, *, depth: int | None = None) -> None:
     """Print the result of each check and each provider."""
-    print_table(_CHECK_COLUMNS, _check_rows(report))
+    _print_checks(report.rows())
     for placement in report.placements:
         print_blank()
         print_placement(placement, depth=depth)
     print_installs((one.provider, one.install) for one in report.providers)
 
 
-def _check_rows(report: VerifyReport) -> Iterator[Row]:
-    for check in report.checks:
-        yield check.name, status_cell(check.status), check.message
-    for provider in report.providers:
-        yield provider.provider, status_cell(provider.status), provider.message
+def _print_checks(rows: Sequence[tuple[str, str, str]]) -> None:
+    cells = [(name, status_cell(status), message) for name, status, message in rows]
+    print_table(_CHECK_COLUMNS, cells)
 
 
 def _is_model(name: str) -> bool:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from modelexport_optimum.hierarchy.inspect import matching_paths
+from modelexport_optimum.onnx_file.skeleton import narrowest_float
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.notebook import line, shown, table
 from modelexport_optimum.tags.tag_grammar import is_inside
@@ -29,11 +29,6 @@ thousand products. Measured on the modules of the tests' architectures."""
 
 LARGEST_SHOWN = 1000.0
 """The largest difference that is drawn: JSON has no infinity, and a colour scale none either."""
-
-_NARROW: dict[int, str] = {
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.BFLOAT16: "bfloat16",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,13 +273,7 @@ def worst(found: Sequence[Difference]) -> Difference:
 
 def tolerance_of(files: Iterable[TaggedFile]) -> float:
     """Return the tolerance of the narrowest type of floating point that the weights have."""
-    names = {
-        _NARROW[tensor.data_type]
-        for file in files
-        for tensor in file.initializers
-        if tensor.data_type in _NARROW
-    }
-    return max((TOLERANCES[name] for name in names), default=TOLERANCES["float32"])
+    return TOLERANCES[narrowest_float(tensor for file in files for tensor in file.initializers)]
 
 
 def _finite(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 RANDOM_OPERATORS = frozenset(
@@ -196,6 +196,17 @@ def walk_initializers(graph: Graph) -> Iterator[Tensor]:
     """Yield the header of every initializer of the graph and of the graphs nested in it."""
     for _, nested in walk_graphs(graph):
         yield from nested.initializers
+
+
+def narrowest_float(tensors: Iterable[Tensor]) -> str:
+    """Return the type of floating point with the fewest bits of precision, by default float32."""
+    from onnx import TensorProto
+
+    found = {tensor.data_type for tensor in tensors}
+    for kind, name in ((TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT16, "float16")):
+        if kind in found:
+            return name
+    return "float32"
 
 
 def wanted_inputs(graph: Graph) -> list[Value]:

@@ -16,7 +16,7 @@ from modelexport_optimum.system.packages import has_optimum
 from modelexport_optimum.verifying.dimensions import check_dimensions, first_of
 from modelexport_optimum.verifying.embeddings import check_embeddings, is_of_sentences
 from modelexport_optimum.verifying.export_json_check import check_export_json
-from modelexport_optimum.verifying.exported_files import configured
+from modelexport_optimum.verifying.exported_files import vocabulary_size
 from modelexport_optimum.verifying.source_files import check_files
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _check_tokenizers(exported: Exported) -> tuple[str, str]:
     from transformers import AutoConfig
 
     if exported.library != "diffusers":
-        return _check_tokenizer(exported, "", configured(exported.config, "vocab_size"))
+        return _check_tokenizer(exported, "", vocabulary_size(exported.config))
     found = []
     for folder in sorted({Path(file).parent.name for file in exported.graphs}):
         if folder.startswith("text_encoder"):
@@ -199,7 +199,7 @@ def _check_tokenizers(exported: Exported) -> tuple[str, str]:
                 trust_remote_code=exported.trust_remote_code,
                 local_files_only=True,
             )
-            size = configured(config, "vocab_size")
+            size = vocabulary_size(config)
             tokenizer = folder.replace("text_encoder", "tokenizer")
             found.append(_check_tokenizer(exported, tokenizer, size))
     worst = ["failed", "unavailable", "ok"]

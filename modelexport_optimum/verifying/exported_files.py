@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelexport_optimum.onnx_file.skeleton import walk_initializers
+from modelexport_optimum.onnx_file.skeleton import narrowest_float, walk_initializers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,8 +89,8 @@ class Exported:
         return any(name.startswith(CACHE_PREFIXES) for name in self.inputs)
 
 
-def configured(config: PretrainedConfig | None, name: str) -> int | None:
-    """Return the largest number that a configuration or one of its parts has under a name."""
+def vocabulary_size(config: PretrainedConfig | None) -> int | None:
+    """Return the largest vocabulary of a configuration and its parts."""
     from transformers import PretrainedConfig
 
     if config is None:
@@ -98,7 +98,7 @@ def configured(config: PretrainedConfig | None, name: str) -> int | None:
     parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
     found: list[Any] = []
     for part in (config, *parts):
-        value = getattr(part, name, None)
+        value = getattr(part, "vocab_size", None)
         found += value if isinstance(value, list | tuple) else [value]
     numbers = [n for n in found if isinstance(n, int) and not isinstance(n, bool)]
     return max(numbers, default=None)
@@ -106,10 +106,4 @@ def configured(config: PretrainedConfig | None, name: str) -> int | None:
 
 def precision(exported: Exported) -> str:
     """Return the floating point type of the weights."""
-    from onnx import TensorProto
-
-    found = {tensor.data_type for own in exported.initializers.values() for tensor in own}
-    for kind, name in ((TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT16, "float16")):
-        if kind in found:
-            return name
-    return "float32"
+    return narrowest_float(tensor for own in exported.initializers.values() for tensor in own)
