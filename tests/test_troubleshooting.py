@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "modelexport_optimum"
 PAGE = REPOSITORY / "docs" / "troubleshooting.md"
 
 FILLED_IN = "…"
-ALSO_SHOWN = {"BadParameter", "OutputError", "TypeError", "ValueError", "_LineError", "fail"}
+ALSO_SHOWN = {"BadParameter", "TypeError", "ValueError", "fail"}
 """What is raised about a value or a line, and is shown with the option or the line's number."""
 LISTING = "listed"
 """The function that lists names, `a, b and 3 more`: no message of its own."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches.jobs import Job
-from modelexport_optimum.batches.outputs import OutputError, Outputs
+from modelexport_optimum.batches.outputs import Outputs
 from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.batches.results import LOGS
 from modelexport_optimum.errors import ManifestError, UsageError, did_you_mean, one_line
@@ -52,10 +52,6 @@ _OF_THE_BATCH = {
 """Options that a line has not, though one might look for them there."""
 
 
-class _LineError(Exception):
-    """What is wrong with one line."""
-
-
 def read_manifest(
     path: str | os.PathLike[str],
     *,
@@ -75,10 +71,7 @@ def read_manifest(
         ManifestError: Lines are wrong. The message names each of them.
     """
     name, content = _content(path)
-    try:
-        given = _values(defaults, _OF_ALL_LINES)
-    except _LineError as error:
-        raise UsageError(str(error)) from error
+    given = _values(defaults, _OF_ALL_LINES)
     _check_providers(given)
     as_json = name.lower().endswith(".jsonl")
     if os.fspath(path) == "-":
@@ -93,7 +86,7 @@ def read_manifest(
                 job = _job(number, {**copy.deepcopy(given), **line}, place)
                 outputs.add(job)
                 jobs.append(job)
-        except (_LineError, OutputError, UsageError) as error:
+        except UsageError as error:
             problems.append(f"{name}:{number}: {one_line(error)}")
     if problems:
         raise ManifestError(name, problems)
@@ -123,7 +116,7 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise _LineError("not UTF-8") from error
+        raise UsageError("not UTF-8") from error
 
 
 # --- Text -----------------------------------------------------------------------------------------
@@ -135,8 +128,8 @@ def _from_text(text: str) -> dict[str, Any] | None:
         words = list(_split(text))
     except ValueError as error:  # shlex's two
         if "quotation" in str(error):
-            raise _LineError("a quotation mark has no second one") from error
-        raise _LineError("a backslash ends the line: a model is one line") from error
+            raise UsageError("a quotation mark has no second one") from error
+        raise UsageError("a backslash ends the line: a model is one line") from error
     if words[:1] == ["export"]:
         del words[0]
     elif not words:
@@ -175,24 +168,24 @@ def _parsed(words: list[str]) -> dict[str, Any]:
             option = _flags().get(normalized(flag))
             if option is None:
                 flags = (name for known in _flags().values() for name in known.flags)
-                raise _LineError(_no_such(flag, flags))
+                raise UsageError(_no_such(flag, flags))
             if option.kind is bool:
                 if equals:
-                    raise _LineError(f"Option {flag!r} does not take a value.")
+                    raise UsageError(f"Option {flag!r} does not take a value.")
                 given[option.name] = True
                 continue
             if not equals:
                 try:
                     value = next(rest)
                 except StopIteration:
-                    raise _LineError(f"Option {flag!r} requires an argument.") from None
+                    raise UsageError(f"Option {flag!r} requires an argument.") from None
             if option.kind is list:
                 given.setdefault(option.name, []).append(value)
             else:
                 given[option.name] = _read(option, option.from_text, value)
     if len(arguments) > 1:
         extra = " ".join(arguments[1:])
-        raise _LineError(f"Got unexpected extra argument ({extra}): the output is given with -o")
+        raise UsageError(f"Got unexpected extra argument ({extra}): the output is given with -o")
     return {**given, **dict(zip(["model"], arguments, strict=False))}
 
 
@@ -212,9 +205,9 @@ def _from_json(text: str) -> dict[str, Any] | None:
     try:
         document = parse_json(text, constants=False)
     except ValueError as error:
-        raise _LineError(f"not JSON: {error}") from error
+        raise UsageError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise _LineError('not a JSON object, as {"model": ...} is')
+        raise UsageError('not a JSON object, as {"model": ...} is')
     return _values(document, _OF_EACH_LINE)
 
 
@@ -229,16 +222,16 @@ def _values(document: Mapping[str, Any], classes: Iterable[type]) -> dict[str, A
     for key, value in document.items():
         option = names.get(normalized(key))
         if option is None:
-            raise _LineError(_no_such(key, names))
+            raise UsageError(_no_such(key, names))
         if option.name in given:
-            raise _LineError(f"{key} is given twice")
+            raise UsageError(f"{key} is given twice")
         given.add(option.name)
         if value is None:
             continue
         try:
             values[option.name] = _read(option, option.from_json, value)
         except TypeError as error:
-            raise _LineError(f"{key} {error}") from error
+            raise UsageError(f"{key} {error}") from error
         _check_characters(value if isinstance(value, list) else [str(value)])
     return values
 
@@ -263,7 +256,7 @@ def _read(option: Option, reader: Callable[[Any], Any], value: Any) -> Any:  # n
     try:
         return reader(value)
     except ValueError as error:
-        raise _LineError(f"Invalid value for '{option.flags[0]}': {error}") from error
+        raise UsageError(f"Invalid value for '{option.flags[0]}': {error}") from error
 
 
 def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
@@ -292,11 +285,11 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
 def _check_characters(words: Iterable[str]) -> None:
     for word in words:
         if "\0" in word:
-            raise _LineError("a character is NUL, which no name can have: is it a text file?")
+            raise UsageError("a character is NUL, which no name can have: is it a text file?")
         try:
             word.encode()
         except UnicodeEncodeError as error:
-            raise _LineError("half of a character is missing (a lone surrogate)") from error
+            raise UsageError("half of a character is missing (a lone surrogate)") from error
 
 
 def _check_providers(arguments: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.batches.results import LOGS, RESULTS
+from modelexport_optimum.errors import UsageError
 
 if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job
@@ -20,10 +21,6 @@ _LONGEST_NAME = 255
 
 _LONGEST_OUTPUT = _LONGEST_NAME - len("..pending.01234567.tmp")
 """Bytes of an output's name, to which a batch adds that much for the files of its own beside it."""
-
-
-class OutputError(Exception):
-    """An output that another line, or the batch itself, writes to."""
 
 
 class Outputs:
@@ -37,23 +34,27 @@ class Outputs:
         self._repositories: dict[str, Job] = {}
 
     def add(self, job: Job) -> None:
-        """Take note of a job's output, unless it cannot be."""
+        """Add a job's output.
+
+        Raises:
+            UsageError: Another line, or the batch itself, writes there.
+        """
         # Two names of a directory are one directory, whether or not its end is there yet.
         path = Path(os.path.realpath(job.output))
         if path == self._real or path in self._real.parents:
-            raise OutputError(
+            raise UsageError(
                 f"would write {self._shown(job)}, which is the batch's own directory or contains "
                 "it: give it another -o"
             )
         *above, last = (len(os.fsencode(part)) for part in path.parts)
         if last > _LONGEST_OUTPUT or max(above) > _LONGEST_NAME:
-            raise OutputError(
+            raise UsageError(
                 f"would write {self._shown(job)}, a name of more than {_LONGEST_OUTPUT} bytes: "
                 "give it another -o"
             )
         for name in (LOGS, RESULTS):
             if path.is_relative_to(self._real / name):
-                raise OutputError(
+                raise UsageError(
                     f"would write {self._shown(job)}, and the batch has its own {name} there: "
                     "give it another -o"
                 )
@@ -61,7 +62,7 @@ class Outputs:
         if (repository := job.arguments.get("push_to_hub")) is not None:
             first = self._repositories.setdefault(repository, job)
             if first is not job:
-                raise OutputError(
+                raise UsageError(
                     f"would be uploaded to {repository}, as line {first.line} is: give one of them "
                     "another --push-to-hub"
                 )
@@ -73,16 +74,16 @@ class Outputs:
         shown, advice = self._shown(job), "give one of them -o"
         if path in self._lines:
             first = self._lines[path]
-            raise OutputError(f"would write {shown}, as line {first.line} does: {advice}")
+            raise UsageError(f"would write {shown}, as line {first.line} does: {advice}")
         for parent in path.parents:
             if parent in self._lines:
                 other = self._lines[parent]
-                raise OutputError(
+                raise UsageError(
                     f"would write {shown}, inside of what line {other.line} writes: {advice}"
                 )
         if path in self._above:
             other = self._above[path]
-            raise OutputError(
+            raise UsageError(
                 f"would write {shown}, which contains what line {other.line} writes: {advice}"
             )
 

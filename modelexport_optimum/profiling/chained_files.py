@@ -38,16 +38,9 @@ def in_order(files: Sequence[TaggedFile]) -> list[TaggedFile]:
     return sorted(files, key=taken)
 
 
-class GivenOutputs:
-    """What the files that have run gave, by the name of the input that takes it."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def add(self, outputs: Mapping[str, Any]) -> None:
-        """Keep the outputs of a run; what an earlier run gave stays."""
-        for name, value in outputs.items():
-            # A branch that reads no cache of the encoder gives an empty one.
-            if isinstance(value, np.ndarray) and value.size:
-                self.arrays.setdefault(input_name(name), value)
+def keep_outputs(given: dict[str, np.ndarray], outputs: Mapping[str, Any]) -> None:
+    """Add the outputs of a run, by the names of the inputs that take them; earlier ones stay."""
+    for name, value in outputs.items():
+        # A branch that reads no cache of the encoder gives an empty one.
+        if isinstance(value, np.ndarray) and value.size:
+            given.setdefault(input_name(name), value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -45,8 +45,7 @@ def place_nodes(
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
         built = _built(file.path, Path(scratch))
         found = _Found(file, built, assignment.nodes)
-        crossings = list(found.crossings.values())
-        seen = {one.tensor for one in crossings} & found.visible
+        seen = {one.tensor for one in found.crossings.values()} & found.visible
         sizes = _sizes(Path(scratch), seen, feeds) if built is not None and seen else {}
     counted = found.counted
     order = sorted(counted, key=lambda name: (name != provider, -counted[name]))
@@ -57,30 +56,13 @@ def place_nodes(
         providers={name: counted[name] for name in order},
         modules=tuple(found.rows(file.root, provider)),
         unplaced=tuple((*key, count) for key, count in found.unplaced.most_common()),
-        crossings=tuple(one.crossing(sizes) for one in crossings),
+        crossings=tuple(
+            replace(one, target_modules=tuple(found.readers[key]), type=kind, bytes=size)
+            for key, one in found.crossings.items()
+            for kind, size in (sizes.get(one.tensor, (None, None)),)
+        ),
         reason=assignment.reason,
     )
-
-
-@dataclass(slots=True)
-class _Crossing:
-    """A crossing while it is found: who reads the tensor is added one by one."""
-
-    tensor: str
-    source: str
-    target: str
-    source_module: str | None
-    target_modules: dict[str, None] = field(default_factory=dict)
-
-    def crossing(self, sizes: Mapping[str, tuple[str, int]]) -> Crossing:
-        return Crossing(
-            self.tensor,
-            self.source,
-            self.target,
-            self.source_module,
-            tuple(self.target_modules),
-            *sizes.get(self.tensor, (None, None)),
-        )
 
 
 class _Found:
@@ -93,6 +75,7 @@ class _Found:
         ops: Operators by module path and provider.
         unplaced: Number of nodes that have no module, by provider and operator.
         crossings: What crosses, by the node that makes it, the tensor and its target.
+        readers: The modules that read it there, by the same key.
         visible: Names of the values of the top graph.
     """
 
@@ -104,7 +87,8 @@ class _Found:
         self.total: dict[str, Counter[str]] = defaultdict(Counter)
         self.ops: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self.unplaced: Counter[tuple[str, str]] = Counter()
-        self.crossings: dict[tuple[int, str, str], _Crossing] = {}
+        self.crossings: dict[tuple[int, str, str], Crossing] = {}
+        self.readers: dict[tuple[int, str, str], dict[str, None]] = defaultdict(dict)
         graph = file.model.graph if built is None else built.graph
         self.visible = {name for node in graph.nodes for name in node.outputs if name}
         self._places = Places(file, built)
@@ -159,11 +143,12 @@ class _Found:
             return
         maker, source = made
         key = id(maker), tensor, provider
-        if key not in self.crossings:
-            self.crossings[key] = _Crossing(tensor, source, provider, self._path(maker))
+        self.crossings.setdefault(
+            key, Crossing(tensor, source, provider, self._path(maker), target_modules=())
+        )
         path = self._path(reader)
         if path is not None:
-            self.crossings[key].target_modules[path] = None
+            self.readers[key][path] = None
 
     def _path(self, node: Node) -> str | None:
         module = self._places.module(node.name, node.op_type)

@@ -18,7 +18,7 @@ from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import ExampleInputs, check_sizes, generate
 from modelexport_optimum.graph_runs.flat_graph import branches
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
-from modelexport_optimum.profiling.chained_files import GivenOutputs, in_order
+from modelexport_optimum.profiling.chained_files import in_order, keep_outputs
 from modelexport_optimum.profiling.isolated import isolate
 from modelexport_optimum.profiling.profile_report import ProfileReport
 from modelexport_optimum.profiling.profiled_run import profile_file
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
+    from modelexport_optimum.example_inputs.generate import Arrays
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.profiling.profile_result import FileProfile
     from modelexport_optimum.providers.choice import Provider
@@ -128,18 +129,18 @@ def _profiles(
     inputs: str | os.PathLike[str] | None,
 ) -> Iterator[FileProfile]:
     """Yield the profile of each file, each on what those before it gave."""
-    given = GivenOutputs()
+    given: Arrays = {}
     for file in files:
         graph = file.model.graph
         for branch in branches(file) if inputs is None else [{}]:
             if inputs is None:
                 example = generate(
-                    file.path, graph, wishes, given=given.arrays, branch=branch, export=export
+                    file.path, graph, wishes, given=given, branch=branch, export=export
                 )
             else:
                 example = ExampleInputs(load(Path(inputs), file.path, graph), {})
             found, outputs = profile_file(file, run.provider, run.iterations, example.arrays)
-            given.add(outputs)
+            keep_outputs(given, outputs)
             alone = None
             if run.isolated:
                 alone = isolate(

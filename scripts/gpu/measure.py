@@ -13,7 +13,7 @@ from modelexport_optimum.errors import in_one_line
 from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.graph_runs.flat_graph import branches
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
-from modelexport_optimum.profiling.chained_files import GivenOutputs, in_order
+from modelexport_optimum.profiling.chained_files import in_order, keep_outputs
 from modelexport_optimum.providers.choice import CPU, choose_provider
 from modelexport_optimum.providers.session import open_session, quiet_options
 
@@ -78,7 +78,7 @@ def _bind(row: Row, directory: Path, iterations: int) -> None:
     """Take the mean times of all files with inputs and outputs that stay on the device."""
     provider = choose_provider(row.provider)
     device = "cpu" if provider.name == CPU else "cuda"
-    given = GivenOutputs()
+    given: dict[str, np.ndarray] = {}
     total = 0.0
     for file in in_order(list(read_tagged_files(directory))):
         session = open_session(str(file.path), provider, quiet_options())
@@ -87,7 +87,7 @@ def _bind(row: Row, directory: Path, iterations: int) -> None:
             feeds = generate(
                 file.path,
                 file.model.graph,
-                given=given.arrays,
+                given=given,
                 branch=branch,
                 export=directory,
             ).arrays
@@ -99,7 +99,7 @@ def _bind(row: Row, directory: Path, iterations: int) -> None:
                 session.run_with_iobinding(binding)
             binding.synchronize_outputs()
             total += (time.perf_counter() - started) * 1000 / iterations
-            given.add(dict(zip(names, outputs(), strict=True)))
+            keep_outputs(given, dict(zip(names, outputs(), strict=True)))
     row.bound_ms = total
 
 
