@@ -120,7 +120,7 @@ def onnxruntime_line(text: object) -> str:
 
 @contextlib.contextmanager
 def onnxruntime_errors(doing: str) -> Iterator[None]:
-    """Say what ONNX Runtime raises in the block in one line.
+    """Raise errors of ONNX Runtime in the block as one line.
 
     Args:
         doing: What it cannot do then, such as "load model.onnx".

@@ -211,7 +211,7 @@ class RayCluster:
         self._last_look = self._last_progress = time.monotonic()
 
     def has_room(self) -> bool:
-        """Tell that there is: Ray has a queue."""
+        """Return True: Ray has a queue."""
         return True
 
     def start(self, job: Job) -> None:

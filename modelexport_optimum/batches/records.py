@@ -21,7 +21,7 @@ _NOT_IN_THE_OUTPUT = {
 
 
 def source_state(job: Job) -> str | None:
-    """Tell what changes whenever the model of a job does: see `source.state_of`."""
+    """Return a text that changes whenever the model of a job does: see `source.state_of`."""
     return state_of(job.model, HubPlace.among(job.arguments), output=job.output)
 
 

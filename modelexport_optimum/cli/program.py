@@ -141,7 +141,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
 
     @contextlib.contextmanager
     def _explained(self) -> "Iterator[None]":
-        """Explain a wrong command line, whoever finds it."""
+        """Add hints to the error of a wrong command line in the block."""
         try:
             yield
         except Exception as error:

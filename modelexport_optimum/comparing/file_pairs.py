@@ -38,7 +38,7 @@ class ExportReference:
     file: TaggedFile
 
     def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
-        """Give none: an export says nothing of inputs."""
+        """Return None: an export has no inputs of its own."""
         return None
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:

@@ -106,7 +106,7 @@ def _find(name: str, place: HubPlace) -> Source:
 
 
 def _described(name: str, place: HubPlace) -> Path:
-    """Return the files of a model on the Hub that name code, and the code, in the Hub's cache."""
+    """Fetch the files of a model on the Hub that may name code, and the code, into the cache."""
     patterns = ["*config*.json", "modules.json", "model_index.json", "*.py"]
     try:
         return place.fetch(name, patterns)
@@ -190,7 +190,7 @@ def _find_on_hub(name: str, place: HubPlace) -> Source:
 
 
 def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
-    """Return what changes whenever the model does.
+    """Return a text that changes whenever the model does.
 
     Args:
         model: A name on the Hub, or a directory.

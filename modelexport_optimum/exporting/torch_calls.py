@@ -253,7 +253,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
-    """Yield the tensors in what a module is given or gives, in order."""
+    """Yield the tensors in the arguments or outputs of a module, in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):

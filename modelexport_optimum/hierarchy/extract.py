@@ -272,7 +272,7 @@ def _inferred(skeleton: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _inference_errors_named(path: Path) -> Iterator[None]:
-    """Say of which file it is that onnx or ONNX Runtime, which raise anything, find no types."""
+    """Name the file in an error of shape inference; onnx and ONNX Runtime raise anything."""
     try:
         yield
     except Exception as error:

@@ -76,7 +76,7 @@ class Weights:
         return data
 
     def release(self) -> None:
-        """Let the system take back the memory of what was read: it is read again when asked for."""
+        """Give the memory of what was read back to the system; it is read again on demand."""
         for mapped in self._maps.values():
             pages = cast("mmap.mmap", mapped.obj)
             if hasattr(pages, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows

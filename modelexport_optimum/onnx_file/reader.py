@@ -87,7 +87,7 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Say of which file it is that something in it cannot be read.
+    """Name the file in an error about its content.
 
     protobuf's own parser takes some bytes that a walk over the fields does not (groups, numbers
     that are padded), so that even a model that was read may have them.

@@ -87,7 +87,7 @@ class _Guard:
 def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[str]]:
     """Keep code of a model from running while the block loads it.
 
-    It holds for all threads: a file of a model's is refused to whoever imports it meanwhile.
+    It holds for all threads: none of them can import a file of the model meanwhile.
 
     Args:
         directories: The model's; None for one that its library fetches into its cache.

@@ -73,7 +73,7 @@ def unfused_options() -> onnxruntime.SessionOptions:
 
 
 def record_assignment(options: onnxruntime.SessionOptions) -> None:
-    """Have a session keep which provider took which nodes."""
+    """Make a session record which provider took which nodes."""
     options.add_session_config_entry(_RECORD, "1")
 
 

@@ -30,7 +30,7 @@ _flushed = contextvars.ContextVar("_flushed", default=True)
 
 @contextlib.contextmanager
 def unflushed() -> Iterator[None]:
-    """Leave the flush to the disk to a later step, in a directory that is nobody's until then."""
+    """Skip the flush to the disk in the block, for files of an unpublished directory."""
     token = _flushed.set(False)
     try:
         yield

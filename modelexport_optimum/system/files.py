@@ -112,7 +112,7 @@ def open_inside(directory: Path, parts: Sequence[str]) -> int:
         OSError: There is a link (ELOOP or ENOTDIR), or the file cannot be opened.
     """
     if not _DIRECTORY:
-        return _open_looked_at(directory, parts)
+        return _open_checked(directory, parts)
     descriptor = os.open(directory, os.O_RDONLY | _DIRECTORY)
     try:
         for index, part in enumerate(parts, 1):
@@ -126,8 +126,8 @@ def open_inside(directory: Path, parts: Sequence[str]) -> int:
     return descriptor
 
 
-def _open_looked_at(directory: Path, parts: Sequence[str]) -> int:
-    """Do the same by looking first, and then whether what was opened is what was looked at."""
+def _open_checked(directory: Path, parts: Sequence[str]) -> int:
+    """Do the same by checking each part first, then that the opened file is the checked one."""
     path, seen = directory, directory.stat()
     for part in parts:
         path /= part

@@ -142,7 +142,7 @@ def _collector_disabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reported_as_missing(available: PrivateName) -> Iterator[bool]:
-    """Have a library say for the block that another is not installed; yield whether it is.
+    """Make a library report another as missing in the block; yield whether it is installed.
 
     A version that asks in another way imports the other one, which takes longer and is no error.
     """

@@ -45,7 +45,7 @@ def installed_version(package: str) -> str | None:
 
 
 def require_optimum() -> None:
-    """Say at once that Optimum's exporter is missing, and how to do without it.
+    """Refuse to go on without Optimum's exporter.
 
     Raises:
         ModelExportError: It is not installed.
@@ -64,7 +64,7 @@ def no_optimum() -> str:
 
 
 def require_packages(*names: str) -> None:
-    """Say at once which packages are missing; nothing is imported.
+    """Refuse to go on without some packages; nothing is imported.
 
     Args:
         *names: Packages that pip knows by the names that they are imported by.

@@ -93,7 +93,7 @@ class ConfigJson:
         return _KEY in self.content
 
     def check_key(self) -> None:
-        """Raise ModelExportError if the key is there and say what only another tool can."""
+        """Raise ModelExportError if the key is there and another tool's."""
         if any(member.name == _KEY and not self._is_ours(member) for member in self.members):
             raise ModelExportError(
                 f"{self.path} has a key {_KEY} of another tool, which cannot be kept: rename it"

@@ -238,7 +238,7 @@ def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
 
 @dataclass(slots=True)
 class _Plan:
-    """What is to be written of one file, when nothing forbids it of any.
+    """What will be written into one file, once all files are known to be writable.
 
     Attributes:
         file: The file.

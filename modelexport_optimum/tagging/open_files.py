@@ -46,7 +46,7 @@ class OpenFile:
 
 
 def writable_files(path: Path) -> list[Path]:
-    """Return the files to write, after everything that can be known to forbid it."""
+    """Return the files to write, after checking that they can be written."""
     files = onnx_files(path)
     for file in [path, *files]:
         if file.is_symlink():

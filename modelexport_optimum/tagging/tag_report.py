@@ -128,6 +128,6 @@ def report_of_carried(file: OpenFile) -> FileReport:
 
 
 def counted(evidence: Iterable[str]) -> dict[str, int]:
-    """Tell how often each kind of evidence stands there, strongest first."""
+    """Count each kind of evidence, strongest first."""
     counts = Counter(evidence)
     return {kind: counts[kind] for kind in placements.EVIDENCE_KINDS if counts[kind]}

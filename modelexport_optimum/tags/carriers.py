@@ -145,7 +145,7 @@ def modules_in_tags(nodes: Iterable[Node], *, marked: bool) -> dict[str, str]:
 
 
 def carries(node: Node, tag: str | None) -> bool:
-    """Tell whether a node carries a tag that was just written; of None, whether it has nothing."""
+    """Tell whether a node carries a tag that was just written; for None, whether it has none."""
     ours = any(key == EVIDENCE for key, _ in node.metadata)
     if tag is None:
         return not ours and ATTRIBUTE not in node.attributes

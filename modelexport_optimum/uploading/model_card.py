@@ -155,7 +155,7 @@ def _digest(text: str) -> str:
 
 
 def _metadata(facts: CardFacts) -> str:
-    """Return what the Hub reads, between the lines that it is found by."""
+    """Return the YAML header of the card, which the Hub reads."""
     from huggingface_hub import ModelCardData
 
     task = facts.task.removesuffix("-with-past")
@@ -169,7 +169,7 @@ def _metadata(facts: CardFacts) -> str:
 
 
 def _word(name: str) -> str | None:
-    """Return a name that the Hub could know: what ends the YAML is none."""
+    """Return a name that has the form of the Hub's, which cannot end the YAML; else None."""
     return name if re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) else None
 
 

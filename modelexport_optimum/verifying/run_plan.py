@@ -1,4 +1,4 @@
-"""What is run of an export on every provider, and how one such run went. Data alone."""
+"""The plan of the runs on execution providers, and the result of one run, as plain data."""
 
 from __future__ import annotations
 
