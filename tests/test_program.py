@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from forked_python import ForkedPython
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -364,6 +365,18 @@ def test_ctrl_c_that_a_library_made_its_own_error_is_one() -> None:
 
 
 # --- Messages -------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_before_a_command_begins_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printing, "open_standard_streams", lambda: None)
+    monkeypatch.setattr(typer.main, "get_command", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        printing.run_program(app)
+    assert ended.value.code == 130
+
+
+def interrupted(_app: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_messages_of_other_libraries_are_short() -> None:

@@ -12,6 +12,7 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -68,6 +69,8 @@ def run_program(app: typer.Typer) -> NoReturn:
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:  # while Typer made the commands, before one began
+        status = 128 + signal.SIGINT
     if status == 0:  # --help and --version do not call `finish`
         try:
             finish()
