@@ -411,6 +411,7 @@ def test_config_of_no_model_is_told(config: dict[str, object], tmp_path: Path) -
          "intermediate_size": 2, "vocab_size": 2, "architectures": ["BertModel"]},
         {"model_type": "bert", "num_labels": 10**12},
         {"model_type": "qwen2", "num_hidden_layers": 1e99},
+        {"model_type": "qwen2", "num_hidden_layers": 10**400},
         {"model_type": "resnet", "depths": [2, 10**9], "architectures": ["ResNetModel"]},
     ],
 )  # fmt: skip

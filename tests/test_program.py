@@ -367,6 +367,20 @@ def test_ctrl_c_that_a_library_made_its_own_error_is_one() -> None:
 # --- Messages -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "is_red"),
+    [("TERM", "xterm", True), ("TERM", "dumb", False), ("NO_COLOR", "1", False)],
+)
+def test_an_error_has_the_colour_that_the_terminal_takes(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, is_red: bool
+) -> None:
+    for variable in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["inspect", "nowhere"], color=True)
+    assert result.stderr.startswith("\x1b[31merror: \x1b[0mnowhere" if is_red else "error: nowhere")
+
+
 def test_ctrl_c_before_a_command_begins_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(printing, "open_standard_streams", lambda: None)
     monkeypatch.setattr(typer.main, "get_command", interrupted)

@@ -130,7 +130,9 @@ def print_error(
     if as_json:
         more = {"problems": list(problems)} if problems else {}
         print_json({"ok": False, "error": message, "exit_status": status, **more})
-    typer.secho("error: ", fg="red", err=True, nl=False)
+    # As rich decides for the tables: https://no-color.org, and terminals without escape sequences.
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    typer.secho("error: ", fg=None if is_plain else "red", err=True, nl=False)
     typer.echo("\n".join(map(visible, [message, *problems])), err=True)
 
 

@@ -7,6 +7,7 @@ class builds a module for each. Neither can be stopped from outside, so both are
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
@@ -44,8 +45,9 @@ def check_counts(path: Path) -> None:
             continue
         for count in value if isinstance(value, list) else [value]:
             if isinstance(count, int | float) and count > MAX_COUNT:
+                shown = min(count, sys.float_info.max)  # there are larger whole numbers
                 raise ModelExportError(
-                    f"{path} has {name} {count:.3g}, which no model has: mend it or take it away"
+                    f"{path} has {name} {shown:.3g}, which no model has: mend it or take it away"
                 )
 
 
