@@ -132,7 +132,8 @@ def print_error(
         print_json({"ok": False, "error": message, "exit_status": status, **more})
     # As rich decides for the tables: https://no-color.org, and terminals without escape sequences.
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
-    typer.secho("error: ", fg=None if is_plain else "red", err=True, nl=False)
+    head = "error: " if is_plain else typer.style("error: ", fg="red")
+    typer.echo(head, err=True, nl=False)
     typer.echo("\n".join(map(visible, [message, *problems])), err=True)
 
 
