@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import functools
 import gc
 import importlib.util
@@ -63,6 +64,16 @@ SLOW = {
     "test_zoo.py": "every architecture is exported",
 }
 """Files that everyday work leaves out, and why they take long: see CONTRIBUTING.md."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the package once, also where PYTHONDONTWRITEBYTECODE keeps Python from doing so.
+
+    Hundreds of processes import it, and compiling all of it takes each a quarter of a second.
+    """
+    if not hasattr(config, "workerinput"):
+        for folder in ("modelexport_optimum", "tests"):
+            compileall.compile_dir(Path(__file__).parents[1] / folder, quiet=2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

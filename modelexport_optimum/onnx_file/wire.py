@@ -61,6 +61,11 @@ class FieldReader:
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
         """Return the number that is encoded at a position, and where it ends."""
+        offset = position - self._start
+        if position < end and 0 <= offset < len(self._window):
+            byte = self._window[offset]
+            if byte < 0x80:  # as most keys and lengths are
+                return byte, position + 1
         data = self.read(position, min(position + 10, end))
         value = 0
         for index, byte in enumerate(data):
