@@ -14,8 +14,8 @@ from rich.filesize import decimal
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged_files, unknown
-from modelexport_optimum.system.display import Displayed
-from modelexport_optimum.system.notebook import Part, line, several, shown, tree, treemap
+from modelexport_optimum.system.display import Displayed, several
+from modelexport_optimum.system.notebook import Part, line, shown, tree, treemap
 
 if TYPE_CHECKING:
     import os

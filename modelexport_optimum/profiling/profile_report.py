@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.profiling.profile_growth import FileGrowth, side_by_side
-from modelexport_optimum.system.display import Displayed
-from modelexport_optimum.system.notebook import several
+from modelexport_optimum.system.display import Displayed, several
 
 if TYPE_CHECKING:
     from modelexport_optimum.profiling.profile_result import FileProfile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from modelexport_optimum.system.notebook import line, shown, table
 
 _MOST_CHARACTERS = 80
 _MOST_ITEMS = 3
+
+_MOST_RESULTS = 5
+"""Results of one kind, such as files, that are shown below one another."""
 
 
 class Displayed:
@@ -37,6 +40,13 @@ class Displayed:
             rows = [{key: _text(cell) for key, cell in _row(item).items()} for item in value]
             parts += [line(name), table(tuple(rows[0]), (tuple(row.values()) for row in rows))]
         return shown(type(self).__name__, *parts)
+
+
+def several(results: Sequence[Displayed]) -> str:
+    """Return the first results below one another."""
+    left = len(results) - _MOST_RESULTS
+    more = [f"... {left:,} more"] if left > 0 else []
+    return "".join([*(one._repr_html_() for one in results[:_MOST_RESULTS]), *more])
 
 
 def _short(value: Any, depth: int = 1) -> str:  # noqa: ANN401 (a field of any result)

@@ -17,15 +17,10 @@ from modelexport_optimum.system.text import visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from modelexport_optimum.system.display import Displayed
-
 _T = TypeVar("_T")
 
 MOST_ROWS = 30
 """Rows of a table; a tree shows as many of its levels as fit."""
-
-MOST_RESULTS = 5
-"""Results of one kind, such as files, that are shown below one another."""
 
 _MOST_BOXES = 40
 """Boxes of a treemap: the largest are divided first."""
@@ -86,13 +81,6 @@ def shown(title: str, *parts: str) -> str:
         f"<style>{_STYLE}</style><div class='modelexport'><b>{escaped(title)}</b>"
         f"{''.join(parts)}</div>"
     )
-
-
-def several(results: Sequence[Displayed]) -> str:
-    """Return the first results below one another."""
-    left = len(results) - MOST_RESULTS
-    more = [f"... {left:,} more"] if left > 0 else []
-    return "".join([*(one._repr_html_() for one in results[:MOST_RESULTS]), *more])
 
 
 def line(text: str, kind: str = "dim") -> str:

@@ -137,7 +137,7 @@ def read(node: Node, *, marked: bool) -> Carried:
 
 
 def modules_in_tags(nodes: Iterable[Node], *, marked: bool) -> dict[str, str]:
-    """Return the modules that stand in the tags of nodes, path to class name; `marked` as above."""
+    """Return the modules in the tags of nodes, path to class name; `marked` is that of `read`."""
     modules: dict[str, str] = {}
     for node in nodes:
         modules.update(read(node, marked=marked).modules or ())
