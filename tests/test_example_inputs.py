@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelexport_optimum import profile
+from modelexport_optimum import profile, tag
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.onnx_file.input_use import InputUse
@@ -138,3 +138,19 @@ def test_what_was_not_given_is_not_said_to_be(tagged: Exported) -> None:
     assert (file.sizes["batch_size"].size, file.sizes["batch_size"].source) == (1, "default")
     (file,) = profile(tagged("vit"), iterations=1, batch_size=2).files
     assert (file.sizes["batch_size"].size, file.sizes["batch_size"].source) == (2, "--batch-size")
+
+
+def test_a_dimension_without_a_name_is_named_as_an_option_takes_it(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", None])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", None])
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"], name="/a/Neg")], "", [x], [y])
+    path = tmp_path / "model.onnx"
+    opset = helper.make_opsetid("", 18)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    tag(path)
+    with pytest.raises(
+        UsageError, match=r"the size of dimension 1 of its input x: give --size x\.1="
+    ):
+        profile(path, iterations=1)
+    (file,) = profile(path, iterations=1, sizes={"x.1": 3}).files
+    assert file.sizes["x.1"].size == 3

@@ -176,8 +176,8 @@ class Dimensions:
                 found = Size(self._wishes.default_size, "default")
             if found is None:
                 raise UsageError(
-                    f"{self._path} does not tell the size of {dim or 'a dimension'} of its input "
-                    f"{value.name}: give --size {dim or 'NAME'}=N, or the inputs with "
+                    f"{self._path} does not tell the size of {dim or f'dimension {axis}'} of its "
+                    f"input {value.name}: give --size {name}=N, or the inputs with "
                     "--inputs FILE.npz"
                 )
             self._known[name] = found
