@@ -1,14 +1,14 @@
 """The outputs of each call of each module in one run, on either side of a comparison.
 
-Plain data of a run in ONNX Runtime (made here) or in PyTorch. The values are files in a temporary
-directory, read on demand.
+Plain data of a run in ONNX Runtime (made here) or in PyTorch. The values are in a temporary file,
+read on demand.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,31 +24,33 @@ if TYPE_CHECKING:
 
 
 class ValueStore:
-    """Arrays by name, each in a file of its own until the store is closed."""
+    """Arrays by name, in one temporary file until the store is closed."""
 
     def __init__(self) -> None:
-        """Make the directory."""
-        self._directory = tempfile.TemporaryDirectory(prefix="modelexport-optimum-")
-        self._files: dict[str, Path] = {}
+        """Make the file."""
+        self._file = tempfile.TemporaryFile(prefix="modelexport-optimum-")
+        self._places: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
 
     def __contains__(self, name: str) -> bool:
         """Tell whether there is a value of that name."""
-        return name in self._files
+        return name in self._places
 
     def add(self, name: str, value: np.ndarray) -> None:
         """Keep a value; one that is there already stays."""
-        if name not in self._files:
-            path = Path(self._directory.name) / f"{len(self._files)}.npy"
-            np.save(path, value, allow_pickle=False)
-            self._files[name] = path
+        if name not in self._places:
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(_bytes_of(np.ascontiguousarray(value)))
+            self._places[name] = place
             self._shapes[name] = value.shape
             self._dtypes[name] = value.dtype
 
     def get(self, name: str) -> np.ndarray:
         """Read a value."""
-        value: np.ndarray = np.load(self._files[name], allow_pickle=False)
+        value: np.ndarray = np.empty(self._shapes[name], self._dtypes[name])
+        self._file.seek(self._places[name])
+        self._file.readinto(_bytes_of(value))
         return value
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -69,7 +71,12 @@ class ValueStore:
 
     def close(self) -> None:
         """Remove the values."""
-        self._directory.cleanup()
+        self._file.close()
+
+
+def _bytes_of(value: np.ndarray) -> memoryview:
+    """Return the memory of a contiguous array."""
+    return value.reshape(-1).view(np.uint8).data
 
 
 def output_value(name: str) -> str:
