@@ -22,8 +22,6 @@ PATIENCE = 120
 OPTIONS = (
     "--headless=new",
     "--window-size=1360,1500",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",  # WebGL without a GPU, for Model Explorer
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
@@ -31,10 +29,13 @@ OPTIONS = (
     "--disable-sync",
     "--no-first-run",
 )
+WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+"""WebGL without a GPU, which Model Explorer needs. What else a page shows takes longer so."""
+WITHOUT_WEBGL = ("--disable-gpu",)
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Chrome]:
+def chromium(*, webgl: bool = False) -> Iterator[Chrome]:
     """Starts the browser; its network requests and console are logged."""
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     if binary is None:
@@ -43,7 +44,7 @@ def chromium() -> Iterator[Chrome]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for option in OPTIONS:
+    for option in (*OPTIONS, *(WEBGL if webgl else WITHOUT_WEBGL)):
         options.add_argument(option)
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")

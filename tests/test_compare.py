@@ -8,7 +8,6 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import browser
 import jsonschema
 import numpy as np
 import onnx
@@ -16,11 +15,11 @@ import pytest
 import zoo
 from planted_faults import plant, weights_by_module
 from test_json import SCHEMAS
-from test_views_view import Served
 from typer.testing import CliRunner
 
 from modelexport_optimum import ModelExportError, UsageError, compare, read_hierarchy, strip, tag
 from modelexport_optimum.cli.main import app
+from modelexport_optimum.graph_runs.recorded_run import ValueStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +172,24 @@ def test_inputs_and_samples(tagged: Callable[[str], Path], tmp_path: Path) -> No
     assert 0 < row.relative_mean < row.relative
 
 
+def test_values_are_kept_as_they_are() -> None:
+    values = {
+        "scalar": np.array(2.5),
+        "empty": np.empty((0, 3), np.int64),
+        "transposed": np.arange(6, dtype=np.float16).reshape(2, 3).T,
+        "truth": np.array([True, False]),
+    }
+    with ValueStore() as store:
+        for name, value in values.items():
+            store.add(name, value)
+        store.add("scalar", np.array(0))  # the first stays
+        for name, value in reversed(values.items()):
+            found = store.get(name)
+            assert (found.shape, found.dtype) == (store.shape(name), store.dtype(name))
+            assert np.array_equal(found, value)
+            assert found.dtype == value.dtype
+
+
 def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(app, ["compare", *map(str, arguments)])
 
@@ -223,7 +240,8 @@ def test_errors(
         compare(bert, tmp_path / "damaged")
 
 
-def test_model_explorer_shows_the_node_data(tagged: Callable[[str], Path], tmp_path: Path) -> None:
+def test_node_data_for_model_explorer(tagged: Callable[[str], Path], tmp_path: Path) -> None:
+    # tests/test_views_view.py sees that it shows them.
     bert = tagged("bert")
     planted(bert, tmp_path / "broken", "model.onnx", "bert.embeddings.LayerNorm.bias")
     data = tmp_path / "data.json"
@@ -235,10 +253,3 @@ def test_model_explorer_shows_the_node_data(tagged: Callable[[str], Path], tmp_p
     named = {modules[name] for name, r in graph["results"].items() if r["value"] == worst}
     # What leaves the normalization is what leaves the module around it.
     assert named == {"bert.embeddings.LayerNorm", "bert.embeddings"}
-    with (
-        browser.chromium() as driver,
-        Served(tmp_path / "broken", "model-explorer", "--node-data", str(data)) as url,
-    ):
-        driver.get(url)
-        body = driver.find_element("tag name", "body")
-        browser.waited(driver, lambda: "own error" in body.text)

@@ -173,7 +173,7 @@ def texts(draw: st.DrawFn) -> str:
     return f"{mark}{draw(WHITE)}{{{','.join(members)}}}{draw(WHITE)}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=texts(), number=st.integers(0, 3))
 def test_any_json_comes_back(
     tmp_path_factory: pytest.TempPathFactory, text: str, number: int

@@ -352,7 +352,7 @@ def test_five_thousand_modules(tmp_path: Path) -> None:
     for layer in range(250):
         for block in range(20):
             tag = f"/Model/Layer.layers.{layer}" + (f"/Block.block{block}" if block else "")
-            for index in range(20):
+            for index in range(5):
                 name = f"/layers.{layer}/block{block}/Add_{index}"
                 node = helper.make_node("Add", [value, f"w{layer}"], [name], name, doc_string=tag)
                 nodes.append(node)

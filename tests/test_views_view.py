@@ -19,15 +19,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from modelexport_optimum import compare
 from modelexport_optimum.cli import view_commands
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-    from selenium.webdriver import Chrome
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedModule, TaggedNode
 
@@ -134,19 +133,21 @@ class Served:
         assert self.process.returncode == 0
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chrome]:
-    with browser.chromium() as driver:
-        yield driver
-
-
-def test_model_explorer_opens_the_file(chromium: Chrome, tagged: Callable[[str], Path]) -> None:
-    with Served(tagged("bert"), "model-explorer") as url:
-        chromium.get(url)
-        body = chromium.find_element("tag name", "body")
-        browser.waited(chromium, lambda: "main_graph" in body.text)
-        browser.waited(chromium, lambda: re.search(LAYERS, body.text) is not None)
+def test_model_explorer_opens_the_file_with_the_figures_of_its_nodes(
+    tagged: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "data.json"
+    compare(tagged("bert"), tagged("bert"), node_data=data)
+    with (
+        browser.chromium(webgl=True) as driver,
+        Served(tagged("bert"), "model-explorer", "--node-data", str(data)) as url,
+    ):
+        driver.get(url)
+        body = driver.find_element("tag name", "body")
+        browser.waited(driver, lambda: "main_graph" in body.text)
+        browser.waited(driver, lambda: re.search(LAYERS, body.text) is not None)
         assert re.findall(LAYERS, body.text)[0] == str(drawn_layers(tagged("bert") / "model.onnx"))
+        browser.waited(driver, lambda: "own error" in body.text)
 
 
 def drawn_layers(file: Path) -> int:
@@ -167,15 +168,15 @@ def drawn_layers(file: Path) -> int:
     return sum(count > 1 for count in operations.values())
 
 
-def test_netron_shows_the_tag_on_every_node(
-    chromium: Chrome, tagged: Callable[[str], Path]
-) -> None:
+def test_netron_shows_the_tag_on_every_node(tagged: Callable[[str], Path]) -> None:
     file = tagged("bert") / "model.onnx"
     nodes = {node.name: node for node in read_tagged(file).nodes}
     # It shows a constant in the node that reads it, if that is one alone.
     drawn = {name for name, node in nodes.items() if node.op_type != "Constant"}
-    chromium.set_script_timeout(browser.PATIENCE)
-    with Served(file, "netron") as url:
+    with browser.chromium() as chromium, Served(file, "netron") as url:
+        with urllib.request.urlopen(f"{url}/data/model.onnx") as answer:
+            assert answer.read() == file.read_bytes()
+        chromium.set_script_timeout(browser.PATIENCE)
         chromium.get(f"{url}/icon.png")
         # Otherwise it asks first, over the network, whether the country wants cookies asked for.
         chromium.add_cookie({"name": "consent", "value": "1"})
@@ -274,9 +275,3 @@ def test_the_first_viewer_that_is_installed_is_taken(
 
     assert run("view", tagged("bert")) == (0, "")
     assert started == [str(tagged("bert") / "model.onnx")]
-
-
-def test_netron_serves_the_file_itself(tagged: Callable[[str], Path]) -> None:
-    file = tagged("bert") / "model.onnx"
-    with Served(file, "netron") as url, urllib.request.urlopen(f"{url}/data/model.onnx") as answer:
-        assert answer.read() == file.read_bytes()

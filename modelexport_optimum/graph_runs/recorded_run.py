@@ -28,7 +28,7 @@ class ValueStore:
 
     def __init__(self) -> None:
         """Make the file."""
-        self._file = tempfile.TemporaryFile(prefix="modelexport-optimum-")
+        self._file = tempfile.TemporaryFile(prefix="modelexport-optimum-")  # noqa: SIM115 (`close`)
         self._places: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
