@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import zoo
+from onnx import TensorProto, helper
 from planted_faults import plant, weights_by_module
 from test_json import SCHEMAS
 from typer.testing import CliRunner
@@ -188,6 +189,39 @@ def test_values_are_kept_as_they_are() -> None:
             assert (found.shape, found.dtype) == (store.shape(name), store.dtype(name))
             assert np.array_equal(found, value)
             assert found.dtype == value.dtype
+
+
+def test_text_in_a_graph_is_left_out(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node(
+            "LabelEncoder", ["x"], ["text"], domain="ai.onnx.ml", name="read",
+            keys_int64s=[0, 1], values_strings=["a", "b"],
+        ),
+        helper.make_node(
+            "LabelEncoder", ["text"], ["y"], domain="ai.onnx.ml", name="write",
+            keys_strings=["a", "b"], values_int64s=[5, 6],
+        ),
+    ]  # fmt: skip
+    for node in nodes:
+        record = {
+            "namespace": f": Coder/{node.name}: Part/{node.name}",
+            "pkg.torch.onnx.name_scopes": str(["", node.name, node.name]),
+            "pkg.torch.onnx.class_hierarchy": str(["Coder", "Part", "node"]),
+        }
+        for key, value in record.items():
+            node.metadata_props.add(key=key, value=value)
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [2])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    path = tmp_path / "text.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    tag(path)
+    found = compare(path, path)
+    assert {row.path: row.relative for row in found.modules} == {"": 0, "read": None, "write": 0}
 
 
 def run(*arguments: str | Path) -> Any:

@@ -111,9 +111,11 @@ def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun
     wanted = left.union(*((*call.inputs, *call.choices, *call.draws) for call in graph.calls))
     given = {name for name in graph.outputs if name in graph.makers}
     for name, value in run.values(wanted | given, feeds):
-        if name in graph.outputs and isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray) or value.dtype.hasobject:
+            continue  # a sequence or text, which no difference is measured of
+        if name in graph.outputs:
             recorded.add_output(name, value)
-        if name in wanted and isinstance(value, np.ndarray):
+        if name in wanted:
             recorded.values.add(name, value)
     reads: dict[int, dict[str, None]] = {id(call): {} for call in graph.calls}
     for node in graph.nodes:
