@@ -266,6 +266,8 @@ def main() -> None:
         parser.add_argument(f"--{part}", action="store_true", help=f"{what}; none of them is all")
     options = parser.parse_args()
     parts = {part for part in PARTS if getattr(options, part)} or set(PARTS)
+    # What is installed is compiled; a checkout's code is so after its first run, unless this is set.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     report = Report()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as directory:
         work = Path(directory)

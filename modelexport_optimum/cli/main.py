@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from modelexport_optimum.batches.resources import Resources
-from modelexport_optimum.cli import compare_command, help_page, printing, run_tables, view_commands
+from modelexport_optimum.cli import compare_command, help_page, printing, view_commands
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     Depth,
@@ -140,6 +140,8 @@ def export(
     if as_json:
         printing.print_json(result.to_dict())
     else:
+        from modelexport_optimum.cli import run_tables
+
         run_tables.print_export(result, legend=legend)
     if result.upload is not None and not result.upload.ok:
         printing.print_error(result.upload.message, result.exit_status)
@@ -239,6 +241,8 @@ def tag(
             from modelexport_optimum.tagging.explain import explain as say
 
             found = say(path, explain, model=model, trust_remote_code=trust_remote_code)
+    from modelexport_optimum.cli import run_tables
+
     if explain is not None:
         if as_json:
             printing.print_json({"ok": True, "explanations": found})
@@ -266,6 +270,8 @@ def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
         files = [{"file": str(file), "changed": True} for file in changed]
         printing.print_json({"ok": True, "files": files})
     else:
+        from modelexport_optimum.cli import run_tables
+
         run_tables.print_stripped(changed)
     printing.finish(written=True)
 
@@ -311,6 +317,8 @@ def verify(
     if as_json:
         printing.print_json(report.to_dict())
     else:
+        from modelexport_optimum.cli import run_tables
+
         run_tables.print_verification(report, depth=depth)
     printing.finish(0 if report.ok else 3)
 

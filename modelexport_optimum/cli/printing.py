@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import gc
 import io
 import json
 import os
@@ -76,6 +77,9 @@ def run_program(app: typer.Typer) -> NoReturn:
             finish()
         except typer.Exit as ended:
             status = ended.exit_code
+    # Python would look through all that PyTorch and transformers made before it lets go of it, a
+    # tenth of an export's CPU time.
+    gc.freeze()
     sys.exit(status)
 
 
