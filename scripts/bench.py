@@ -43,10 +43,10 @@ PARTS = {
 }
 """What may be measured alone, and what it is."""
 
-# The pass alone, as it is inside an export: the module tree is there already.
+# The pass alone, as it is inside an export: the module tree is there already, and so is filelock.
 PASS = """
 import json, pickle, resource, sys, time
-import onnx
+import filelock, onnx
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
@@ -266,7 +266,7 @@ def main() -> None:
         parser.add_argument(f"--{part}", action="store_true", help=f"{what}; none of them is all")
     options = parser.parse_args()
     parts = {part for part in PARTS if getattr(options, part)} or set(PARTS)
-    # What is installed is compiled; a checkout's code is so after its first run, unless this is set.
+    # What is installed is compiled; a checkout is by its first run, unless this is set.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     report = Report()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as directory:
