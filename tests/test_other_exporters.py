@@ -17,7 +17,7 @@ import transformers
 from onnx import TensorProto, helper, numpy_helper
 from optimum.exporters.onnx import main_export
 
-from modelexport_optimum.tagging import htp
+from modelexport_optimum.tagging import carriers, export_record, htp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +81,70 @@ def test_dynamo_graph_is_read_from_its_own_record(
         assert node.module_path == recorded[node.name]
         assert node.tag.startswith(f"/{model_class}")
     onnx.checker.check_model(str(path))
+    assert not htp.tag(path).files[0].changed
+    htp.strip(path)
+    assert path.read_bytes() == before
+
+
+def test_what_was_fused_with_an_addition_of_the_graphs_input_is_around_both(tmp_path: Path) -> None:
+    """As the first layer's norm, where a part of a model is exported that takes embeddings."""
+    project = helper.make_node("MatMul", ["x", "layer.proj.weight"], ["linear"], name="project")
+    norm = helper.make_node(
+        "SkipSimplifiedLayerNormalization", ["linear", "x", "layer.norm.weight"], ["mul"],
+        name="norm", domain="com.microsoft",
+    )  # fmt: skip
+    norm.metadata_props.add(key=export_record.REWRITTEN, value="SkipRmsNorm, RmsNormFusion1")
+    for node, name, value in ((project, "proj", "linear"), (norm, "norm", "mul")):
+        scopes = ["", "layer", f"layer.{name}", value]
+        node.metadata_props.add(key=carriers.NAME_SCOPES, value=repr(scopes))
+        classes = ["m.Root", "m.Layer", "m.Part", "aten.any.default"]
+        node.metadata_props.add(key=carriers.CLASS_HIERARCHY, value=repr(classes))
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2]) for n in ("x", "mul")]
+    weights = {"layer.proj.weight": np.eye(2), "layer.norm.weight": np.ones(2)}
+    graph = helper.make_graph(
+        [project, norm], "g", ends[:1], ends[1:],
+        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    htp.tag(tmp_path / "model.onnx")
+    placed = {node.name: node.module for node in htp.read_hierarchy(tmp_path / "model.onnx")}
+    assert placed == {"project": "layer.proj", "norm": "layer"}
+
+
+def test_record_that_leads_elsewhere_is_set_aside(tmp_path: Path) -> None:
+    """Viewers and other tools find in its place the module that the tag names."""
+    records = [
+        ("['', 'a', 'x']", "['m.Root', 'm.A', 'aten.relu.default']"),
+        ("['y']", "['aten.index_put.default']"),  # as torch.export leaves what it adds itself
+        ("['', 'a', 'out']", "['m.Root', 'm.A', 'aten.relu.default']"),
+    ]
+    names = ["in", "x", "y", "out"]
+    nodes = []
+    for before, after, (scopes, classes) in zip(names, names[1:], records, strict=False):
+        nodes.append(helper.make_node("Relu", [before], [after], name=f"node_{after}"))
+        namespace = f"{after}: aten.relu.default"
+        for key, value in (
+            ("namespace", namespace), (carriers.CLASS_HIERARCHY, classes), ("other", "kept"),
+            (carriers.NAME_SCOPES, scopes),
+        ):  # fmt: skip
+            nodes[-1].metadata_props.add(key=key, value=value)
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in ("in", "out")]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:])), path)
+    before = path.read_bytes()
+    htp.tag(path)
+    assert [node.module for node in htp.read_hierarchy(path)] == ["a", "a", "a"]
+    onnx.checker.check_model(str(path))
+    tagged = [
+        [(entry.key, entry.value) for entry in node.metadata_props]
+        for node in onnx.load(path).graph.node
+    ]
+    assert [dict(entries)[carriers.NAME_SCOPES] for entries in tagged] == [
+        "['', 'a', 'x']", "['', 'a', 'node_y']", "['', 'a', 'out']",
+    ]  # fmt: skip
+    assert dict(tagged[1])["namespace"] == ": m.Root/a: m.A"
+    assert dict(tagged[1])[f"{carriers.ASIDE}namespace"] == "y: aten.relu.default"
+    assert all(len(dict(entries)) == len(entries) for entries in tagged)
     assert not htp.tag(path).files[0].changed
     htp.strip(path)
     assert path.read_bytes() == before

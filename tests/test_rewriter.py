@@ -104,6 +104,8 @@ def models(draw: st.DrawFn) -> ModelProto:
                 made.doc_string = draw(st.sampled_from(["text", "/Root/A.a", "two\nlines", "é"]))
             if draw(st.integers(0, 3)) == 0:
                 made.metadata_props.add(key="namespace", value="theirs")
+            if draw(st.integers(0, 3)) == 0:  # without a root, which no tag agrees with
+                made.metadata_props.add(key=carriers.NAME_SCOPES, value="['a', 'relu']")
             if kind == "If":
                 made.input.append("condition")
                 for name in ("then_branch", "else_branch"):
@@ -150,6 +152,8 @@ def without_tags(model: ModelProto) -> ModelProto:
             node.attribute.extend(kept)
             keys = [entry.key for entry in node.metadata_props]
             del node.metadata_props[keys.index(carriers.EVIDENCE) :]
+            for entry in node.metadata_props:
+                entry.key = entry.key.removeprefix(carriers.ASIDE)
             for attribute in node.attribute:
                 if attribute.HasField("g"):
                     visit(attribute.g)

@@ -6,12 +6,14 @@ with PyTorch's record is this record; of a fused one, the unfused graph of the s
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
 import shutil
 from collections import Counter
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -81,6 +83,14 @@ def judge(directory: Path) -> None:
             if is_whole(node):
                 assert tagged.module == record(node)[-1], node.name
         assert not htp.tag(file).files[0].changed
+        written = onnx.load(file, load_external_data=False).graph.node
+        for node, tagged in zip(written, nodes, strict=False):
+            assert record(node)[-1] == tagged.module, node.name
+            metadata = {entry.key: entry.value for entry in node.metadata_props}
+            assert len(metadata) == len(node.metadata_props)
+            groups = re.sub(r"@\d+", "", metadata["namespace"]).split("/")
+            # PyTorch's own ends with the operation, ours with the module.
+            assert tagged.module in [group.partition(": ")[0] for group in groups[-2:]]
         if file.parent.name == exports.UNFUSED:  # it knows no operator of ONNX Runtime
             onnx.checker.check_model(str(file))
         else:
@@ -296,6 +306,42 @@ def test_classes_are_known_from_the_config_alone(bert: Path) -> None:
     shapes = {n: tuple(t.shape) for n, t in model.named_parameters(remove_duplicate=False)}
     assert shapes.items() <= tree.tensors.items()
     assert isinstance(found.tree().build(), torch.nn.Module)
+
+
+def test_generation_is_run_with_a_cache_that_transformers_does_not_know() -> None:
+    """Whisper of transformers 5 cannot return the logits then, as it is with Optimum's models."""
+    from modelexport_optimum.verifying.inference import NEW_TOKENS, infer
+
+    model, inputs = exports.model_of("whisper")
+    inputs = {"input_features": inputs["input_features"]}
+    expected = model.generate(
+        **inputs, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, do_sample=False,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    whisper = type(model)
+
+    class Foreign(whisper):  # type: ignore[misc, valid-type]
+        @functools.wraps(whisper.forward)
+        def forward(self, **kwargs: Any) -> Any:
+            known = kwargs.pop("cache", None)
+            answer = super().forward(**kwargs, cache=getattr(known, "known", known))
+            length = answer.cache.get_seq_length
+            answer.cache = SimpleNamespace(known=answer.cache, get_seq_length=length)
+            return answer
+
+    model.__class__ = Foreign
+    with pytest.raises(AttributeError, match="self_attention_cache"):
+        model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True)
+    model.encoder = model.model.encoder
+    model.encoder.session = None
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    plan = SimpleNamespace(library="transformers", file_of=str, inputs={"None": arrays})
+    kind, outputs = infer(plan, model)
+    assert kind == "generate"
+    assert np.array_equal(outputs.pop("tokens"), expected.sequences[:, -NEW_TOKENS:])
+    assert list(outputs) == [f"logits.{step}" for step in range(NEW_TOKENS)]
+    for array, logits in zip(outputs.values(), expected.logits, strict=True):
+        assert np.array_equal(array, logits)
 
 
 def test_weights_that_are_made_up_are_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.attribution import placements, rules
+from modelexport_optimum.attribution.export_record import recorded_modules, recorded_value
 from modelexport_optimum.attribution.retracing import retrace
 from modelexport_optimum.errors import ModelExportError, system_errors_named
 from modelexport_optimum.onnx_file.block_sharing import padded_rewrite
@@ -281,14 +282,17 @@ def _planned_tags(
     edits: dict[int, list[Edit]] = {}
     for node in nodes:
         placement = placed.placements[node.start]
+        recorded = tuple(path for path, _ in recorded_modules(node))
+        aside = bool(recorded_value(node)) and recorded != placement.paths
         added = carriers.encode(
             node,
             spelled[placement.paths],
             placement.evidence,
             attribute=node.start in free,
             doc_string=file.carried[node.start].doc_string,
+            aside=aside,
         )
-        removed = _removal(file, node)
+        removed = _removal(file, node, aside=aside)
         edits[node.start] = [*removed, Edit(node.end, node.end, added)]
     chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
     modules = {segment.path: segment.module_class for chain in chains for segment in chain}
@@ -320,12 +324,13 @@ def _planned_removal(file: OpenFile) -> _Plan:
     return _Plan(file, rewrite, None, [None] * len(nodes))
 
 
-def _removal(file: OpenFile, node: Node) -> list[Edit]:
+def _removal(file: OpenFile, node: Node, *, aside: bool = False) -> list[Edit]:
     carried = file.carried[node.start]
-    if not (carried.tag or carried.attribute or carriers.EVIDENCE in dict(node.metadata)):
+    marked = carriers.EVIDENCE in dict(node.metadata)
+    if not (aside or marked or carried.tag or carried.attribute):
         return []
     with damage_named(file.path):
-        return carriers.removal(node, node_bytes(file.fd, node), carried)
+        return carriers.removal(node, node_bytes(file.fd, node), carried, aside=aside)
 
 
 def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[Edit]]) -> bool:

@@ -50,11 +50,19 @@ PyTorch wrote."""
 PADDING = "modelexport_optimum.padding"
 """Ours alone, too: blanks that move the weights by whole blocks of a file system, on one node."""
 
+ASIDE = "modelexport_optimum.aside."
+"""Before the key of an entry of the node's own that leads to another module than the tag. Ours
+takes its place, so that whoever reads that key finds the tag's module: keys should be distinct
+(onnx.proto, `NodeProto.metadata_props`)."""
+
 CARRIER = "carrier"
 """The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props."""
 
 _OUR_KEYS = (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE, PADDING)
 """Keys of metadata_props that `encode` and `padding` write, the one first that tells ours."""
+
+_PLACES = (NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE)
+"""Keys of metadata_props that say where a node belongs."""
 
 _EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
 
@@ -116,14 +124,9 @@ def read(node: Node, *, marked: bool) -> Carried:
         tag = first
         doc_string = rest
     modules = parse_tag(tag)
-    own_scopes = any(
-        key in (NAME_SCOPES, CLASS_HIERARCHY) for key, _ in own_metadata(node.metadata)
-    )
+    own_scopes = any(key in (NAME_SCOPES, CLASS_HIERARCHY) for key, _ in _kept(node.metadata))
     complete = (
-        in_doc
-        and bool(evidence)
-        and attribute in (None, tag)
-        and {NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE} <= metadata.keys()
+        in_doc and bool(evidence) and attribute in (None, tag) and metadata.keys() >= set(_PLACES)
     )
     if complete and not own_scopes:
         # The metadata spell each path on its own, whatever stands in a module's name.
@@ -223,9 +226,18 @@ def spell(chain: Chain) -> Spelled:
 
 
 def encode(
-    node: Node, spelled: Spelled, evidence: str, *, attribute: bool, doc_string: str
+    node: Node, spelled: Spelled, evidence: str, *, attribute: bool, doc_string: str, aside: bool
 ) -> bytes:
-    """Encode the fields that give a node its tag when they are appended to the node's bytes."""
+    """Encode the fields that give a node its tag when they are appended to the node's bytes.
+
+    Args:
+        node: The node.
+        spelled: Its chain of modules.
+        evidence: How it was placed.
+        attribute: Whether the attribute is written.
+        doc_string: What stood there before, and follows the tag.
+        aside: Whether `removal` sets the node's own entries aside.
+    """
     doc = spelled.tag.encode()
     if doc_string:
         doc += b"\n" + doc_string.encode()
@@ -233,7 +245,7 @@ def encode(
     if attribute:
         parts.append(spelled.attribute)
     own = node.name.rpartition("/")[2] or node.op_type
-    there = {key for key, _ in own_metadata(node.metadata)} if node.metadata else ()
+    there = {key for key, _ in _kept(node.metadata)} if node.metadata and not aside else ()
     parts.append(_entry(EVIDENCE, evidence.encode()))
     if NAME_SCOPES not in there:
         parts.append(_entry(NAME_SCOPES, spelled.scopes + f"{own!r}]".encode()))
@@ -261,7 +273,12 @@ def _entry(key: str, value: bytes) -> bytes:
 
 
 def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the entries that are the node's own: ours are the evidence and those after it."""
+    """Return the entries that are the node's own, those that are set aside by their own keys."""
+    return [(key.removeprefix(ASIDE), value) for key, value in _kept(metadata)]
+
+
+def _kept(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the entries that are not ours: ours are the evidence and those after it."""
     kept = []
     ours = False
     for key, value in metadata:
@@ -271,8 +288,14 @@ def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return kept
 
 
-def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
+def removal(node: Node, data: bytes, carried: Carried, *, aside: bool = False) -> list[Edit]:
     """Return the edits, at offsets of the file, that take the tag out of a node's bytes.
+
+    Args:
+        node: The node.
+        data: Its bytes.
+        carried: What it carries.
+        aside: Whether its own entries that say where it belongs are set aside, for a new tag.
 
     Raises:
         DecodeError: A field is damaged.
@@ -291,6 +314,8 @@ def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
             ours = ours or name == EVIDENCE
             if ours and name in _OUR_KEYS:
                 edits.append(Edit(key, end, b""))
+            elif moved := _moved(data[key:end], payload, name, aside=aside):
+                edits.append(Edit(key, end, moved))
         elif number == _FIELD_DOC_STRING:
             docs.append((key, end, payload))
     own = carried.doc_string.encode()
@@ -300,6 +325,17 @@ def removal(node: Node, data: bytes, carried: Carried) -> list[Edit]:
         restored = b"" if stood == own else length_delimited(_FIELD_DOC_STRING, own)
         edits.append(Edit(key, end, restored))
     return [Edit(node.start + edit.start, node.start + edit.end, edit.data) for edit in edits]
+
+
+def _moved(entry: bytes, payload: bytes, name: str, *, aside: bool) -> bytes | None:
+    """Return an own entry's field with the key that it is to have; None if it stays as it is."""
+    own = name.removeprefix(ASIDE)
+    wanted = ASIDE + own if aside else own
+    if own not in _PLACES or wanted == name:
+        return None
+    value = next((payload[s:e] for number, _, s, e in bytes_fields(payload) if number == 2), b"")
+    # One that is spelled in another way than protobuf's would not be the same when it is back.
+    return _entry(wanted, value) if entry == _entry(name, value) else None
 
 
 def _entry_key(payload: bytes) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
     from numpy.typing import NDArray
@@ -66,17 +68,69 @@ def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
         inputs = {"input_ids": prompt, "attention_mask": np.ones_like(prompt)}
     else:
         inputs = dict(plan.inputs[plan.file_of(encoder.session)])
-    answer = model.generate(
-        **_tensors(inputs, model.device),
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        num_beams=1,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    logits = {f"logits.{step}": _as_array(value) for step, value in enumerate(answer["logits"])}
-    return {"tokens": _as_array(answer["sequences"][:, -NEW_TOKENS:]), **logits}
+    steps = _Steps()
+    with steps.noted(model):
+        model.generate(
+            **_tensors(inputs, model.device),
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            stopping_criteria=[steps],
+        )
+    # Whisper may call the model once more before, to find the language.
+    logits = enumerate(steps.logits[-len(steps.tokens) :])
+    return {
+        "tokens": np.stack(steps.tokens, axis=1),
+        **{f"logits.{step}": array for step, array in logits},
+    }
+
+
+class _Steps:
+    """The tokens that `generate` chooses, and the logits that it chooses them by.
+
+    `return_dict_in_generate` would return both, but not beside transformers 5 for Whisper: it
+    returns the cache, too, and takes that for one of transformers' own, which Optimum's is not
+    (transformers/models/whisper/generation_whisper.py, `_postprocess_outputs`).
+
+    Attributes:
+        tokens: For each step the tokens that were chosen.
+        logits: For each call of the model the logits of the last position.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[NDArray[Any]] = []
+        self.logits: list[NDArray[Any]] = []
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        scores: object,
+        **_: object,
+    ) -> torch.Tensor:
+        """Note a token, as a stopping criterion that stops nothing."""
+        import torch
+
+        chosen = input_ids[:, -1]
+        self.tokens.append(_as_array(chosen))
+        return torch.zeros_like(chosen, dtype=torch.bool)
+
+    @contextlib.contextmanager
+    def noted(self, model: Any) -> Iterator[None]:  # noqa: ANN401
+        """Note the logits of each call of the model in the block."""
+        forward = model.forward
+
+        @functools.wraps(forward)  # `generate` reads its signature
+        def noting(*args: object, **kwargs: object) -> Any:  # noqa: ANN401
+            answer = forward(*args, **kwargs)
+            self.logits.append(_as_array(answer.logits[:, -1].float()))
+            return answer
+
+        model.forward = noting
+        try:
+            yield
+        finally:
+            del model.forward
 
 
 def _draw(pipeline: Any) -> Outputs:  # noqa: ANN401 (a class of diffusers)
