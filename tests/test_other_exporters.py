@@ -17,7 +17,9 @@ import transformers
 from onnx import TensorProto, helper, numpy_helper
 from optimum.exporters.onnx import main_export
 
-from modelexport_optimum.tagging import carriers, export_record, htp
+from modelexport_optimum.attribution import export_record
+from modelexport_optimum.tagging import htp
+from modelexport_optimum.tags import carriers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
