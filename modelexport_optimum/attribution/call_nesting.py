@@ -161,10 +161,10 @@ class CallNesting:
             for name in node.inputs
             if name in self._made and self._made[name] < index
         }
-        given = {n for n in node.inputs if n and n not in self._made and n not in self._tensors}
-        several = len({producer for producer, _ in made}) + len(given) > 1 or self._reads_other(
-            index
-        )
+        stored = {tensor.name for tensor in self._read[index]}
+        given = {n for n in node.inputs if n and n not in stored and n not in self._made}
+        sources = len({producer for producer, _ in made}) + len(given)
+        several = sources > 1 or self._reads_other(index)
         alone = export_record.is_whole_operation(node) or (
             bool(owners) and export_record.is_one_formula(node)
         )
