@@ -105,9 +105,16 @@ class _Numbered:
         """Return what the nodes of a graph say that have been named."""
         traced = TracedGraph(self._root)
         blocks: list[Any] = [graph]
+        # Operators of which a node had no blocks, as none of that operator has. To ask costs 15
+        # microseconds: the end of PyTorch's iterators is an exception in C++.
+        plain: set[str] = set()
         while blocks:
             for node in blocks.pop().nodes():
-                blocks.extend(node.blocks())
+                if (operator := node.kind()) not in plain:
+                    inner = list(node.blocks())
+                    blocks += inner
+                    if not inner:
+                        plain.add(operator)
                 if node.hasAttribute("onnx_name"):
                     traced.chains[node.s("onnx_name")] = self._chain(node.scopeName())
         return traced
