@@ -92,15 +92,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Keep a file in one process of pytest-xdist, as its tests share what they export.
 
-    Of the zoo each architecture stays in one. pytest-xdist 3.8 has groups of its own, which do
-    nothing with pytest 9.2 (https://github.com/pytest-dev/pytest-xdist/issues/1386).
+    Where a file is a table of architectures, each of them stays in one. pytest-xdist 3.8 has
+    groups of its own, which do nothing with pytest 9.2
+    (https://github.com/pytest-dev/pytest-xdist/issues/1386).
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file, _, test = nodeid.partition("::")
-            return test.partition("[")[2] if file.endswith("test_zoo.py") else file
+            tables = ("test_zoo.py", "test_sources.py")
+            return test.partition("[")[2] if file.endswith(tables) else file
 
     config.option.loadscopereorder = False  # the order above
     return Scheduling(config, log)
