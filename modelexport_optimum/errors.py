@@ -36,7 +36,7 @@ class ModelExportError(Exception):
 
     def __str__(self) -> str:
         """Return the message: names in it may have line ends, and keep their blanks."""
-        return " ".join(super().__str__().splitlines())
+        return _lines_joined(super().__str__())
 
 
 class UsageError(ModelExportError):
@@ -75,6 +75,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split()) or type(text).__name__
 
 
+def _lines_joined(text: str) -> str:
+    """Put a text on one line; unlike `one_line`, blanks stay, which names in it may have."""
+    return " ".join(text.splitlines())
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its class when it says nothing."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
@@ -104,10 +109,10 @@ def system_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
 def in_one_line(error: BaseException) -> str:
     """Return what went wrong, for the user, whatever was raised."""
     if isinstance(error, ModelExportError):
-        return " ".join(str(error).splitlines())
+        return _lines_joined(str(error))
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return " ".join(f"{where}{error.strerror or error}".splitlines())
+        return _lines_joined(f"{where}{error.strerror or error}")
     text = _shortened(one_line(error))
     return f"{type(error).__name__}: {text} (unexpected: please report it with --verbose)"
 

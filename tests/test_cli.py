@@ -431,6 +431,12 @@ def test_version() -> None:
     assert run("--version").stdout == f"modelexport-optimum {__version__}\n"
 
 
+def printed_by(code: str) -> list[str]:
+    """Run a Python program in a process of its own, and return the words that it prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
 @pytest.mark.parametrize(
     "module",
     ["modelexport_optimum", "modelexport_optimum.cli.main", "modelexport_optimum.batches.manifest"],
@@ -438,8 +444,7 @@ def test_version() -> None:
 def test_import_is_light(module: str) -> None:
     heavy = "torch transformers optimum onnx onnxruntime numpy huggingface_hub google.protobuf"
     code = f"import sys, {module}; print([m for m in {heavy.split()} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == ["[]"]
 
 
 def test_the_end_of_the_program_looks_through_nothing() -> None:
@@ -449,8 +454,7 @@ def test_the_end_of_the_program_looks_through_nothing() -> None:
         "atexit.register(lambda: print(gc.get_freeze_count() > 0));"
         "sys.argv = ['modelexport-optimum', '--version']; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "True"
+    assert printed_by(code)[-1] == "True"
 
 
 def test_functions_keep_their_names() -> None:
@@ -460,8 +464,7 @@ def test_functions_keep_their_names() -> None:
         "from modelexport_optimum import export, verify;"
         "print(callable(export), callable(verify), callable(modelexport_optimum.export))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True"] * 3
+    assert printed_by(code) == ["True"] * 3
 
 
 @pytest.mark.parametrize("script", ["reference.py", "rooms.py", "documents.py"])

@@ -457,6 +457,7 @@ def test_home_and_local_models(current: Path, monkeypatch: pytest.MonkeyPatch) -
         ("a -o link", "would write link, which is the batch's own directory or contains it: "),
         ("a -o logs", "would write logs, and the batch has its own logs there: "),
         ("a -o logs/a", "would write logs/a, and the batch has its own logs there: "),
+        ("a -o 'logs/a  b'", "would write logs/a  b, and the batch has its own logs there: "),
         ("a -o results.jsonl", "and the batch has its own results.jsonl there: "),
         ("n" * 229, "-onnx, a name of more than 233 bytes: give it another -o"),
         (f"a -o {'n' * 256}/a", "a name of more than 233 bytes: give it another -o"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from modelexport_optimum.batches.records import recipe, source_state
 from modelexport_optimum.batches.results import LOGS, record_in
 from modelexport_optimum.exporting.source import state_of_directory
+from modelexport_optimum.system.files import is_directory, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ def published_record(pending: Path) -> Record | None:
         The record; None if there is no such file, or the output was not published.
     """
     try:
-        record = record_in(pending.read_bytes())
+        record = record_in(read_file(pending))
     except FileNotFoundError:
         return None
     if record is None or not _is_inode_of(record.get("inode"), record["output"]):
@@ -57,7 +57,7 @@ def published_record(pending: Path) -> Record | None:
 
 
 def _is_inode_of(inode: object, directory: str) -> bool:
-    return os.path.isdir(directory) and Path(directory).stat().st_ino == inode  # noqa: PTH112
+    return is_directory(directory) and Path(directory).stat().st_ino == inode
 
 
 def done_before(jobs: Sequence[Job], results: Results) -> dict[Path, Record]:

@@ -20,7 +20,7 @@ from modelexport_optimum.batches.jobs import Job
 from modelexport_optimum.batches.outputs import Outputs
 from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.batches.results import LOGS
-from modelexport_optimum.errors import ManifestError, UsageError, did_you_mean, one_line
+from modelexport_optimum.errors import ManifestError, UsageError, did_you_mean
 from modelexport_optimum.export_run import default_output
 from modelexport_optimum.exporting.options import (
     ExportOptions,
@@ -32,7 +32,7 @@ from modelexport_optimum.exporting.options import (
     options_of,
 )
 from modelexport_optimum.exporting.tasks import check_task
-from modelexport_optimum.system.files import expand_user
+from modelexport_optimum.system.files import expand_user, is_directory
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.uploading.upload import check_repository
 
@@ -87,7 +87,7 @@ def read_manifest(
                 outputs.add(job)
                 jobs.append(job)
         except UsageError as error:
-            problems.append(f"{name}:{number}: {one_line(error)}")
+            problems.append(f"{name}:{number}: {error}")
     if problems:
         raise ManifestError(name, problems)
     if not jobs:
@@ -270,7 +270,7 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
 
     # Another process of the batch may have another current directory.
     model = expand_user(model)
-    if os.path.isdir(model):  # noqa: PTH112 (Path's raises for a name that is too long)
+    if is_directory(model):
         model = os.path.abspath(model)  # noqa: PTH100
     if arguments["cache_dir"]:
         arguments["cache_dir"] = os.path.abspath(expand_user(arguments["cache_dir"]))  # noqa: PTH100

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from modelexport_optimum.batches.jobs import Done, Lost, Stage
 from modelexport_optimum.batches.records import new_record, now
 from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.exporting.staging import remove_abandoned
+from modelexport_optimum.system.files import is_directory
 from modelexport_optimum.system.signals import TO_END
 
 if TYPE_CHECKING:
@@ -249,6 +249,6 @@ def _record_of_lost_job(started: _StartedJob, status: str, reason: str) -> Recor
 
 def _download(job: Job) -> object:
     """Return what a job fetches, the same for jobs that fetch the same; None for a directory."""
-    if os.path.isdir(job.model):  # noqa: PTH112 (Path's raises for a name that is too long)
+    if is_directory(job.model):
         return None
     return job.model, *(str(job.arguments.get(name)) for name in ("revision", "cache_dir"))

@@ -19,7 +19,7 @@ from modelexport_optimum.exporting.hub import (
     is_unreachable,
 )
 from modelexport_optimum.own_code.named_code import OwnCode, find_own_code, refuse_needed
-from modelexport_optimum.system.files import expand_user
+from modelexport_optimum.system.files import expand_user, is_directory
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 
@@ -94,10 +94,10 @@ def _find(name: str, place: HubPlace) -> Source:
     if not name:
         raise UsageError("the model's name is empty")
     path = Path(expand_user(name))
-    if os.path.isdir(path):  # noqa: PTH112 (Path's raises for a name that is too long)
+    if is_directory(path):
         _check_directory(path, place.subfolder)
         return Source(name, path, place)
-    if os.path.exists(path):  # noqa: PTH110
+    if os.path.exists(path):  # noqa: PTH110 (Path's raises for a name that is too long)
         raise UsageError(f"model {name} is a file: give the directory that it is in")
     is_path = bool(Path(name).drive) or "\\" in name  # of Windows; the Hub has no such names
     if is_path or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
@@ -202,7 +202,7 @@ def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
         digest as `state_of_directory` makes it; None where neither can be told.
     """
     path = Path(expand_user(model))
-    if os.path.isdir(path):  # noqa: PTH112
+    if is_directory(path):
         return state_of_directory(path / place.subfolder, apart_from=output)
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -47,6 +47,11 @@ def expand_user(name: str) -> str:
     return os.path.expanduser(name)  # noqa: PTH111
 
 
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a directory; `Path.is_dir` raises for a name that is too long."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def open_to_read(path: str | os.PathLike[str]) -> int:
     """Open a file for reading bytes, and return its descriptor.
 
