@@ -292,8 +292,8 @@ def _torch_pairs(
                 pairs = _pairs_by_name(files, load(options=options), shapes)
     if not pairs:
         raise ModelExportError(
-            f"Optimum makes {', '.join(part.file for part in parts)} of {source} for {task}, and "
-            f"{path} has {', '.join(files)}: give the --task that was exported"
+            f"Optimum exports {', '.join(part.file for part in parts)} from {source} for {task}, "
+            f"but {path} has {', '.join(files)}: give the --task of the export"
         )
     return pairs
 

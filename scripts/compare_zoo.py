@@ -47,7 +47,7 @@ def measure(row: zoo.Architecture, source: Path, output: Path) -> dict[str, Any]
     """Compare one export with its model."""
     started = time.monotonic()
     found = compare(output, model=str(source), **arguments(row, source))
-    returning = [m for m in found.modules if "no tensor leaves it in the ref" not in m.reason]
+    returning = [m for m in found.modules if "no output tensor in the reference" not in m.reason]
     unmatched = [m for m in returning if not m.matched]
     own = {m.path: m.own_relative for m in found.modules if m.path in found.culprits}
     worst = max((o.relative for o in found.outputs), default=None)

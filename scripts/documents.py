@@ -19,9 +19,9 @@ FILE = DOCS / "documents.md"
 
 BEGIN = """# JSON documents
 
-Written by `make docs` from the [schemas](schemas/README.md), where the words that all documents
-have in common are explained. `files[]` is each item of the list `files`, `{}` each value of an
-object by its names."""
+`make docs` writes this page from the [schemas](schemas/README.md). The page of the schemas explains
+the names that all documents share. `files[]` is each item of a list, `{}` each value of an
+object."""
 
 
 def page() -> str:
@@ -35,7 +35,7 @@ def page() -> str:
         parts += [
             f"\n## {schema['title']}\n",
             f"[{path.name}](schemas/{path.name})\n",
-            "| field | it is | type |\n|---|---|---|",
+            "| field | meaning | type |\n|---|---|---|",
             *rows,
         ]
     return "\n".join(parts) + "\n"

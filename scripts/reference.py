@@ -20,16 +20,16 @@ PROGRAM = "modelexport-optimum"
 EXIT_STATUS = (
     "| status | of all commands | of `batch` | of `diff` |",
     "|---|---|---|---|",
-    "| 0 | all is well | every line is done | the two are the same |",
-    "| 1 | it failed; nothing was changed | something failed, or was left out | they differ |",
-    "| 2 | the command line is wrong; nothing was changed | that, or the manifest is wrong | "
-    "that, or they cannot be compared |",
-    "| 3 | the files are written, but a check failed | all files are written, but some check "
+    "| 0 | success | every line is done | the two exports are the same |",
+    "| 1 | the command failed; nothing was changed | a line failed or was skipped | they differ |",
+    "| 2 | the command line is wrong; nothing was changed | the command line or the manifest is "
+    "wrong | the command line is wrong, or they cannot be compared |",
+    "| 3 | the files are written, but a check failed | all files are written, but a check "
     "failed | |",
     "| 4 | the files are written and the checks passed, but the upload to the Hub failed | all "
-    "files are written, but some upload failed | |",
-    "| 129, 130, 143 | stopped by SIGHUP, by Ctrl-C, by SIGTERM; a line says what was kept | | |",
-    "| 141 | the reader of stdout has gone, as `head` does | | |",
+    "files are written, but an upload failed | |",
+    "| 129, 130, 143 | stopped by SIGHUP, Ctrl-C or SIGTERM; a line says what was kept | | |",
+    "| 141 | the program that reads stdout has ended, for example `head` | | |",
 )
 """One table for all commands; the README and docs/batch.md refer to it."""
 
@@ -40,8 +40,8 @@ def reference() -> str:
     lines = [
         "# Command line",
         "",
-        "Written by `make docs` from what `--help` says. "
-        "Names may be spelled with `-` or `_` alike.",
+        "`make docs` writes this page from the output of `--help`. "
+        "In names of options, `-` and `_` mean the same.",
         "",
         "## Exit status",
         "",

@@ -57,8 +57,8 @@ READING = (
     (
         "verify bert-onnx",
         1,
-        "onnxruntime, transformers, torch are not installed, which this needs: "
-        "pip install onnxruntime transformers torch",
+        "onnxruntime, transformers, torch are not installed, but needed here: pip install "
+        "onnxruntime transformers torch",
     ),
     ("export bert -o again", 1, "{optimum}"),
     ("bert", 1, "{optimum}"),
@@ -67,13 +67,14 @@ READING = (
     (
         "tag bert-onnx",
         1,
-        "transformers, torch are not installed, which this needs: pip install transformers torch",
+        "transformers, torch are not installed, but needed here: pip install transformers torch",
     ),
 )
 MISSING = {
-    "onnxruntime": "onnxruntime is not installed, which this needs: pip install onnxruntime",
-    "optimum": "Optimum's exporter is not installed, which this needs: pip install "
-    "'optimum-onnx[onnxruntime]' beside transformers below 4.58; without it, transformers' own "
+    "onnxruntime": "onnxruntime is not installed, but needed here: pip install onnxruntime",
+    "optimum": "Optimum's exporter is not installed, but needed here: pip install "
+    "'optimum-onnx[onnxruntime]' together with transformers below 4.58; without it, transformers' "
+    "own "
     "exporter (5.13 or newer) may be able to: in Python `transformers.exporters.OnnxExporter()"
     ".export(model, inputs, {'dynamic': True}).save_pretrained('DIR')`, then "
     "`modelexport-optimum tag DIR`",

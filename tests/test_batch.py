@@ -539,7 +539,7 @@ def test_results_that_are_something_else(place: Path, content: str) -> None:
     Path("models.txt").write_text("bert\n")
     result = CliRunner().invoke(app, ["batch", "models.txt", "-o", "exports"])
     assert result.exit_code == 2
-    assert "results.jsonl:1: this is no result of a batch: move the file away" in result.stderr
+    assert "results.jsonl:1: this is not a result of a batch: move the file away" in result.stderr
     assert file.read_text() == content
 
 
@@ -701,7 +701,7 @@ def test_signals(
     once.signal(signal.SIGINT)
     twice.until_loading("ignores")
     twice.signal(signal.SIGINT)
-    twice.until(lambda: "Ctrl-C once more" in twice.said("err"))
+    twice.until(lambda: "press Ctrl-C again" in twice.said("err"))
     twice.signal(signal.SIGINT)
     twice.process.wait(240)  # sooner than its patience ends
     to_all.until_loading("hangs")
@@ -711,9 +711,9 @@ def test_signals(
     flag.unlink()
 
     assert once.end() == 128 + signal.SIGINT
-    assert "stopped: ending what runs" in once.said("err")
+    assert "stopped: ending the running exports" in once.said("err")
     assert "1 ok, 2 not run" in once.said("out")
-    assert "stopped: the exports that are done were kept" in once.said("out")
+    assert "stopped: finished exports were kept" in once.said("out")
     assert "results.jsonl" in once.said("out")
     assert records(once.exports).keys() == {"bert-onnx"}
     assert once.left() == {"bert-onnx", "results.jsonl"}

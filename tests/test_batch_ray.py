@@ -246,7 +246,7 @@ def test_ctrl_c(model_directory: ModelDirectory, tmp_path: Path) -> None:
         os.killpg(running.pid, signal.SIGINT)
         _, err = running.communicate(timeout=240)  # it was not killed: patience is longer
     assert running.returncode == 130, err
-    assert "stopped: ending what runs" in err
+    assert "stopped: ending the running exports" in err
     assert hidden(tmp_path / "exports") == []
     assert not (tmp_path / "exports" / "one-onnx").exists()
     with pytest.raises(ProcessLookupError):

@@ -276,7 +276,7 @@ def test_errors_of_a_manifest_are_all_told(batches: list[Any], manifest: str) ->
     assert result.exit_code == 2
     for problem in (
         "models.txt:1: No such option: --dtpye: did you mean --dtype?",
-        "models.txt:3: would write b-onnx, as line 2 does",
+        "models.txt:3: would write b-onnx, like line 2",
     ):
         assert problem in result.stderr
     assert batches == []
@@ -410,7 +410,7 @@ def test_tag_without_classes(copy: Path) -> None:
     run("strip", copy)
     result = run("tag", copy)
     assert result.exit_code == 0
-    assert "warning: the classes cannot be known from this directory" in result.stdout
+    assert "warning: this directory does not say the classes" in result.stdout
 
 
 def test_verify(copy: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_tokenizer_of_sentencepiece_comes_along(opus_mt: Path, tmp_path: Path)
     result = export(opus_mt, tmp_path / "out", providers=["cpu"])
     assert result.ok, result.verification
     assert message(result, "files") == (
-        "as the model has: 1 file of the generation config, 5 files of the tokenizer"
+        "the same files as in the model: 1 file of the generation config, 5 files of the tokenizer"
     )
     text = zoo.SENTENCES[0]
     ours, theirs = (AutoTokenizer.from_pretrained(d)(text) for d in (tmp_path / "out", opus_mt))
@@ -223,7 +223,7 @@ def test_a_sentence_transformers_model_is_used_as_its_users_do(
     assert ours.encode(SENTENCES) == pytest.approx(expected, abs=1e-5)
     report = verify(sentences.output, providers=["cpu"])
     assert report.ok
-    assert message(report, "embeddings").endswith(" gives 8 numbers a sentence")
+    assert message(report, "embeddings").endswith(" gives 8 numbers for each sentence")
 
 
 CLS = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}

@@ -90,7 +90,7 @@ def test_sides_that_do_not_fit(tagged: Tagged, tmp_path: Path) -> None:
     # An output of one name and shape may be all that two have in common; of these nothing is.
     with pytest.raises(ModelExportError, match="have no module and no output in common"):
         compare(tagged("albert"), tagged("bert"))
-    with pytest.raises(ModelExportError, match=r"takes token_type_ids, and the file .* does not"):
+    with pytest.raises(ModelExportError, match=r"takes token_type_ids, but the file .* does not"):
         compare(tagged("bert"), tagged("gpt2"))
     less = tmp_path / "less"
     shutil.copytree(tagged("t5"), less)

@@ -129,8 +129,8 @@ def test_optimized_with_fusions(minilm: Path, written: Written) -> None:
     assert fused.keys() >= LINEARS | NORMS | ACTIVATIONS
     inside = "encoder.layer.0.attention.output"
     assert fused[f"{inside}.LayerNorm"] == (
-        f"its weight is applied by a node of {inside}: it was fused into it, or the tags do not "
-        "tell the two apart"
+        f"a node of {inside} applies its weight: the two modules were fused, or their tags do not "
+        "distinguish them"
     )
     assert all(fused.values())
     # What is around them is compared.

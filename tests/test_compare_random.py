@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.comparing.comparison import Comparison
 
-RANDOM = "depends on numbers that are drawn at random"
+RANDOM = "outputs depend on random numbers"
 SCALED = "Scaled by what is drawn"
 
 

@@ -125,11 +125,11 @@ def test_transformers_saves_the_key_and_it_stays_ours(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"{", "mend it"),
+        (b"{", "repair it"),
         (b"[]", "not a JSON object"),
-        (b'{"model_type": "\xff"}', "mend it"),
-        (spelled(CONFIG).encode("utf-16"), "mend it"),
-        (b'{"a": ' + b"[" * 100_000, "mend it"),
+        (b'{"model_type": "\xff"}', "repair it"),
+        (spelled(CONFIG).encode("utf-16"), "repair it"),
+        (b'{"a": ' + b"[" * 100_000, "repair it"),
         (b'{"model_type": "bert", "htp_metadata": "mine"}', "another tool"),
         (None, "link"),
     ],

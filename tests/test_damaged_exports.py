@@ -133,7 +133,7 @@ NO_RECORDS = {
 @pytest.mark.parametrize("content", NO_RECORDS.values(), ids=NO_RECORDS)
 def test_what_is_no_record_of_a_batch_is_told(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_bytes(content + b"\n")
-    with pytest.raises(UsageError, match="this is no result of a batch"):
+    with pytest.raises(UsageError, match="this is not a result of a batch"):
         Results(tmp_path)
     pending = tmp_path / "a.pending"
     pending.write_bytes(content)
@@ -525,7 +525,7 @@ def test_times_of_another_form_are_refused(
     if not change:
         assert report(tagged, page, profile=written).exists()
         return
-    with pytest.raises(UsageError, match=r"times\.json is not what"):
+    with pytest.raises(UsageError, match=r"times\.json is not the output"):
         report(tagged, page, profile=written)
     assert not page.exists()
 

@@ -138,7 +138,7 @@ def test_options_are_for_the_provider_beside_the_cpu() -> None:
         (["cpu"], {"options": ["ab"]}, "--provider-option ab: give KEY=VALUE"),
         (["cpu"], {"libraries": ["ab"]}, "--provider-library ab: give NAME=PATH"),
         (["cpu"], {"libraries": {"x": "/nowhere.so"}}, "there is no such file"),
-        (["cpu"], {"libraries": {"x": __file__}}, "nothing asks for it: give --provider x"),
+        (["cpu"], {"libraries": {"x": __file__}}, "it is not used: give --provider x"),
     ],
 )
 def test_what_does_not_fit_is_refused(

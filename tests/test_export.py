@@ -462,7 +462,7 @@ def test_output_below_the_model(tmp_path: Path, model_directory: ModelDirectory)
 def test_output_that_appears_meanwhile(tmp_path: Path) -> None:
     output = tmp_path / "out"
     with (
-        pytest.raises(ModelExportError, match="was written by something else"),
+        pytest.raises(ModelExportError, match="was written by another program"),
         staging.staging_directory(output) as directory,
     ):
         output.mkdir()

@@ -147,8 +147,8 @@ def test_line_ends_and_byte_order_marks(content: bytes) -> None:
         ("a --slim=yes", "Option '--slim' does not take a value."),
         ("''", "the model's name is empty"),
         ("a --opset", "Option '--opset' requires an argument."),
-        ("a 'b", "a quotation mark has no second one"),
-        ("a \\", "a backslash ends the line: a model is one line"),
+        ("a 'b", "a quotation mark is not closed"),
+        ("a \\", "the line ends with a backslash: write each model on one line"),
         ("a --model-kwargs {", "Invalid value for '--model-kwargs': '{' is not JSON: "),
         ("a --model-kwargs [1]", "'[1]' is not a JSON object"),
         ("a --opset many", "Invalid value for '--opset': "),
@@ -314,7 +314,7 @@ def test_json_overrides_defaults() -> None:
     [
         ("{", "not JSON: "),
         ("[" * 100_000, "not JSON: "),
-        ('{"model": "a", "timeout": NaN}', "not JSON: NaN is no number"),
+        ('{"model": "a", "timeout": NaN}', "not JSON: NaN is not a number in JSON"),
         ('{"model": "a", "model": "b"}', "not JSON: model is given twice"),
         ('["a"]', "not a JSON object"),
         ("a --task fill-mask", "not JSON: "),
@@ -447,11 +447,11 @@ def test_home_and_local_models(current: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ("other/bert", "would write bert-onnx, as line 2 does: give one of them -o"),
-        ("a -o bert-onnx/", "would write bert-onnx, as line 2 does: give one of them -o"),
-        ("a -o x/../bert-onnx", "would write bert-onnx, as line 2 does: give one of them -o"),
-        ("a -o link/bert-onnx", "would write link/bert-onnx, as line 2 does: give one of them -o"),
-        ("a -o bert-onnx/b/c", "would write bert-onnx/b/c, inside of what line 2 writes: "),
+        ("other/bert", "would write bert-onnx, like line 2: give one of them -o"),
+        ("a -o bert-onnx/", "would write bert-onnx, like line 2: give one of them -o"),
+        ("a -o x/../bert-onnx", "would write bert-onnx, like line 2: give one of them -o"),
+        ("a -o link/bert-onnx", "would write link/bert-onnx, like line 2: give one of them -o"),
+        ("a -o bert-onnx/b/c", "would write bert-onnx/b/c, inside the output of line 2: "),
         ("a -o .", "would write ., which is the batch's own directory or contains it: "),
         ("a -o ..", "which is the batch's own directory or contains it: "),
         ("a -o link", "would write link, which is the batch's own directory or contains it: "),
@@ -473,7 +473,7 @@ def test_outputs_must_be_apart(current: Path, other: str, message: str) -> None:
 def test_output_that_contains_another() -> None:
     found = problem("a -o x/y/z\nb -o x/w\nc -o x\n")
     assert found == (
-        "models.txt:3: would write x, which contains what line 1 writes: give one of them -o"
+        "models.txt:3: would write x, which contains the output of line 1: give one of them -o"
     )
     assert len(read("a -o x/y\nb -o x/yz\nc -o logs-of-mine\nd -o x/logs")) == 4
 
@@ -510,7 +510,7 @@ def test_providers_are_checked_without_torch() -> None:
 
 
 def test_two_lines_are_not_uploaded_to_one_repository() -> None:
-    told = "would be uploaded to me/a, as line 1 is: give one of them another --push-to-hub"
+    told = "would be uploaded to me/a, like line 1: give one of them another --push-to-hub"
     found = problem("a --push-to-hub me/a\nb --push-to-hub me/b\nc --push-to-hub me/a\n")
     assert found == f"models.txt:3: {told}"
     assert problem("a\nb\n", push_to_hub="me/a") == f"models.txt:2: {told}"
@@ -521,6 +521,6 @@ def test_two_lines_are_not_uploaded_to_one_repository() -> None:
 
 def test_a_repository_that_cannot_be_is_told_at_once() -> None:
     assert problem("a --push-to-hub a//b\n").startswith(
-        "models.txt:1: --push-to-hub 'a//b' is no name on the Hub"
+        "models.txt:1: --push-to-hub 'a//b' is not a name on the Hub"
     )
     assert "--public is for --push-to-hub" in problem("a --public\n")

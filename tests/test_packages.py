@@ -38,7 +38,7 @@ def test_what_runs_a_graph_asks_for_onnxruntime(
 ) -> None:
     directory = tagged("bert")
     hide(monkeypatch, "onnxruntime")
-    said = r"^onnxruntime is not installed, which this needs: pip install onnxruntime$"
+    said = r"^onnxruntime is not installed, but needed here: pip install onnxruntime$"
     for run in (package.verify, package.profile, package.compare):
         with pytest.raises(ModelExportError, match=said):
             run(directory)
@@ -49,8 +49,7 @@ def test_tag_asks_for_what_builds_the_model(
 ) -> None:
     hide(monkeypatch, "huggingface_hub", "torch", "transformers")
     said = (
-        r"^transformers, torch are not installed, which this needs: "
-        r"pip install transformers torch$"
+        r"^transformers, torch are not installed, but needed here: pip install transformers torch$"
     )
     for model in (None, str(stripped)):
         with pytest.raises(ModelExportError, match=said):
@@ -65,13 +64,13 @@ def test_model_whose_library_is_missing_is_no_fault_of_its_config(stripped: Path
     )
     with pytest.raises(ModelExportError, match=r"cannot be built here: .*timm") as told:
         package.tag(stripped)
-    assert "mend it" not in str(told.value)
+    assert "repair it" not in str(told.value)
 
 
 def test_pipeline_whose_library_is_missing(stripped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (stripped / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     hide(monkeypatch, "diffusers")
-    with pytest.raises(ModelExportError, match=r"^diffusers is not installed, which this needs"):
+    with pytest.raises(ModelExportError, match=r"^diffusers is not installed, but needed here"):
         package.tag(stripped)
 
 

@@ -42,13 +42,13 @@ def test_replaced_functions_take_the_arguments_that_are_named_here() -> None:
 def test_name_that_is_gone_is_told_with_the_versions_that_work() -> None:
     for module, path in (("optimum.utils", "Gone"), ("optimum.gone", "name")):
         name = private_names.PrivateName(module, path, "a test")
-        said = rf"^optimum \d.* has no {module}\.{path} any longer: pip install optimum==2\.1\.0 "
+        said = rf"^optimum \d.* no longer has {module}\.{path}: pip install optimum==2\.1\.0 "
         with pytest.raises(ModelExportError, match=said):
             name.get()
 
 
 def test_optimum_that_cannot_be_imported_is_told_with_the_versions_that_work() -> None:
-    said = r"^Optimum does not work beside .*gone.*: pip install .* transformers==4\.57\.6 "
+    said = r"^Optimum does not work with .*gone.*: pip install .* transformers==4\.57\.6 "
     with pytest.raises(ModelExportError, match=said):
         import_lean("optimum.exporters.onnx.gone")
 

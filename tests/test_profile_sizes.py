@@ -197,7 +197,7 @@ def test_command(tagged: Exported) -> None:
 def test_what_is_no_size_is_an_error(sizes: str, tagged: Exported) -> None:
     done = CliRunner().invoke(app, ["profile", str(tagged("bert")), "--batch-size", sizes])
     assert done.exit_code == 2
-    assert "is not a number from 1 on" in " ".join(done.stderr.replace("│", "").split())
+    assert "is not a number above 0" in " ".join(done.stderr.replace("│", "").split())
 
 
 def test_real_inputs_have_their_own_sizes(tagged: Exported) -> None:

@@ -57,7 +57,9 @@ def test_mistyped_command_is_told_which_one_was_meant(
     for word in (command[:1] + command[2:] if len(command) > 4 else command + "s", command + "e"):
         result = run(word, "DIR")
         assert result.exit_code == 2
-        found = re.search(r"There is no command (.*): did you mean (.*)\? A model", shown(result))
+        found = re.search(
+            r"There is no command (.*): did you mean (.*)\? To export a model", shown(result)
+        )
         assert found is not None, shown(result)
         assert found[1] == word
         assert command in found[2].split(" or ")
@@ -350,7 +352,7 @@ def test_export_that_is_stopped_says_what_was_kept(
         err.seek(0)
         shown = err.read()
     assert shown.splitlines()[-1] == (
-        "stopped: nothing was written or replaced; the same command starts again"
+        "stopped: nothing was written or replaced; run the same command to start again"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -125,7 +125,7 @@ def test_inputs_that_cannot_be_made_are_a_failure(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (cpu,) = verify.verify(tmp_path, providers=["cpu"]).providers
     assert cpu.status == "failed"
-    assert cpu.message.startswith("not run: no inputs can be made: the input x of ")
+    assert cpu.message.startswith("not run: no inputs can be generated: the input x of ")
     assert "is bfloat16, which NumPy lacks" in cpu.message
 
 

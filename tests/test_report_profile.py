@@ -145,5 +145,5 @@ def test_another_form_is_refused(
     document["files"][0][part] = value
     saved = tmp_path / "profile.json"
     saved.write_text(json.dumps(document))
-    with pytest.raises(UsageError, match="is not what `profile --json` writes"):
+    with pytest.raises(UsageError, match="is not the output of `profile --json`"):
         report(tagged("bert"), tmp_path / "page.html", profile=saved)

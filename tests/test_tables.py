@@ -106,8 +106,8 @@ def test_extract(bert: Path, tmp_path: Path, show: Callable[..., list[str]], wid
     text = "".join(rows).replace(" ", "")
     for tensor in (*found.inputs, *found.outputs):
         assert tensor.type.partition("[")[0] in text
-    assert sum(row.startswith("takes") for row in rows) == len(found.inputs)
-    assert sum(row.startswith("gives") for row in rows) == len(found.outputs)
+    assert sum(row.startswith("input") for row in rows) == len(found.inputs)
+    assert sum(row.startswith("output") for row in rows) == len(found.outputs)
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_a_card_of_others_on_the_hub_is_kept(uploads: Mapping[str, Any], place: 
     assert result["exit"] == 0, result["stderr"]
     assert (place / "repositories" / "mine" / "README.md").read_text() == MINE
     message = json.loads(result["stdout"])["upload"]["message"]
-    assert "its README.md is not this program's, and was left as it is" in message
+    assert "its README.md was not written by this program, and was not changed" in message
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,13 @@ def test_a_card_of_others_on_the_hub_is_kept(uploads: Mapping[str, Any], place: 
     [
         ("no token", "no-token", "there is no token for the Hub: log in with `hf auth login`"),
         ("unknown", "unknown", "the Hub does not take the token (401): log in with"),
-        ("read", "read", "the token may not write to team/read (403): give a name below your own"),
+        (
+            "read",
+            "read",
+            "the token may not write to team/read (403): give a name in your own namespace",
+        ),
         ("forbidden", "forbidden", "the token may not write to team/forbidden (403)"),
-        ("public", "public", "team/public is there and public: add --public to upload to it"),
+        ("public", "public", "team/public exists and is public: add --public to upload to it"),
         ("lost", "lost", "the connection to the Hub (http://127.0.0.1:"),
     ],
 )
@@ -171,7 +175,7 @@ def test_an_export_whose_check_failed_is_not_uploaded(
 ) -> None:
     result = uploads["failed check"]
     assert result["exit"] == 3
-    assert "not uploaded to team/checked, since a check failed" in result["stderr"]
+    assert "not uploaded to team/checked, because a check failed" in result["stderr"]
     assert (place / "checked" / "model.onnx").is_file()
     assert "team/checked" not in uploads["private"]
 
@@ -180,7 +184,7 @@ def test_a_wrong_name_is_told_before_anything_is_exported(
     uploads: Mapping[str, Any], place: Path
 ) -> None:
     assert uploads["wrong"]["exit"] == 2
-    assert "--push-to-hub 'a b' is no name on the Hub" in uploads["wrong"]["stderr"]
+    assert "--push-to-hub 'a b' is not a name on the Hub" in uploads["wrong"]["stderr"]
     assert not (place / "wrong").exists()
     with pytest.raises(UsageError, match="--public is for --push-to-hub"):
         export(place / "mine", place / "never", private=False)
@@ -241,7 +245,7 @@ def test_ctrl_c_in_an_upload_leaves_the_export(stopped: tuple[Path, Any]) -> Non
     output, result = stopped
     assert result.exit_code == 130
     last = result.stderr.splitlines()[-1]
-    assert last == "stopped: the export is written, and was not uploaded"
+    assert last == "stopped: the export is written, but was not uploaded"
     assert (output / "model.onnx").is_file()
 
 
@@ -286,7 +290,7 @@ def test_a_card_of_the_users_is_not_replaced(
         export(model_directory("bert"), output, model_card=True, **how)
     assert contents(output) == before
     result = export(model_directory("bert"), output, **how)
-    assert "README.md was kept from the export that is replaced" in result.warnings[-1]
+    assert "README.md was kept from the old export" in result.warnings[-1]
     assert contents(output)["README.md"] == before["README.md"]
     assert "README.md" in result.files
 

@@ -360,7 +360,12 @@ def test_an_architecture_that_optimum_does_not_know(tmp_path: Path) -> None:
         ),
         ("bert", {"hidden_size": 15}, "dimensions", "cannot be built: The hidden size (15)"),
         ("t5", {"d_ff": 64, "vocab_size": 321}, "dimensions", "[321, 16] by config.json"),
-        ("bert", {"vocab_size": 299}, "tokenizer", "300 tokens, the model embeddings for 299"),
+        (
+            "bert",
+            {"vocab_size": 299},
+            "tokenizer",
+            "300 tokens, but the model has embeddings for 299",
+        ),
     ],
 )
 def test_a_wrong_configuration(
@@ -472,14 +477,16 @@ def test_a_tokenizer_with_too_many_tokens(copy: Callable[[str], Path]) -> None:
     tokenizer.add_tokens([f"new{number}" for number in range(30)])
     tokenizer.save_pretrained(directory)
     message = failed(verify(directory, providers=["cpu"]))["tokenizer"]
-    assert message.startswith("the tokenizer has 330 tokens, the model embeddings for 320")
+    assert message.startswith("the tokenizer has 330 tokens, but the model has embeddings for 320")
 
 
 def test_a_pipeline_s_tokenizer_with_too_many_tokens(copy: Callable[[str], Path]) -> None:
     directory = copy("stable-diffusion")
     edit(directory / "text_encoder", vocab_size=200)
     report = failed(verify(directory, providers=["cpu"]))
-    assert report["tokenizer"].startswith("tokenizer has 300 tokens, the model embeddings for 200")
+    assert report["tokenizer"].startswith(
+        "tokenizer has 300 tokens, but the model has embeddings for 200"
+    )
     assert (
         "is [200, 16] by config.json, [320, 16] in text_encoder/model.onnx" in report["dimensions"]
     )
@@ -493,7 +500,7 @@ def test_a_text_model_without_a_tokenizer_is_legal(copy: Callable[[str], Path]) 
     assert check(report, "tokenizer") == Check(
         "tokenizer",
         "unavailable",
-        "the tokenizer is not there: save the model's own with the graphs",
+        "the tokenizer is missing: save the one of the model next to the graphs",
     )
     assert report.ok
 

@@ -275,7 +275,11 @@ def test_rows_of_nodes(electra: Path) -> None:
         (["--module", "encoder.layers.1"], 2, "did you mean electra.encoder.layer.1"),
         (["--class", "ElectraLayers"], 2, "did you mean ElectraLayer"),
         (["--op", "Matmul"], 2, "did you mean MatMul"),
-        (["--module", "classifier", "--op", "Softmax"], 2, "no node in all of classifier, Softmax"),
+        (
+            ["--module", "classifier", "--op", "Softmax"],
+            2,
+            "no node that matches all of classifier, Softmax",
+        ),
         (["--json", "--csv"], 2, "--json and --csv"),
         (["--depth", "-1"], 2, "--depth"),
     ],

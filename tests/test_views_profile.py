@@ -277,7 +277,7 @@ def test_silent_fallback_is_an_error(
     # A fault that only a GPU's broken libraries cause.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
 
-    with pytest.raises(ModelExportError, match="came up on CPUExecutionProvider, not on CUDA"):
+    with pytest.raises(ModelExportError, match="uses CPUExecutionProvider, not CUDA"):
         profile(tagged("bert"), provider="cuda", iterations=1)
 
 
@@ -324,7 +324,7 @@ def test_command_prints_the_tree(tagged: Callable[[str], Path]) -> None:
 
     assert code == 0
     lines = out.splitlines()
-    assert "ms a run" in lines[0]
+    assert "ms per run" in lines[0]
     assert any(line.startswith("├─ resnet") for line in lines)
     assert not any("encoder " in line for line in lines)
     assert any(line.startswith("(not placed) ") for line in lines)

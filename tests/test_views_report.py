@@ -600,10 +600,17 @@ def test_errors_are_one_line(
         (bert, "none/page.html", None, 1, "cannot write"),
         (bert, "page.html", "none.json", 2, "cannot read"),
         (bert, "page.html", __file__, 2, "cannot read"),
-        (bert, "page.html", bert / "config.json", 2, "is not what `profile --json` writes"),
-        (tagged("gpt2"), "page.html", other, 2, "has times of"),
-        (bert, "page.html", other, 2, "is not what `compare --json` writes", "--comparison"),
-        (tagged("t5"), "page.html", compared, 2, "has figures of model.onnx", "--comparison"),
+        (bert, "page.html", bert / "config.json", 2, "is not the output of `profile --json`"),
+        (tagged("gpt2"), "page.html", other, 2, "has only the times of"),
+        (bert, "page.html", other, 2, "is not the output of `compare --json`", "--comparison"),
+        (
+            tagged("t5"),
+            "page.html",
+            compared,
+            2,
+            "has only the figures of model.onnx",
+            "--comparison",
+        ),
         (same_name, "page.html", compared, 2, "and the comparison BertForMaskedLM", "--comparison"),
     ]
     for path, page, saved, status, message, *option in cases:

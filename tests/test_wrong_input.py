@@ -121,7 +121,7 @@ def test_config_that_names_no_model(place: Path, content: str) -> None:
     (place / "bert").rename(place / "empty")  # transformers would find "mpt" in this name
     status, line = refused(place, "empty", "--task", "fill-mask")
     assert status == 1
-    assert line.startswith("model empty: config.json has no model_type, by which")
+    assert line.startswith("model empty: config.json has no model_type: write it again")
 
 
 def test_config_that_is_no_json(place: Path) -> None:
@@ -177,7 +177,7 @@ def test_task_that_cannot_be_told(place: Path) -> None:
     (place / "bert" / "config.json").write_text(json.dumps(config))
     status, line = refused(place, "bert")
     assert status == 2
-    assert line == "the task of bert cannot be told from its config.json: give --task"
+    assert line == "the task of bert cannot be detected from its config.json: give --task"
 
 
 def test_architecture_that_optimum_cannot_export(place: Path) -> None:
@@ -303,7 +303,7 @@ def hub_answers(
         ("silent", "cannot be reached to look for team/silent: check the name and the connection"),
         ("revision", "model team/bert has no revision nosuch: check --revision"),
         ("not cached", "model team/bert is not in the Hub's cache: export it once without"),
-        ("gated", "model team/gated is gated: ask for access on its page of the Hub"),
+        ("gated", "model team/gated is gated: ask for access on its page on the Hub"),
         ("unreachable", "answered 503 for team/other: try again later, or export a directory"),
     ],
 )
@@ -364,7 +364,7 @@ def test_output_that_exists(place: Path) -> None:
     )
     status, line = refused(place, "bert", "-o", "out", "--overwrite")
     assert status == 2
-    assert "holds something else than an export" in line
+    assert "is not an export (it has no config.json)" in line
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_output_that_is_a_link(place: Path, target: str) -> None:
 def test_parent_that_is_a_file(place: Path) -> None:
     status, line = refused(place, "bert", "-o", "bert/config.json/out")
     assert status == 1
-    assert line.startswith("cannot write beside output")
+    assert line.startswith("cannot write next to output")
 
 
 def test_parents_are_removed_again(place: Path) -> None:
@@ -418,7 +418,7 @@ def test_full_disk(place: Path) -> None:
         status, line = refused(disk, "bert", "-o", disk / "out")
         assert status == 1
         assert line.startswith("no space left on the disk of ")
-        assert line.endswith(": free some, or give another disk with -o")
+        assert line.endswith(": free some space, or give another disk with -o")
 
 
 def test_full_disk_in_the_pass(place: Path, exported: Path) -> None:
@@ -450,8 +450,8 @@ def test_read_only_directory(place: Path) -> None:
         directory.mkdir(mode=0o500)
         status, line = refused(place, "bert", "-o", "fixed/out")
     assert status == 1
-    assert line.startswith("cannot write beside output fixed/out: ") or "fixed/out" in line
-    assert line.endswith("give a directory that can be written with -o")
+    assert line.startswith("cannot write next to output fixed/out: ") or "fixed/out" in line
+    assert line.endswith("give a writable directory with -o")
 
 
 # --- Files of tag, strip and verify ---------------------------------------------------------------

@@ -135,9 +135,9 @@ class CallNesting:
         readers = common(after)
         module = export_record.module_path(readers[-1])
         if len(readers) > len(frames) and self._packed.comes_to(index, module):
-            return readers, f"it reads what parameters of {module} were made into"
+            return readers, f"it reads values that were computed from parameters of {module}"
         module = export_record.module_path(frames[-1])
-        return frames, f"it stands between operations of one call of {module or 'the root'}"
+        return frames, f"it is between operations of one call of {module or 'the root'}"
 
     def _owners(self, tensor: Tensor) -> list[str]:
         """Return the modules of the parameters that an initializer is or is made of."""
@@ -175,7 +175,7 @@ class CallNesting:
         for owner in owners:
             while not is_inside(owner, export_record.module_path(frames[-1])):
                 frames = frames[:-1]
-        return frames, "PyTorch's record of one of the nodes that it replaces, and what it reads"
+        return frames, "PyTorch's record of one of the nodes that it replaces, and its inputs"
 
     def _reads_floats(self, index: int) -> bool:
         """Tell whether a node reads a tensor of the graph that is no number and no shape."""

@@ -138,7 +138,9 @@ class _Attributor:
         for index, chain, reason in place_by_flow(self.flow, chains):
             if chain is None:
                 root = self.scopes.root
-                self.placed[index] = NodePlacement(root, ROOT, "nothing says where it came from")
+                self.placed[index] = NodePlacement(
+                    root, ROOT, "nothing shows which module it came from"
+                )
             else:
                 self.placed[index] = NodePlacement(chain, DATA_FLOW, reason)
         placements = {
@@ -164,7 +166,7 @@ class _Attributor:
         carried = self.prior.get(node.start)
         if carried is None:
             return None
-        return NodePlacement(*carried, "a tag that it carried already")
+        return NodePlacement(*carried, "the tag that it already had")
 
     def _recorded(self, node: Node) -> NodePlacement | None:
         """Rule 2."""
@@ -244,7 +246,7 @@ class _Attributor:
             if len(left) != 1:
                 self.undecided += 1
             if len(left) > 1:
-                reason += f", which may be any of {len(left)} modules"
+                reason += f", which may mean any of {len(left)} modules"
             paths = common(left) if left else self.scopes.longest(scope)
             self.placed[index] = NodePlacement(paths, SCOPE, reason)
 
@@ -336,7 +338,7 @@ class _Attributor:
                 # It does the work of several modules at once.
                 holders = self.parameters.holders(parameter)
                 chain = common([chain, *(self._chain_to(holder, known) for holder in holders)])
-        return NodePlacement(chain, SCOPE, f"the scope {scope or '/'} in the names it has kept")
+        return NodePlacement(chain, SCOPE, f"the scope {scope or '/'} in the names that it kept")
 
     def _options(self, index: int, scope: str) -> list[Paths]:
         chains = self._callers(self.flow.graph_of[index], scope)

@@ -91,7 +91,7 @@ def read_manifest(
     if problems:
         raise ManifestError(name, problems)
     if not jobs:
-        raise UsageError(f"{name} has no models: write one a line")
+        raise UsageError(f"{name} has no models: write one on each line")
     return jobs
 
 
@@ -128,8 +128,8 @@ def _from_text(text: str) -> dict[str, Any] | None:
         words = list(_split(text))
     except ValueError as error:  # shlex's two
         if "quotation" in str(error):
-            raise UsageError("a quotation mark has no second one") from error
-        raise UsageError("a backslash ends the line: a model is one line") from error
+            raise UsageError("a quotation mark is not closed") from error
+        raise UsageError("the line ends with a backslash: write each model on one line") from error
     if words[:1] == ["export"]:
         del words[0]
     elif not words:

@@ -63,7 +63,7 @@ class Outputs:
             first = self._repositories.setdefault(repository, job)
             if first is not job:
                 raise UsageError(
-                    f"would be uploaded to {repository}, as line {first.line} is: give one of them "
+                    f"would be uploaded to {repository}, like line {first.line}: give one of them "
                     "another --push-to-hub"
                 )
         self._lines[path] = job
@@ -74,17 +74,17 @@ class Outputs:
         shown, advice = self._shown(job), "give one of them -o"
         if path in self._lines:
             first = self._lines[path]
-            raise UsageError(f"would write {shown}, as line {first.line} does: {advice}")
+            raise UsageError(f"would write {shown}, like line {first.line}: {advice}")
         for parent in path.parents:
             if parent in self._lines:
                 other = self._lines[parent]
                 raise UsageError(
-                    f"would write {shown}, inside of what line {other.line} writes: {advice}"
+                    f"would write {shown}, inside the output of line {other.line}: {advice}"
                 )
         if path in self._above:
             other = self._above[path]
             raise UsageError(
-                f"would write {shown}, which contains what line {other.line} writes: {advice}"
+                f"would write {shown}, which contains the output of line {other.line}: {advice}"
             )
 
     def _shown(self, job: Job) -> str:

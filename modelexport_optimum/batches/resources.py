@@ -1,4 +1,4 @@
-"""What one model of a batch may take: the options that a line has and `export` has not."""
+"""The limits and resources of one model of a batch: the options that only a line has."""
 
 # Annotations are no strings here: see `exporting.options`.
 
@@ -60,38 +60,38 @@ def read_bytes(value: Any) -> int:  # noqa: ANN401
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one model may take.
+    """The limits and the resources of one model.
 
     Attributes:
-        timeout: Seconds from the start of the export; None for no end.
-        num_cpus: Processor cores that Ray is asked for.
-        num_gpus: GPUs that Ray is asked for, which may be a fraction.
-        memory: Bytes that Ray is asked for; None for nothing.
+        timeout: Seconds from the start of the export; None for no limit.
+        num_cpus: Number of processor cores to request from Ray.
+        num_gpus: Number of GPUs to request from Ray; may be a fraction.
+        memory: Bytes to request from Ray; None requests nothing.
     """
 
     timeout: float | None = _model_option(
         "--timeout",
-        "End a model that takes longer.",
+        "End the export of a model that takes longer.",
         metavar="SECONDS",
         read=read_seconds,
     )
     num_cpus: float = _model_option(
         "--num-cpus",
-        "Processor cores that Ray is asked for.",
+        "Number of processor cores to request from Ray.",
         default=1,
         metavar="NUMBER",
         read=read_amount,
     )
     num_gpus: float = _model_option(
         "--num-gpus",
-        "GPUs that Ray is asked for, or a fraction of one.",
+        "Number of GPUs to request from Ray; may be a fraction.",
         default=0,
         metavar="NUMBER",
         read=read_amount,
     )
     memory: int | None = _model_option(
         "--memory",
-        "Memory that Ray is asked for: 8000000000, 8GB, 7.5GiB.",
+        "Memory to request from Ray: 8000000000, 8GB, 7.5GiB.",
         metavar="BYTES",
         read=read_bytes,
     )

@@ -74,7 +74,7 @@ class Results:
             record = record_in(line)
             if record is None:
                 raise UsageError(
-                    f"{self.path}:{number}: this is no result of a batch: "
+                    f"{self.path}:{number}: this is not a result of a batch: "
                     "move the file away, or give another directory with -o"
                 )
             self._records[self._directory / record["output"]] = record
@@ -87,7 +87,7 @@ class Results:
         """Append a record, and flush it to the disk.
 
         Raises:
-            ModelExportError: It cannot be written; the file is as it was.
+            ModelExportError: It cannot be written; the file is unchanged.
         """
         inside = output.is_relative_to(self._directory)
         place = output.relative_to(self._directory) if inside else output

@@ -96,7 +96,9 @@ class _Lines(Watcher):
                 self._print((line, ""))
 
     def stopping(self, reason: str) -> None:
-        self._print((f"{reason}: ending what runs; Ctrl-C once more kills it", "yellow"))
+        self._print(
+            (f"{reason}: ending the running exports; press Ctrl-C again to kill them", "yellow")
+        )
 
     def warned(self, message: str) -> None:
         self._print(("warning:", "yellow"), (f" {message}", ""))
@@ -214,7 +216,7 @@ def print_batch(result: BatchResult) -> None:
     where = f": {from_here(results)}" if results.exists() else ""
     print_line(f"{parts}{before} in {result.seconds:.1f} s{where}")
     if result.signal is not None:
-        print_line("stopped: the exports that are done were kept; the same command does the rest")
+        print_line("stopped: finished exports were kept; run the same command to do the rest")
 
 
 def _model(name: str) -> str:

@@ -33,15 +33,15 @@ _B = Annotated[
     Path | None,
     typer.Argument(
         metavar="[B]",
-        help="Another export, which is compared with A. Without it A is compared with PyTorch "
-        "or, on another provider, with itself on the CPU.",
+        help="Another export, to compare with A. Without B, A is compared with PyTorch. "
+        "With --provider, it is compared with itself on the CPU.",
     ),
 ]
 _Model = Annotated[
     str | None,
     option(
         "--model",
-        "What PyTorch runs. By default the source that the export records.",
+        "The model that PyTorch runs. By default the source that the export records.",
         metavar="NAME|DIR",
     ),
 ]
@@ -49,7 +49,7 @@ _Task = Annotated[
     str | None,
     option(
         "--task",
-        "The task that was exported. By default what config.json says.",
+        "Task of the export. By default detected from config.json.",
         autocompletion=complete_task,
     ),
 ]
@@ -57,13 +57,15 @@ _Tolerance = Annotated[
     float | None,
     option(
         "--tolerance",
-        "Largest relative difference that is none. By default 1e-4, with weights in float16 "
-        "1e-2, in bfloat16 5e-2.",
+        "Largest relative difference that does not count. By default 1e-4; 1e-2 with float16 "
+        "weights, 5e-2 with bfloat16 weights.",
         min=0.0,
     ),
 ]
-_Samples = Annotated[int, option("--samples", "Samples to run: the worst is shown.", min=1)]
-_Text = Annotated[str | None, option("--text", "Run on this text, through the export's tokenizer.")]
+_Samples = Annotated[
+    int, option("--samples", "Number of inputs to run; the worst is shown.", min=1)
+]
+_Text = Annotated[str | None, option("--text", "Run on this text, with the export's tokenizer.")]
 _NodeData = Annotated[
     Path | None,
     option(
@@ -104,7 +106,10 @@ def compare(
     as_csv: Csv = False,
     as_markdown: Markdown = False,
 ) -> None:
-    """Find the module whose numbers differ: exit status 0 if none does, 1 if one, 2 on trouble."""
+    """Find the module whose numbers differ.
+
+    Exit status 0 if none differs, 1 if one differs, 2 if they cannot be compared.
+    """
     with printing.exit_on_error(as_json=as_json, status=2):
         style = printing.chosen_format(json=as_json, csv=as_csv, markdown=as_markdown)
         from modelexport_optimum.cli import compare_tables

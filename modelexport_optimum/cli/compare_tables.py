@@ -83,8 +83,8 @@ def print_comparison(
     print_line("as deployed, with ONNX Runtime's optimizations", style=DIM)
     print_table(_OUTPUTS, rows, elsewhere="--json has all")
     print_line(
-        "error: the difference from the reference, relative to it; own: what is left of it when "
-        "the module is given the reference's tensors. Modules are compared without fusions.",
+        "error: relative difference from the reference; own: the same if the module gets the "
+        "reference's input tensors. Modules are compared without fusions.",
         style=DIM,
     )
 
@@ -129,11 +129,14 @@ def _verdict(found: Comparison) -> Iterator[tuple[str, str]]:
         yield f"no module and no output differs{tolerance}", "green"
     elif found.only_deployed:
         files = dict.fromkeys(row.file for row in found.only_deployed)
-        yield f"only as deployed do outputs differ, those of {', '.join(files)}", "red"
-        yield f"{tolerance}: every module is right where it runs alone, so it begins in what ", ""
-        yield "ONNX Runtime makes of the whole graph: fusions, or the branch that an If takes", ""
+        yield f"only the deployed outputs differ, those of {', '.join(files)}", "red"
+        yield (
+            f"{tolerance}: every module is correct by itself, so the difference begins in what ",
+            "",
+        )
+        yield "ONNX Runtime does with the whole graph: fusions, or the branch that an If takes", ""
     else:
-        yield "outputs differ, and no module does by itself", "red"
+        yield "outputs differ, but no module differs by itself", "red"
         yield tolerance, ""
 
 

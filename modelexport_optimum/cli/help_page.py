@@ -14,7 +14,7 @@ FIRST = "Start with these"
 """The heading of the three commands that a newcomer needs: make an export, see it, show it."""
 
 EXPORTS = "Export many models, and check exports"
-VIEWS = "Look into an export"
+VIEWS = "Look at an export"
 
 
 def print_options(options: "Iterable[Any]") -> None:

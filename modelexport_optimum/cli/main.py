@@ -79,15 +79,17 @@ _Path = Annotated[
 ]
 
 _Directory = Annotated[Path | None, typer.Argument(metavar="DIR", help="An exported directory.")]
-_ByModule = Annotated[bool, option("--by-module", "Say which module's nodes each provider took.")]
+_ByModule = Annotated[
+    bool, option("--by-module", "Show which provider took the nodes of each module.")
+]
 _ListProviders = Annotated[
-    bool, option("--list-providers", "List the providers of this machine, and check nothing.")
+    bool, option("--list-providers", "Only list the providers of this machine.")
 ]
 _Task = Annotated[
     str | None,
     option(
         "--task",
-        "What the model is for. By default the graphs tell.",
+        "Task of the model. By default detected from the graphs.",
         autocompletion=complete_task,
     ),
 ]
@@ -95,8 +97,8 @@ _SourceDirectory = Annotated[
     Path | None,
     option(
         "--model",
-        "The directory of the model that was exported: are all its files there, and are its "
-        "embeddings the same?",
+        "Directory of the source model. Check that the export has all its files and gives the "
+        "same embeddings.",
     ),
 ]
 
@@ -123,7 +125,7 @@ def export(
     arguments = instance_of(ExportOptions, given).arguments()
     with (
         message_when_stopped(
-            "nothing was written or replaced; the same command starts again"
+            "nothing was written or replaced; run the same command to start again"
         ) as stop,
         printing.command(as_json=as_json, verbose=verbose) as progress,
     ):
@@ -133,7 +135,7 @@ def export(
 
         def show_stage(stage: str, seconds: float | None) -> None:
             if stage == "upload":
-                stop.message = "the export is written, and was not uploaded"
+                stop.message = "the export is written, but was not uploaded"
             progress(stage, seconds)
 
         result = run(model, output or default_output(model), progress=show_stage, **arguments)
@@ -155,39 +157,43 @@ def batch(
         str,
         typer.Argument(
             metavar="MANIFEST",
-            help="A text file whose lines are what export is given, a .jsonl file, or - for "
+            help="A text file with the arguments of export on each line, a .jsonl file, or - for "
             "standard input.",
         ),
     ],
     output: Annotated[
         Path,
-        option("--output -o", "Directory to write the exports in, the results and the logs."),
+        option("--output -o", "Directory for the exports, the results and the logs."),
     ] = Path(),
     workers: Annotated[
         int | None,
-        option("--workers", "Models at a time. By default one for each core, at most 4.", min=1),
+        option(
+            "--workers",
+            "Number of models to export at the same time. By default one for each core, at most 4.",
+            min=1,
+        ),
     ] = None,
     ray: Annotated[
         str | None,
         option(
             "--ray",
-            "Run on a Ray cluster: on the one at this address, or on that of the environment or "
-            "a local one.",
+            "Run on a Ray cluster: the one at this address. Without an address, the one that the "
+            "environment names, or a local one.",
             metavar="[ADDRESS]",
         ),
     ] = None,
     retry_failed: Annotated[
-        bool, option("--retry-failed", "Run what failed before, and nothing else.")
+        bool, option("--retry-failed", "Run only the models that failed before.")
     ] = False,
-    force: Annotated[bool, option("--force", "Run what is done, too.")] = False,
+    force: Annotated[bool, option("--force", "Run all models, even those that are done.")] = False,
     fail_fast: Annotated[bool, option("--fail-fast", "Stop at the first failure.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     **given: Any,  # noqa: ANN401
 ) -> None:
-    """Export many models; the options of export are defaults for all lines of MANIFEST.
+    """Export many models. The options of export are the defaults for all lines of MANIFEST.
 
-    Exit status 0 if all are done, 1 if one failed, 3 if a check failed, 4 if an upload did.
+    Exit status 0 if all are done, 1 if one failed, 3 if a check failed, 4 if an upload failed.
     """
     from modelexport_optimum.cli import batch_progress
 
@@ -217,18 +223,23 @@ def tag(
     path: _Path,
     model: Annotated[
         str | None,
-        option("--model", "The source model, where the directory does not tell the classes."),
+        option(
+            "--model", "The source model, if the directory does not say the classes of its modules."
+        ),
     ] = None,
     trust_remote_code: Trust = False,
     explain: Annotated[
-        str | None, option("--explain", "Say how this node was placed.", metavar="NODE")
+        str | None,
+        option("--explain", "Explain how the module of this node was found.", metavar="NODE"),
     ] = None,
     as_json: Json = False,
     legend: Legend = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the tags on an export that exists already."""
-    message = "every file is whole, and tagged or as it was; the same command tags the rest"
+    """Write the tags into an existing export."""
+    message = (
+        "every file is complete, either tagged or unchanged; run the same command to tag the rest"
+    )
     with (
         message_when_stopped(message),
         printing.command("tag", as_json=as_json, verbose=verbose),
@@ -257,8 +268,11 @@ def tag(
 
 @app.command(rich_help_panel=help_page.EXPORTS)
 def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Take the tags out again: the files are what they were, byte for byte."""
-    message = "every file is whole, and stripped or as it was; the same command strips the rest"
+    """Remove the tags: this restores the files byte for byte."""
+    message = (
+        "every file is complete, either stripped or unchanged; "
+        "run the same command to strip the rest"
+    )
     with (
         message_when_stopped(message),
         printing.command("strip", as_json=as_json, verbose=verbose),
@@ -291,11 +305,11 @@ def verify(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check the config against the graphs, and run the model on each execution provider."""
+    """Compare the config with the graphs, and run the model on each execution provider."""
     if list_providers:
         _list_providers(provider_libraries, as_json=as_json)
         return
-    message = "nothing was changed; the same command starts again"
+    message = "nothing was changed; run the same command to start again"
     with (
         message_when_stopped(message),
         printing.command("check", as_json=as_json, verbose=verbose),

@@ -64,7 +64,9 @@ def _read_size(text: str) -> tuple[str, int]:
 def _read_numbers(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise ValueError(f"{text} is not a number from 1 on, nor several with commas between them")
+        raise ValueError(
+            f"{text} is not a number above 0, nor several such numbers with commas between them"
+        )
     return tuple(int(part) for part in parts)
 
 
@@ -75,12 +77,12 @@ ModelKwargs = Annotated[Any, typer_option(_OPTIONS["model_kwargs"])]
 Providers = Annotated[list[str] | None, typer_option(_OPTIONS["providers"])]
 ProviderOptions = Annotated[list[str] | None, typer_option(_OPTIONS["provider_options"])]
 ProviderLibraries = Annotated[list[str] | None, typer_option(_OPTIONS["provider_libraries"])]
-Json = Annotated[bool, option("--json", "One JSON document on stdout, nothing else there.")]
-Legend = Annotated[bool, option("--legend", "Say what the columns and their values mean.")]
+Json = Annotated[bool, option("--json", "Print one JSON document on stdout, and nothing else.")]
+Legend = Annotated[bool, option("--legend", "Explain the columns and their values.")]
 Verbose = Annotated[
-    bool, option("--verbose -v", "Show what the libraries print, and an error's traceback.")
+    bool, option("--verbose -v", "Show the output of the libraries and the traceback of an error.")
 ]
-Overwrite = Annotated[bool, option("--overwrite", "Replace a file that is there.")]
+Overwrite = Annotated[bool, option("--overwrite", "Replace an existing file.")]
 
 TaggedExport = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="A tagged export, or one tagged .onnx file.")
@@ -92,14 +94,14 @@ Modules = Annotated[
     list[str] | None,
     option(
         "--module",
-        "Modules of these paths and what is inside: * is anything within one part, ** any number "
-        "of parts, and the first parts may be left out. May be repeated.",
+        "Modules with these paths, and their submodules: * matches anything within one part, ** "
+        "any number of parts. The first parts may be left out. May be repeated.",
         metavar="PATTERN",
         autocompletion=complete_module,
     ),
 ]
-Csv = Annotated[bool, option("--csv", "Comma-separated rows.")]
-Markdown = Annotated[bool, option("--markdown", "A Markdown table.")]
+Csv = Annotated[bool, option("--csv", "Print comma-separated rows.")]
+Markdown = Annotated[bool, option("--markdown", "Print a Markdown table.")]
 
 Provider = Annotated[
     str,
@@ -115,8 +117,8 @@ SequenceLength = Annotated[
     int | None,
     option(
         "--sequence-length",
-        "Number of tokens of the generated inputs. By default as many as the model takes, up to "
-        "16.",
+        "Number of tokens of the generated inputs. By default 16, or fewer if the model takes "
+        "fewer.",
         min=1,
     ),
 ]
@@ -124,8 +126,8 @@ BatchSizes = Annotated[
     Any,
     option(
         "--batch-size",
-        "Batch size of the generated inputs, by default 1; several, as 1,8,32, are set side by "
-        "side.",
+        "Batch size of the generated inputs, by default 1. Several sizes, such as 1,8,32, are "
+        "shown side by side.",
         metavar="N[,N...]",
         parser=_parser(_read_numbers),
     ),
@@ -134,8 +136,8 @@ SequenceLengths = Annotated[
     Any,
     option(
         "--sequence-length",
-        "Number of tokens of the generated inputs, by default as many as the model takes, up to "
-        "128; several, as 128,512, are set side by side.",
+        "Number of tokens of the generated inputs, by default 128, or fewer if the model takes "
+        "fewer. Several numbers, such as 128,512, are shown side by side.",
         metavar="N[,N...]",
         parser=_parser(_read_numbers),
     ),
@@ -144,7 +146,7 @@ Sizes = Annotated[
     list[Any] | None,
     option(
         "--size",
-        "Another dimension of the generated inputs, by name; may be repeated.",
+        "Size of another dimension of the generated inputs, by name. May be repeated.",
         metavar="NAME=N",
         parser=_parser(_read_size),
     ),
@@ -153,7 +155,7 @@ Inputs = Annotated[
     Path | None,
     option(
         "--inputs",
-        "Take the inputs from this .npz file, which has an array for each by name.",
+        "Read the inputs from this .npz file. It has one array for each input, by name.",
         metavar="FILE",
     ),
 ]

@@ -49,7 +49,7 @@ STAGES = {
     "tag": "Tag every node",
     "check": "Check config and providers",
     "upload": "Upload to the Hub",
-    "strip": "Take the tags out",
+    "strip": "Remove the tags",
 }
 
 _SIGPIPE_STATUS = 128 + 13  # Windows has no SIGPIPE

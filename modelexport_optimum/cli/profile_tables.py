@@ -60,10 +60,10 @@ _SLOWEST_MODULES = (
 )
 
 _PROFILE_LEGEND = {
-    "ms": "milliseconds of one run in the kernels of the module and of the modules inside it",
-    "own": "the same in the kernels of the module alone",
-    "share": "these milliseconds as a part of all kernels'",
-    "activations": "bytes of the tensors that these kernels give in one run",
+    "ms": "milliseconds of one run in the kernels of the module and its submodules",
+    "own": "the same for the module's own kernels",
+    "share": "these milliseconds as a fraction of those of all kernels",
+    "activations": "bytes of the tensors that these kernels write in one run",
     "parameters": "bytes of the initializers that the operators read, each counted once",
     "peak": "most bytes in use while the module ran, beyond what the session holds between runs",
 }
@@ -104,7 +104,7 @@ def print_profiles(report: ProfileReport, *, depth: int | None, legend: bool = F
 def _print_profile(profile: FileProfile, *, depth: int | None) -> None:
     print_line(
         (profile.name, "bold"),
-        f"  {profile.milliseconds(profile.runs):,.3f} ms a run, "
+        f"  {profile.milliseconds(profile.runs):,.3f} ms per run, "
         f"{profile.milliseconds(profile.kernels):,.3f} ms of it in kernels",
     )
     on = ", ".join(f"{name} {profile.share(time):.0%}" for name, time in profile.providers.items())
@@ -161,7 +161,7 @@ def _memory_in_words(profile: FileProfile) -> str:
     activations, parameters = decimal(profile.activations), decimal(profile.parameters)
     memory = f"activations {activations}, parameters {parameters}"
     if profile.peak is None:
-        return f"{memory}, and this ONNX Runtime tells no peak"
+        return f"{memory}, this ONNX Runtime does not report the peak"
     return f"{memory}, peak {decimal(profile.peak)} beyond what the session holds"
 
 
@@ -189,7 +189,7 @@ def _print_growth(growth: FileGrowth, *, depth: int | None) -> None:
     what = " x ".join(_SIZE_WORDS[name] for name in names)
     print_line(
         (growth.name, "bold"),
-        f"  ms of one run by {what}, and by which power of each the time grows",
+        f"  ms of one run by {what}, and the power of each by which the time grows",
     )
     print_blank()
     sizes = [" x ".join(str(size[name]) for name in names) for size in growth.sizes]

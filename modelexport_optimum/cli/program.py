@@ -130,7 +130,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
         meant = did_you_mean(word, self.commands, most=2, cutoff=_LIKE_A_COMMAND)
         if meant:
             ctx.fail(
-                f"There is no command {word}{meant} A model of this name is exported with "
+                f"There is no command {word}{meant} To export a model of this name: "
                 f"`modelexport-optimum export {word}`."
             )
 

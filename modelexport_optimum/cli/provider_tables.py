@@ -81,7 +81,10 @@ def print_placement(placement: Placement, *, depth: int | None) -> None:
         (str(placement.file), "bold"), "  ", (placement.answer(), "green" if whole else "red")
     )
     if not placement.recorded:
-        print_line("by the nodes that ran: this ONNX Runtime keeps no record of all", style=DIM)
+        print_line(
+            "counted from the nodes that ran: this ONNX Runtime does not record all nodes",
+            style=DIM,
+        )
     if whole:
         return
     if placement.crossings:
@@ -127,7 +130,7 @@ def print_isolated(run: IsolatedRun) -> None:
     )
     if run.outside:
         count = counted(run.outside, "node")
-        print_line(f"without {count} of the modules around these", style=DIM)
+        print_line(f"without {count} of modules that contain these", style=DIM)
     failed = sum(bool(one.error) for one in run.modules)
     if failed:
         print_line(f"without {counted(failed, 'module')} that did not run alone", style="yellow")

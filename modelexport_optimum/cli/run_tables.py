@@ -42,11 +42,11 @@ _FILE_COLUMNS = (
 _LEGEND = {
     "size": "bytes of the file",
     "nodes": "nodes of all graphs of the file, nested ones included",
-    "modules": "modules that stand in any tag of the file",
-    "attribute": "nodes whose tag stands in the attribute __hierarchy_tag, too; the others have "
-    "it in doc_string and metadata_props alone, since an attribute would change there what ONNX "
-    "Runtime builds",
-    "placed by": "how many nodes were placed by each evidence:",
+    "modules": "modules that are in any tag of the file",
+    "attribute": "nodes that also carry the tag in the attribute __hierarchy_tag; the others carry "
+    "it only in doc_string and metadata_props, because there the attribute would change the graph "
+    "that ONNX Runtime builds",
+    "placed by": "number of nodes for each kind of evidence:",
     **EVIDENCE_LEGEND,
 }
 
@@ -99,7 +99,7 @@ def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> Non
     if not report.classes_known:
         print_line(
             ("warning:", "yellow"),
-            " the classes cannot be known from this directory, and the tags have paths alone: "
+            " this directory does not say the classes of the modules, so the tags have only paths: "
             "give the source model with tag --model",
         )
 

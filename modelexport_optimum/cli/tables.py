@@ -50,11 +50,11 @@ _STATUS_STYLES = {
 
 EVIDENCE_LEGEND = {
     "  tracer": "the tracer recorded the module's call while it made the node",
-    "  scope": "the node's name spells the module's path",
-    "  parameter": "it reads a parameter that the module alone has",
-    "  data flow": "what it reads and what reads it are of that module",
-    "  root": "nothing tells more than that it is the model's",
-    "  carrier": "it carried the tag already",
+    "  scope": "the node's name contains the module's path",
+    "  parameter": "it reads a parameter that only this module has",
+    "  data flow": "the nodes that it reads, and the nodes that read it, are of that module",
+    "  root": "nothing shows a more exact module than the root",
+    "  carrier": "it already had the tag",
 }
 """What a node may be placed by."""
 

@@ -53,7 +53,7 @@ def inspect(
         list[str] | None,
         option(
             "--class",
-            "Modules of these classes and what is inside.",
+            "Modules of these classes, and their submodules. May be repeated.",
             metavar="PATTERN",
             autocompletion=complete_class,
         ),
@@ -62,12 +62,12 @@ def inspect(
         list[str] | None,
         option(
             "--op",
-            "Count only these operators and the weights that they read.",
+            "Count only these operators and the weights that they read. May be repeated.",
             metavar="PATTERN",
             autocompletion=complete_op,
         ),
     ] = None,
-    nodes: Annotated[bool, option("--nodes", "List the nodes: a row for each.")] = False,
+    nodes: Annotated[bool, option("--nodes", "List the nodes, one in each row.")] = False,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
@@ -102,7 +102,10 @@ def diff(
     ],
     as_json: Json = False,
 ) -> None:
-    """Compare two exports by module: exit status 0 if they are the same, 1 if not, 2 on trouble."""
+    """Compare two exports by module.
+
+    Exit status 0 if they are the same, 1 if they differ, 2 if they cannot be compared.
+    """
     from modelexport_optimum.cli import view_tables
 
     with printing.exit_on_error(as_json=as_json, status=2):
@@ -131,7 +134,7 @@ def extract(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Cut one module out, as a model of its own."""
+    """Write one module as a separate model."""
     from modelexport_optimum.cli import view_tables
 
     with printing.exit_on_error(as_json=as_json):
@@ -151,7 +154,7 @@ def profile(
     provider_options: ProviderOptions = None,
     provider_libraries: ProviderLibraries = None,
     iterations: Annotated[
-        int, option("--iterations", "Runs to measure, after three to warm up.", min=1)
+        int, option("--iterations", "Number of measured runs, after three warm-up runs.", min=1)
     ] = 20,
     batch_size: BatchSizes = None,
     sequence_length: SequenceLengths = None,
@@ -161,8 +164,8 @@ def profile(
         bool,
         option(
             "--isolated",
-            "Also measure each module alone, cut out at --depth: for providers that run a graph as "
-            "one kernel.",
+            "Also extract the modules down to --depth and measure each one alone. For providers "
+            "that run a graph as one kernel.",
         ),
     ] = False,
     depth: Depth = None,
@@ -171,7 +174,7 @@ def profile(
     as_markdown: Markdown = False,
     legend: Legend = False,
 ) -> None:
-    """Show where the time and the memory of a run go, by module, with ONNX Runtime's profiler."""
+    """Measure the time and the memory of each module, with ONNX Runtime's profiler."""
     from modelexport_optimum.cli import profile_tables
 
     with printing.exit_on_error(as_json=as_json):
@@ -207,13 +210,13 @@ def report(
     html: Annotated[Path, option("--output -o", "The .html file to write.", metavar="FILE")],
     against: Annotated[
         Path | None,
-        typer.Argument(metavar="[B]", help="Another export, to be shown beside the first."),
+        typer.Argument(metavar="[B]", help="Another export, to show next to the first."),
     ] = None,
     times: Annotated[
         list[Path] | None,
         option(
             "--profile",
-            "Show the times of this file, too, which profile --json printed. May be repeated.",
+            "Also show the times in this file, the output of profile --json. May be repeated.",
             metavar="FILE",
         ),
     ] = None,
@@ -221,14 +224,14 @@ def report(
         Path | None,
         option(
             "--comparison",
-            "Show the errors of this file, too, which compare --json printed.",
+            "Also show the errors in this file, the output of compare --json.",
             metavar="FILE",
         ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML file to share: a chart, the tree, and how every node was placed."""
+    """Write one HTML file to share, with a chart, the module tree and the nodes."""
     from modelexport_optimum.cli import view_tables
 
     with printing.exit_on_error(as_json=as_json):
@@ -251,13 +254,13 @@ def view(
         str | None,
         option(
             "--viewer",
-            "model-explorer or netron. By default the first that is installed.",
+            "model-explorer or netron. By default the first one that is installed.",
             metavar="NAME",
             autocompletion=complete_viewer,
         ),
     ] = None,
     port: Annotated[
-        int | None, option("--port", "Port to serve on. By default a free one.")
+        int | None, option("--port", "Port of the viewer. By default a free one.")
     ] = None,
     browser: Annotated[
         bool, option("--browser/--no-browser", "Whether to open the browser.")
@@ -266,12 +269,12 @@ def view(
         Path | None,
         option(
             "--node-data",
-            "Colour the nodes in Model Explorer by what compare --node-data wrote.",
+            "Colour the nodes in Model Explorer with the file that compare --node-data wrote.",
             metavar="FILE",
         ),
     ] = None,
 ) -> None:
-    """Open a viewer that is installed on this machine, until Ctrl-C."""
+    """Open the export in an installed viewer, until Ctrl-C."""
     with printing.exit_on_error(as_json=False):
         from modelexport_optimum.hierarchy.view import view as run
 

@@ -67,11 +67,11 @@ _CHANGES = (
 )
 
 _MODULE_LEGEND = {
-    "operators": "nodes of the module and of the modules inside it",
-    "own": "nodes of the module alone",
+    "operators": "nodes of the module and its submodules",
+    "own": "the module's own nodes",
     "parameters": "elements of the initializers that the nodes read, each counted once",
     "bytes": "size of these initializers",
-    "share": "these bytes as a part of the file's",
+    "share": "these bytes as a fraction of those of the file",
 }
 
 _NODE_LEGEND = {"placed by": "the evidence for the node's module:", **EVIDENCE_LEGEND}
@@ -107,13 +107,13 @@ def _print_tree(view: FileView, narrowed: bool) -> None:
     )
     if narrowed:
         print_line(
-            f"of these here: {counted(asked.node_count, 'operator')}, "
+            f"selected: {counted(asked.node_count, 'operator')}, "
             f"{counted(asked.parameters, 'parameter')}, {decimal(asked.bytes)}"
         )
     if view.file.untagged:
         print_line(
             f"without a tag: {counted(len(view.file.untagged), 'operator')}, added after the "
-            "file was tagged: `modelexport-optimum tag` places them",
+            "file was tagged: run `modelexport-optimum tag` to tag them",
             style="yellow",
         )
     print_blank()
@@ -188,7 +188,7 @@ def _summary(file: FileDiff) -> str:
         "modules differ": differ,
         "nodes are in another module": len(file.moved),
         "nodes read other modules": len(file.rewired),
-        "of opsets, inputs and outputs differ": len(file.interface),
+        "opsets, inputs or outputs differ": len(file.interface),
     }
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
@@ -246,7 +246,7 @@ def print_extracted(found: Extracted) -> None:
         f": {counted(found.node_count, 'operator')}, {decimal(found.bytes)} of weights",
     )
     print_blank()
-    sides = (("takes", found.inputs), ("gives", found.outputs))
+    sides = (("input", found.inputs), ("output", found.outputs))
     rows = [(Cell(side, DIM), tensor.name, tensor.type) for side, ts in sides for tensor in ts]
     print_table(_TENSORS, rows)
 

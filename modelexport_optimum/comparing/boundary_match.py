@@ -215,10 +215,10 @@ def _given(
 
 def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
     if not tuple(theirs):
-        return "no tensor leaves it in the reference"
+        return "it has no output tensor in the reference"
     if not ours:
-        return "no tensor leaves it in the graph: nothing outside reads what it makes"
-    return "the tensors that leave it have other shapes than those of the reference"
+        return "it has no output tensor in the graph: no node outside reads its results"
+    return "its output tensors have other shapes than those of the reference"
 
 
 def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
@@ -237,7 +237,7 @@ def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
     for entry in matched:
         if inner := blurred.get(entry.recorded.path):
             entry.pairs = {}
-            entry.reason = f"{inner} in it is called from outside it, too"
+            entry.reason = f"its submodule {inner} is also called from outside"
 
 
 def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
@@ -263,8 +263,8 @@ def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
             parameter, place = fused[entry.recorded.path]
             where = place or "the root"
             entry.reason = (
-                f"its {parameter} is applied by a node of {where}: it was fused into it, or the "
-                "tags do not tell the two apart"
+                f"a node of {where} applies its {parameter}: the two modules were fused, or their "
+                "tags do not distinguish them"
             )
             entry.pairs = {}
 
@@ -294,26 +294,26 @@ def _match_without_nodes(
         if entry.pairs or call.path in present:
             continue
         if call.path in graph.nested:
-            entry.reason = "its nodes stand in a nested graph, which runs as a whole"
+            entry.reason = "its nodes are in a nested graph, which runs as a whole"
         elif not call.outputs:
-            entry.reason = "no tensor leaves it in the reference"
+            entry.reason = "it has no output tensor in the reference"
         elif call.passes_through:
-            entry.reason = "it hands on what it is given"
+            entry.reason = "it passes its input on"
         elif not call.needed:
-            entry.reason = "no output needs what leaves it: the export left it out"
+            entry.reason = "no output of the model needs its results: the export left it out"
             continue
         elif not call.varies:
-            entry.reason = "it depends on no input: the export holds what leaves it as a constant"
+            entry.reason = "it depends on no input: the export stores its result as a constant"
             continue
         elif not entry.reason:
-            entry.reason = "no node of the graph is its own"
+            entry.reason = "no node of the graph belongs to it"
         if len(call.reads) != 1 or len(call.outputs) != 1:
             continue
         (source,), (result,) = call.reads, call.outputs
         if source not in ours:
             continue
         if source == result or _same(recorded, source, result):
-            entry.pairs, entry.reason = {ours[source]: result}, "it hands on what it is given"
+            entry.pairs, entry.reason = {ours[source]: result}, "it passes its input on"
         elif (
             source in makers
             and ours[source] in makers[source].pairs

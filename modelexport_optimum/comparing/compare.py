@@ -119,7 +119,7 @@ def _check_compared(found: Comparison, files: Sequence[str], provider: Provider)
     if not found.outputs and not any(row.matched for row in found.modules):
         raise ModelExportError(
             f"{found.other} and {found.reference} have no module and no output in common in "
-            f"{', '.join(files)}: are they of one model, for one task?"
+            f"{', '.join(files)}: compare two exports of one model, for one task"
         )
 
 

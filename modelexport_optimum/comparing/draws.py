@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.graph_runs.recorded_run import RecordedRun
     from modelexport_optimum.graph_runs.tapped_run import TappedRun
 
-REASON = "what leaves it depends on numbers that are drawn at random: it cannot be compared"
+REASON = "its outputs depend on random numbers: they cannot be compared"
 """Why a module is not compared that draws, or follows on what is drawn."""
 
 

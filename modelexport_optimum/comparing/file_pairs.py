@@ -48,8 +48,8 @@ class ExportReference:
         missing = [v.name for v in graph.inputs if v.name in read and v.name not in feeds]
         if missing:
             raise ModelExportError(
-                f"{self.file.path} takes {', '.join(missing)}, and the file that it is compared "
-                "with does not: are the two exports of one model, for one task?"
+                f"{self.file.path} takes {', '.join(missing)}, but the file on the other side does "
+                "not: compare two exports of one model, for one task"
             )
         return record_graph(graph, TappedRun(graph), feeds)
 

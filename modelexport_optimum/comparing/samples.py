@@ -63,8 +63,8 @@ def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed
     missing = (wanted & read) - feeds.keys()
     if missing:
         raise ModelExportError(
-            f"{pair.file.path} reads {', '.join(sorted(missing))}, which Optimum does not give "
-            "to the model that PyTorch runs: was it exported from another one, or for another task?"
+            f"{pair.file.path} reads {', '.join(sorted(missing))}, but Optimum does not give it to "
+            "the model that PyTorch runs: give the --model and the --task of the export"
         )
     return {name: array for name, array in feeds.items() if name in wanted}
 
@@ -93,6 +93,6 @@ def _generated(
         name = min(named)
         raise UsageError(
             f"{path} takes {name} of the shape {list(made[name].shape)}, and the text has "
-            f"{list(samples.arrays[name].shape)}: give a text of as many tokens, or --inputs"
+            f"{list(samples.arrays[name].shape)}: give a text with as many tokens, or --inputs"
         )
     return {**made, **taken}

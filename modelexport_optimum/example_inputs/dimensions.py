@@ -149,7 +149,7 @@ class Dimensions:
         if min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
             raise UsageError(
                 f"the input {value.name} of {self._path} has the shape {list(shape)[:8]}, "
-                "of which no input is made: give the inputs with --inputs FILE.npz"
+                "for which no input can be generated: give the inputs with --inputs FILE.npz"
             )
         return shape
 
@@ -176,7 +176,7 @@ class Dimensions:
                 found = Size(self._wishes.default_size, "default")
             if found is None:
                 raise UsageError(
-                    f"{self._path} does not tell the size of {dim or f'dimension {axis}'} of its "
+                    f"{self._path} does not say the size of {dim or f'dimension {axis}'} of its "
                     f"input {value.name}: give --size {name}=N, or the inputs with "
                     "--inputs FILE.npz"
                 )

@@ -138,15 +138,15 @@ def _taken(
 
 def _dtype(path: Path, value: Value) -> np.dtype[np.generic]:
     if not value.elem_type:
-        raise InvalidModelError(f"the input {value.name} of {path} is no tensor")
+        raise InvalidModelError(f"the input {value.name} of {path} is not a tensor")
     if value.elem_type not in onnx.TensorProto.DataType.values():
         raise InvalidModelError(
-            f"the input {value.name} of {path} is of no known type: {value.elem_type}"
+            f"the input {value.name} of {path} has an unknown type: {value.elem_type}"
         )
     if value.elem_type == onnx.TensorProto.BFLOAT16:
         raise InvalidModelError(
-            f"the input {value.name} of {path} is bfloat16, which NumPy lacks: "
-            "ONNX Runtime takes none from Python"
+            f"the input {value.name} of {path} is bfloat16, which NumPy does not have: ONNX "
+            "Runtime does not take it from Python"
         )
     return onnx.helper.tensor_dtype_to_np_dtype(value.elem_type)
 

@@ -126,7 +126,7 @@ def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
 
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
-        return f"model {name} is gated: ask for access on its page of the Hub, then {log_in}"
+        return f"model {name} is gated: ask for access on its page on the Hub, then {log_in}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"model {name} has no revision {revision}: check --revision"
     if isinstance(error, errors.RepositoryNotFoundError):

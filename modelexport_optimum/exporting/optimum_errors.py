@@ -41,8 +41,8 @@ def _explain(error: Exception, source: Source) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if "pad token" in text or any("tokenization" in frame.filename for frame in frames):
         return (
-            f"model {source.name} has no tokenizer that can be loaded, and this task needs its "
-            f"padding token: put the tokenizer's files beside the model, or give --pad_token_id "
+            f"model {source.name} has no tokenizer that can be loaded, but this task needs the "
+            "padding token: put the tokenizer's files next to the model, or give --pad_token_id "
             f"({text})"
         )
     if "custom_onnx_configs" in text:

@@ -236,7 +236,7 @@ def _export_loaded(
     exported.trees = model_trees(model)
     if not is_accelerate_available() and (tied := _tied_parameters(model)):
         exported.warnings.append(
-            f"tied weights were not deduplicated ({', '.join(tied)}), since accelerate is not "
+            f"tied weights were not deduplicated ({', '.join(tied)}), because accelerate is not "
             "installed: pip install accelerate, and export again"
         )
 

@@ -171,7 +171,9 @@ def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
 _hub_option = functools.partial(option, group="Where the model comes from")
 _upload_option = functools.partial(option, group="Upload to the Hub")
 _graph_option = functools.partial(option, group="The exported graph")
-_shape_option = functools.partial(option, group="Shapes of the example input, if it needs others")
+_shape_option = functools.partial(
+    option, group="Shapes of the example input, to change the defaults"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +184,11 @@ class ModelAndOutput:
     """
 
     model: str | None = option("", "Name on the Hugging Face Hub, or a directory.", metavar="MODEL")
-    model_option: str | None = option("--model -m", "MODEL, as optimum-cli takes it.")
+    model_option: str | None = option("--model -m", "The same as MODEL, as in optimum-cli.")
     output: Path | None = option(
         "--output -o",
-        "Directory to write. By default the last part of the model's name and -onnx, in the "
-        "current directory.",
+        "Directory to write. By default NAME-onnx in the current directory, where NAME is the "
+        "last part of the model's name.",
     )
 
     def resolve(self) -> tuple[str, Path | None]:
@@ -220,54 +222,53 @@ class ExportOptions:
     `optimum-cli export onnx`, wherever it has them.
     """
 
-    overwrite: bool = option("--overwrite", "Replace an export that is there.", default=False)
+    overwrite: bool = option("--overwrite", "Replace an existing export.", default=False)
     task: str = option(
         "--task",
-        "What the model is for: text-classification, text-generation-with-past, ... "
-        "auto finds out.",
+        "Task of the model: text-classification, text-generation-with-past, ... auto detects it.",
         default="auto",
     )
     providers: list[str] | None = option(
         "--provider",
-        "Execution provider to check: cpu, cuda, tensorrt, or any that ONNX Runtime knows; may "
-        "be repeated. By default these three; one that is named must be available.",
+        "Execution provider to check: cpu, cuda, tensorrt, or any that ONNX Runtime knows. May be "
+        "repeated. By default these three; a provider that you name must be available.",
         metavar="NAME",
     )
     provider_options: list[str] | None = option(
         "--provider-option",
-        "Option of the provider that is named besides cpu; may be repeated.",
+        "Option of the provider that --provider names besides cpu. May be repeated.",
         metavar="KEY=VALUE",
     )
     provider_libraries: list[str] | None = option(
         "--provider-library",
-        "Library of a provider that neither ONNX Runtime nor an installed package has; may be "
-        "repeated.",
+        "Library of a provider that is neither in ONNX Runtime nor in an installed package. May "
+        "be repeated.",
         metavar="NAME=PATH",
     )
     push_to_hub: str | None = _upload_option(
         "--push-to-hub",
-        "Upload the finished export, with a model card, to this repository on the Hub, which is "
-        "created if it is not there.",
+        "Upload the finished export, with a model card, to this repository on the Hub. It is "
+        "created if it does not exist.",
         metavar="REPO",
     )
     public: bool = _upload_option(
-        "--public", "Let everybody see the repository. By default it is private.", default=False
+        "--public", "Make the repository public. By default it is private.", default=False
     )
     model_card: bool = _upload_option(
         "--model-card", "Write the model card into the export, as README.md.", default=False
     )
     revision: str = _hub_option("--revision", "Branch, tag or commit on the Hub.", default="main")
-    subfolder: str = _hub_option("--subfolder", "Folder that the model is in.", default="")
+    subfolder: str = _hub_option("--subfolder", "Folder of the model inside MODEL.", default="")
     cache_dir: str | None = _hub_option(
-        "--cache_dir", "Where downloads are kept, if not in the Hub's own cache."
+        "--cache_dir", "Directory for downloads. By default the Hub's own cache."
     )
     local_files_only: bool = _hub_option(
         "--local-files-only",
-        "Take the model from the cache, without network.",
+        "Use the model in the cache, without network.",
         default=False,
     )
     force_download: bool = _hub_option(
-        "--force-download", "Download again what is in the cache.", default=False
+        "--force-download", "Download the model again, even if it is in the cache.", default=False
     )
     trust_remote_code: bool = option(
         "--trust-remote-code",
@@ -275,9 +276,9 @@ class ExportOptions:
         default=False,
     )
     library_name: Literal["transformers", "diffusers", "timm", "sentence_transformers"] | None = (
-        _hub_option("--library-name", "Library of the model. By default its files tell.")
+        _hub_option("--library-name", "Library of the model. By default detected from its files.")
     )
-    framework: Literal["pt"] = _hub_option("--framework", "PyTorch, the only one.", default="pt")
+    framework: Literal["pt"] = _hub_option("--framework", "Only PyTorch.", default="pt")
     dtype: Literal["fp32", "fp16", "bf16"] | None = _graph_option(
         "--dtype", "Precision of the exported model. By default fp32."
     )
@@ -285,43 +286,43 @@ class ExportOptions:
     device: str = _graph_option("--device", "Device to export on.", default="cpu")
     optimize: Literal["O1", "O2", "O3", "O4"] | None = _graph_option(
         "--optimize",
-        "Let ONNX Runtime optimize the graph: O1 basic, O2 and fusions for transformers, "
-        "O3 and approximated GELU, O4 and mixed precision (needs --device cuda).",
+        "Optimize the graph with ONNX Runtime. O1: basic optimizations; O2: also fusions for "
+        "transformers; O3: also approximated GELU; O4: also mixed precision (needs --device cuda).",
     )
     slim: bool = _graph_option("--slim", "Simplify the graph with onnxslim.", default=False)
     monolith: bool = _graph_option(
-        "--monolith", "One file where Optimum would write several.", default=False
+        "--monolith", "Write one file, even if Optimum would write several.", default=False
     )
     no_post_process: bool = _graph_option(
         "--no-post-process",
-        "Leave out Optimum's last steps, as merging decoders.",
+        "Skip Optimum's last steps, such as merging decoders.",
         default=False,
     )
     no_dynamic_axes: bool = _graph_option("--no-dynamic-axes", "Fix all shapes.", default=False)
     no_constant_folding: bool = _graph_option(
         "--no-constant-folding",
-        "Do not compute constants at export.",
+        "Do not compute constant parts of the graph at export.",
         default=False,
     )
     variant: str = _graph_option(
         "--variant",
-        "Variant of the export, for the models that have some.",
+        "Variant of the export, for models that have variants.",
         default="default",
     )
     model_kwargs: dict[str, Any] | None = _graph_option(
         "--model-kwargs",
-        "Arguments for the model's forward or for the export of this model.",
+        "Arguments for the model's forward, or for the export of this model.",
         metavar="JSON",
         read=read_json_object,
     )
     pad_token_id: int | None = _graph_option(
         "--pad_token_id",
-        "Padding token, if the task needs it and no tokenizer tells.",
+        "Padding token, if the task needs one and the tokenizer does not have it.",
     )
     atol: float | None = _graph_option(
         "--atol",
-        "How far the outputs may be from PyTorch's: more is a failed check. By default more "
-        "than the architecture's tolerance is a warning.",
+        "Largest allowed difference from PyTorch's outputs; a larger one is a failed check. "
+        "By default a difference above the architecture's tolerance is only a warning.",
     )
     batch_size: int = _shape_option("--batch_size", "Text: batch size.", default=2)
     sequence_length: int = _shape_option("--sequence_length", "Text: tokens.", default=16)

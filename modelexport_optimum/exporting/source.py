@@ -141,14 +141,13 @@ def _check_config(place: Path) -> None:
         config = parse_json(path.read_bytes(), doubles=True)
     except ValueError as error:
         raise ModelExportError(
-            f"model {place}: config.json is not JSON ({first_line(error)}): "
-            "write it anew with save_pretrained"
+            f"model {place}: config.json is not JSON ({first_line(error)}): write it again with "
+            "save_pretrained"
         ) from error
     # timm's have an architecture instead.
     if not isinstance(config, dict) or not config.keys() & {"model_type", "architecture"}:
         raise ModelExportError(
-            f"model {place}: config.json has no model_type, by which the model would be known: "
-            "write it anew with save_pretrained"
+            f"model {place}: config.json has no model_type: write it again with save_pretrained"
         )
 
 

@@ -78,8 +78,8 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
             )
         if not any((path / mark).is_file() for mark in _EXPORT_MARKS):
             raise UsageError(
-                f"output {output} holds something else than an export (no config.json), "
-                "which --overwrite does not replace: give another directory with -o"
+                f"output {output} is not an export (it has no config.json), so --overwrite does "
+                "not replace it: give another directory with -o"
             )
     return path
 
@@ -113,8 +113,8 @@ def staging_directory(output: Path) -> Iterator[Path]:
         for cause in causes(error):  # Optimum's and PyTorch's errors may wrap it
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ModelExportError(
-                    f"no space left on the disk of {cause.filename or output}: "
-                    "free some, or give another disk with -o"
+                    f"no space left on the disk of {cause.filename or output}: free some space, or "
+                    "give another disk with -o"
                 ) from error
         raise
     finally:
@@ -129,8 +129,8 @@ def _system_errors_named(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelExportError(
-            f"cannot write beside output {output}: {error.strerror}: "
-            "give a directory that can be written with -o"
+            f"cannot write next to output {output}: {error.strerror}: give a writable directory "
+            "with -o"
         ) from error
 
 
@@ -197,12 +197,12 @@ def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise ModelExportError(
-                f"output {output} was written by something else in the meantime: "
+                f"output {output} was written by another program during the export: "
                 "export again with another -o, or with --overwrite"
             ) from error
         raise ModelExportError(
             f"cannot rename the finished export to output {output}: {error.strerror}; "
-            "what was there is as it was"
+            "the old output is unchanged"
         ) from error
 
 

@@ -75,7 +75,7 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
     found = next(iter(candidates(directory)), None)
     if found is None or not found.task or found.model_class.__name__ != architecture:
         raise UsageError(
-            f"the task of {architecture or directory} cannot be told from its config.json: "
+            f"the task of {architecture or directory} cannot be detected from its config.json: "
             "give --task"
         )
     if f"{found.task}-with-past" in supported and not options.get("monolith"):

@@ -213,8 +213,8 @@ class TappedRun:
             else:
                 if name not in live:
                     raise ModelExportError(
-                        f"{self._graph.file.path} reads {name!r:.100}, which nothing in it makes "
-                        "before: it is damaged"
+                        f"{self._graph.file.path} reads {name!r:.100} before any node computes it: "
+                        "the file is damaged, export it again"
                     )
                 feeds[name] = live[name]
                 model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))

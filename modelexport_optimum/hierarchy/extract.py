@@ -185,7 +185,7 @@ def _check_output(file: TaggedFile, target: Path, data: Path | None, *, overwrit
         if written is None or not written.exists():
             continue
         if any(source.exists() and written.samefile(source) for source in sources):
-            raise UsageError(f"{written} is what is to be cut: give another file to write")
+            raise UsageError(f"{written} is the input file: give another file to write")
     check_output_file(target, (".onnx",), overwrite=overwrite)
     if data is not None:
         check_output_file(data, (".data",), overwrite=overwrite)
@@ -252,7 +252,7 @@ def _types(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> dict[str
     unknown_types = sorted(wanted - types.keys())
     if unknown_types:
         raise ModelExportError(
-            f"{file.path}: nothing tells the type of {', '.join(unknown_types)}: "
+            f"{file.path}: the type of {', '.join(unknown_types)} is not known: "
             "cut the module out of the model before it was optimized or quantized"
         )
     return types

@@ -224,7 +224,7 @@ def inspect(
     views = Inspection(_view(file, paths, classes, ops, depth) for file in files)
     if not any(view.nodes for view in views):
         asked = ", ".join((*modules, *classes, *ops))
-        raise UsageError(f"{path} has no node in all of {asked}: ask for less at once")
+        raise UsageError(f"{path} has no node that matches all of {asked}: give fewer filters")
     return views
 
 

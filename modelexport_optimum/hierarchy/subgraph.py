@@ -68,7 +68,7 @@ def module_subgraph(file: TaggedFile, module: TaggedModule) -> ModuleSubgraph:
     taken |= {id(node) for node in between}
     part = _bounded(file, peers, taken, constant, own[0])
     if runs > 1:
-        boundary = f"taking {_listed(part.inputs)} and giving {_listed(part.outputs)}"
+        boundary = f"with the inputs {_listed(part.inputs)} and the outputs {_listed(part.outputs)}"
         raise _refusal(file, module, f"it runs {runs} times, {boundary}; {_advice(module)}")
     return part
 
@@ -91,8 +91,8 @@ def _own_nodes(file: TaggedFile, module: TaggedModule) -> list[TaggedNode]:
     if len(graphs) > 1:
         places = _listed(graph or "the top one" for _, graph in graphs)
         given = _listed(name for node in graphs.values() for name in node.node.outputs)
-        why = f"it stands in {len(graphs)} graphs, {places}, and gives {given} there"
-        raise _refusal(file, module, f"{why}; give a file where it stands in one")
+        why = f"it is in {len(graphs)} graphs, {places}, with the outputs {given}"
+        raise _refusal(file, module, f"{why}; give a file where it is in one graph")
     return own
 
 
@@ -181,8 +181,8 @@ def _bounded(
         for name, read in reads.items():
             if read is None:
                 raise ModelExportError(
-                    f"{file.path}: {node.name or node.op_type} reads {name}, which no node makes "
-                    "and no initializer is: check the file with onnx.checker"
+                    f"{file.path}: {node.name or node.op_type} reads {name}, which is neither the "
+                    "output of a node nor an initializer: check the file with onnx.checker"
                 )
             if isinstance(read, Tensor):
                 weights.add(id(read))
@@ -274,8 +274,8 @@ def _refusal(file: TaggedFile, module: TaggedModule, why: str) -> ModelExportErr
 def _advice(module: TaggedModule) -> str:
     for outer in module.around():
         if (_runs(outer) or 1) == 1 and outer.parent is not None:
-            return f"{outer.path} around it runs once"
-    return "no module around it runs once but the whole model"
+            return f"give {outer.path}, which contains it and runs once"
+    return "of the modules that contain it, only the whole model runs once"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -72,7 +72,7 @@ class Weights:
         path = self._path.parent / tensor.location
         data = self._map(path, tensor.location)[offset : offset + nbytes(tensor)]
         if len(data) < nbytes(tensor):
-            raise InvalidModelError(f"{path} ends before the data of {tensor.name}: copy it anew")
+            raise InvalidModelError(f"{path} ends before the data of {tensor.name}: copy it again")
         return data
 
     def release(self) -> None:

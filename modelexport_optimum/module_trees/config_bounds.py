@@ -47,7 +47,7 @@ def check_counts(path: Path) -> None:
             if isinstance(count, int | float) and count > MAX_COUNT:
                 shown = min(count, sys.float_info.max)  # there are larger whole numbers
                 raise ModelExportError(
-                    f"{path} has {name} {shown:.3g}, which no model has: mend it or take it away"
+                    f"{path} has {name} {shown:.3g}, which no model has: repair it or remove it"
                 )
 
 
@@ -69,7 +69,7 @@ def bounded_modules(path: Path, nodes: int) -> Iterator[None]:
         if built > most:
             raise ModelExportError(
                 f"{path} describes a model of more than {most} modules, and the graphs beside it "
-                f"have {nodes} nodes: mend it, or take it away and give the source with --model"
+                f"have {nodes} nodes: repair it, or remove it and give the source with --model"
             )
 
     hook = register_module_module_registration_hook(count)

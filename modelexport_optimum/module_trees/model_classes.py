@@ -239,7 +239,10 @@ def source_trees(source: str, *, trust_remote_code: bool = False) -> list[Module
     if not found and own_code:
         raise ModelExportError(f"{source} has {in_words(own_code)}")
     if not found:
-        raise ModelExportError(f"the classes of {source} cannot be known from its config.json")
+        raise ModelExportError(
+            f"config.json of {source} does not name the class of the model: give another source "
+            "with --model"
+        )
     return found
 
 

@@ -69,7 +69,9 @@ def open_external_data(model: Path, location: str) -> int:
         return descriptor
     os.close(descriptor)
     if not stat.S_ISREG(found.st_mode):
-        raise InvalidModelError(f"{path}, where {model.name} keeps weights, is no file")
+        raise InvalidModelError(
+            f"{path}, where {model.name} keeps weights, is not a regular file: {_COPY}"
+        )
     raise InvalidModelError(
         f"{path}, where {model.name} keeps weights, has a second hard link and so may be "
         f"any other file: {_COPY}"

@@ -100,7 +100,7 @@ def damage_named(path: Path) -> Iterator[None]:
         yield
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidModelError(
-            f"{path} is not a whole ONNX file ({error}): export it again or copy it anew"
+            f"{path} is not a whole ONNX file ({error}): export it again or copy it again"
         ) from error
     except OSError as error:
         raise ModelExportError(f"cannot read {path}: {error.strerror}") from error

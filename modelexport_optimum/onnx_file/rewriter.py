@@ -100,7 +100,7 @@ class Rewrite:
                 f"{model.path} would grow from {model.size} to {self._size} bytes with its tags, "
                 f"past protobuf's limit of {MAX_MESSAGE_BYTES}: save its weights as external data "
                 "(FORCE_ONNX_EXTERNAL_DATA=1 makes Optimum do so) and tag that; "
-                "the file is as it was"
+                "the file is unchanged"
             )
 
     @property
@@ -141,8 +141,8 @@ class Rewrite:
                 wrong = "its length"
             if wrong:
                 raise ModelExportError(
-                    f"{path} cannot be written anew: {wrong} does not read back as it must; "
-                    "the file is as it was (please report it with the file)"
+                    f"{path} cannot be rewritten: {wrong} does not read back as expected; "
+                    "the file is unchanged (please report it with the file)"
                 )
 
     def _write_to(self, target: int) -> None:
@@ -204,8 +204,8 @@ def _length(model: Model, span: Span, length: int) -> bytes:
         return number
     if width <= len(number):
         raise ModelExportError(
-            f"{model.path}: a length at byte {key + 1} is padded to {width} bytes, which could "
-            "not be restored: save the model anew with onnx.save; the file is as it was"
+            f"{model.path}: a length at byte {key + 1} is padded to {width} bytes, which could not "
+            "be restored: save the model again with onnx.save; the file is unchanged"
         )
     padding = b"\x80" * (width - len(number) - 1) + b"\0"
     return number[:-1] + bytes([number[-1] | 0x80]) + padding

@@ -218,5 +218,5 @@ def _check_inside(directory: Path, folder: str, file: str) -> None:
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ModelExportError(
             f"{directory / file} names {folder!r}, outside of the model's directory: "
-            "copy it into the directory, and name it there"
+            "copy it into the directory, and change the path"
         )

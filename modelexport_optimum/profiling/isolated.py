@@ -201,7 +201,7 @@ def _measure_alone(
     )
     missing = [name for name, value in live.items() if value is None]
     if missing:
-        return replace(blank, error=f"{missing[0]}, which enters it, is no tensor")
+        return replace(blank, error=f"its input {missing[0]} is not a tensor")
     try:
         part = tapped.part(nodes, call.outputs, live)
         session = part.open(provider, quiet_options(recorded=True))

@@ -132,7 +132,7 @@ class FileProfile(Displayed):
         return shown(
             self.name,
             line(
-                f"{self.milliseconds(self.runs):.3f} ms a run, of which "
+                f"{self.milliseconds(self.runs):.3f} ms per run, of which "
                 f"{self.milliseconds(self.kernels):.3f} ms in kernels on "
                 f"{', '.join(self.providers)}; mean of {self.iterations} runs"
             ),

@@ -48,8 +48,8 @@ def profile_file(
         session, optimized, reason = _session(file.path, provider, Path(scratch))
         if session.get_providers()[0] != provider.name:
             raise ModelExportError(
-                f"ONNX Runtime came up on {', '.join(session.get_providers())}, not on "
-                f"{provider.name}, with {file.path}: check that provider's libraries"
+                f"ONNX Runtime uses {', '.join(session.get_providers())}, not {provider.name}, for "
+                f"{file.path}: check that provider's libraries"
             )
         try:
             for _ in range(WARM_UP + iterations):
@@ -63,8 +63,8 @@ def profile_file(
     runs = runs_of(log)
     if len(runs) != WARM_UP + iterations:
         raise ModelExportError(
-            f"ONNX Runtime's profiler kept {len(runs)} of {WARM_UP + iterations} runs of "
-            f"{file.path}, its log is full: give fewer --iterations"
+            f"ONNX Runtime's profiler recorded only {len(runs)} of {WARM_UP + iterations} runs of "
+            f"{file.path}, because its log is full: give fewer --iterations"
         )
     placement = None
     if provider.name != CPU:

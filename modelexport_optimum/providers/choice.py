@@ -85,8 +85,8 @@ def choose_providers(
     unused = [name for name in paths if name not in {one.name for one in found}]
     if unused:
         raise UsageError(
-            f"--provider-library {unused[0]}={paths[unused[0]]}: nothing asks for it: "
-            f"give --provider {unused[0]}"
+            f"--provider-library {unused[0]}={paths[unused[0]]}: it is not used: give --provider "
+            f"{unused[0]}"
         )
     return _with_options(found, given, asked=asked) if given else found
 
@@ -115,8 +115,8 @@ def _with_options(
     if len(others) > 1 or not asked:
         names = ", ".join(one.name for one in others)
         raise UsageError(
-            f"--provider-option is for one provider, and here are {names}: "
-            "name one with --provider, besides cpu"
+            f"--provider-option is for one provider, but there are {names}: give one --provider "
+            "besides cpu"
         )
     return [replace(one, options=dict(options)) if one is others[0] else one for one in found]
 

@@ -166,8 +166,8 @@ def devices_of(name: str, library: str) -> list[Any]:
 
     if not hasattr(ort, "register_execution_provider_library"):
         raise ModelExportError(
-            f"onnxruntime {ort.__version__} takes no providers that are packages of their own: "
-            "install onnxruntime 1.23 or newer"
+            f"onnxruntime {ort.__version__} cannot load plugin providers: install onnxruntime 1.23 "
+            "or newer"
         )
     if library not in _loaded:
         before = {device.ep_name for device in ort.get_ep_devices()}

@@ -117,20 +117,20 @@ def _errors(file: TaggedFile, found: Errors | None) -> list[Measure]:
     """Return the differences from a reference, which do not add up."""
     if found is None:
         return []
-    drawn = "Boxes are as high as operators are many; the stronger the colour, the larger it is."
+    drawn = "The height of a box is its number of operators; a stronger colour is a larger value."
     return [
         measure(
             "error",
             "Error",
             "relative",
-            f"Relative difference of what leaves a module from the reference. {drawn}",
+            f"Relative difference of a module's outputs from the reference. {drawn}",
             [found.error.get(path) for path in file.modules],
         ),
         measure(
             "own",
             "Own error",
             "relative",
-            f"The same when the module is given the reference's tensors. {drawn}",
+            f"The same if the module gets the reference's input tensors. {drawn}",
             [found.own.get(path) for path in file.modules],
         ),
     ]

@@ -128,7 +128,7 @@ def read_times(
     document = profile.to_dict() if isinstance(profile, ProfileReport) else _read(profile)
     document = _completed(document)
     if not _has_form(document, {"files": [_TIMES]}):
-        raise UsageError(f"{profile} is not what `profile --json` writes")
+        raise UsageError(f"{profile} is not the output of `profile --json`")
     known: dict[str, list[Times]] = {}
     for times in document["files"]:
         known.setdefault(os.path.realpath(times["file"]), []).append(times)
@@ -137,9 +137,12 @@ def read_times(
         rows = [row for times in several for row in _all_rows(times)]
         strange = [row["module"] for row in rows if row["module"] not in file.modules]
         if strange:
-            raise UsageError(f"{file.path} has no module {strange[0]}: profile it anew")
+            raise UsageError(f"{file.path} has no module {strange[0]}: profile it again")
     if not any(found):
-        raise UsageError(f"{profile} has times of {', '.join(map(str, known)) or 'no file'} alone")
+        raise UsageError(
+            f"{profile} has only the times of {', '.join(map(str, known)) or 'no file'}: profile "
+            "the export that is shown"
+        )
     return found
 
 
@@ -182,7 +185,7 @@ def read_errors(
     else:
         document, source = _read(comparison), str(comparison)
     if not _has_form(document, _COMPARISON):
-        raise UsageError(f"{source} is not what `compare --json` writes")
+        raise UsageError(f"{source} is not the output of `compare --json`")
     by_file: dict[str, list[Mapping[str, Any]]] = {}
     for row in document["modules"]:
         by_file.setdefault(_BRANCH.sub(".onnx", row["file"]), []).append(row)
@@ -194,7 +197,10 @@ def read_errors(
         for file in files
     ]
     if not any(found):
-        raise UsageError(f"{source} has figures of {', '.join(by_file) or 'no file'} alone")
+        raise UsageError(
+            f"{source} has only the figures of {', '.join(by_file) or 'no file'}: compare the "
+            "export that is shown"
+        )
     return found
 
 
@@ -212,11 +218,11 @@ def _errors(
         module = file.modules.get(path)
         # What has no node in the graph gets its figures from another module, and a reason.
         if module is None and row["matched"] and not row["reason"]:
-            raise UsageError(f"{file.path} has no module {path}: compare it anew")
+            raise UsageError(f"{file.path} has no module {path}: compare it again")
         if module is not None and module.module_class != row["class"]:
             raise UsageError(
                 f"{file.path} has {module.module_class} at {path or 'its root'}, and the "
-                f"comparison {row['class']}: compare it anew"
+                f"comparison {row['class']}: compare it again"
             )
         if module is None or not row["matched"]:
             continue

@@ -55,7 +55,7 @@ def profile_notes(times: Sequence[Times]) -> list[str]:
         )
         added = ", ".join(f"{row['op_type']} {row['ms']:.3f} ms" for row in time["unplaced"])
         if added:
-            notes.append(f"Kernels of no module, which ONNX Runtime has added: {added}")
+            notes.append(f"Kernels that ONNX Runtime added, and that belong to no module: {added}")
         placement, alone = time["placement"], time["isolated"]
         if placement is not None:
             size = placement["crossing_bytes"]
@@ -112,7 +112,7 @@ def _time(file: TaggedFile, time: Times, number: int, label: str) -> Measure:
         f"time-{number}" if number else "time",
         f"Time{label}",
         "ms",
-        "Milliseconds of a run in a module's kernels, as ONNX Runtime's profiler saw them.",
+        "Milliseconds of a run in a module's kernels, measured by ONNX Runtime's profiler.",
         [rows.get(path, nothing)["ms"] for path in file.modules],
         own=[rows.get(path, nothing)["own_ms"] for path in file.modules],
         rest=sum(row["ms"] for row in time["unplaced"]),
@@ -133,7 +133,7 @@ def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
             "activations",
             "Activations",
             "bytes",
-            "Bytes of the tensors that a module's kernels give in one run.",
+            "Bytes of the tensors that a module's kernels write in one run.",
             [rows.get(path, nothing)["activation_bytes"] or 0 for path in file.modules],
             own=own,
             rest=max(0, time["activation_bytes"] - sum(own)),
@@ -144,7 +144,7 @@ def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
             "Peak",
             "bytes",
             "Most bytes in use while a module ran, beyond what the session holds between runs. "
-            "Boxes are as high as operators are many; the stronger the colour, the more it is.",
+            "The height of a box is its number of operators; a stronger colour is a larger value.",
             [rows[path]["peak_bytes"] if path in rows else None for path in file.modules],
         )
 

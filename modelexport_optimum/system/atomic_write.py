@@ -76,7 +76,7 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
     except OSError as error:
         remove_and_close(temporary, target)
         raise ModelExportError(
-            f"cannot write {path}: {error.strerror}; the file is as it was"
+            f"cannot write {path}: {error.strerror}; the file is unchanged"
         ) from error
     except BaseException:
         remove_and_close(temporary, target)

@@ -77,7 +77,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
     try:
         found = parse_json(data, doubles=True)
     except ValueError as error:
-        raise ModelExportError(f"cannot read {path}: {error}: mend it or take it away") from error
+        raise ModelExportError(f"cannot read {path}: {error}: repair it or remove it") from error
     if not isinstance(found, dict):
-        raise ModelExportError(f"{path} is not a JSON object: mend it or take it away")
+        raise ModelExportError(f"{path} is not a JSON object: repair it or remove it")
     return found

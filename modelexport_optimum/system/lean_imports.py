@@ -83,7 +83,7 @@ def _import(module: str) -> None:
     except ImportError as error:
         versions = "optimum-onnx", "optimum", "transformers", "torch"
         raise ModelExportError(
-            f"Optimum does not work beside the packages that are installed ({first_line(error)}): "
+            f"Optimum does not work with the installed packages ({first_line(error)}): "
             f"{tested(*versions)}"
         ) from error
 

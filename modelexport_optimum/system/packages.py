@@ -57,8 +57,8 @@ def require_optimum() -> None:
 def no_optimum() -> str:
     """Return the line that says that Optimum's exporter is missing."""
     return (
-        "Optimum's exporter is not installed, which this needs: pip install "
-        "'optimum-onnx[onnxruntime]' beside transformers below 4.58; without it, "
+        "Optimum's exporter is not installed, but needed here: pip install "
+        "'optimum-onnx[onnxruntime]' together with transformers below 4.58; without it, "
         f"{OTHER_EXPORTER}"
     )
 
@@ -81,7 +81,7 @@ def not_installed(*names: str) -> str:
     """Return the line that says which packages are missing, and how to install them."""
     verb = "is" if len(names) == 1 else "are"
     return (
-        f"{', '.join(names)} {verb} not installed, which this needs: pip install {' '.join(names)}"
+        f"{', '.join(names)} {verb} not installed, but needed here: pip install {' '.join(names)}"
     )
 
 

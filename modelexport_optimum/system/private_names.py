@@ -84,7 +84,7 @@ class PrivateName:
             if version is None:
                 raise ModelExportError(self._missing()) from error
             raise ModelExportError(
-                f"{self.package} {version} has no {self.module}.{self.path} any longer: "
+                f"{self.package} {version} no longer has {self.module}.{self.path}: "
                 f"{tested(self.package)}"
             ) from error
         return owner, name

@@ -70,7 +70,9 @@ class ConfigJson:
         path = directory / NAME
         try:
             if not stat.S_ISREG(path.lstat().st_mode):
-                raise ModelExportError(f"{path} is a link or no file: put a copy in its place")
+                raise ModelExportError(
+                    f"{path} is a link or not a regular file: replace it with a copy"
+                )
             data = path.read_bytes()
         except FileNotFoundError:
             return None
@@ -96,7 +98,7 @@ class ConfigJson:
         """Raise ModelExportError if the key is there and another tool's."""
         if any(member.name == _KEY and not self._is_ours(member) for member in self.members):
             raise ModelExportError(
-                f"{self.path} has a key {_KEY} of another tool, which cannot be kept: rename it"
+                f"{self.path} has a key {_KEY} of another tool, which would be lost: rename the key"
             )
 
     def write(self, metadata: Mapping[str, Any] | None) -> bool:

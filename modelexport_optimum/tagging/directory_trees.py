@@ -187,8 +187,8 @@ def _built(
         ) from error
     except Exception as error:
         raise ModelExportError(
-            f"{config} describes no model that can be built "
-            f"({first_line(error)}): mend it, or take it away and give the source with --model"
+            f"{config} describes a model that cannot be built ({first_line(error)}): repair it, or "
+            "remove it and give the source with --model"
         ) from error
 
 

@@ -90,8 +90,8 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
     for tensor in walk_initializers(model.graph):
         if tensor.location and not _exists(path.parent / tensor.location):
             raise InvalidModelError(
-                f"{path} keeps weights in {tensor.location}, which is not beside it: "
-                "copy that file too"
+                f"{path} keeps weights in {tensor.location}, which is not next to it: copy that "
+                "file, too"
             )
     marked = is_marked(model)
     carried = {node.start: carriers.read(node, marked=marked) for node in walk_all_nodes(model)}

@@ -205,7 +205,7 @@ def spell(chain: Chain) -> Spelled:
     ):
         raise ModelExportError(
             f"the module {chain[-1].path[:200]!r} of the class {chain[-1].qualified[:200]!r} "
-            f"has no tag: a tag has one line, at most {MAX_MODULES} modules and "
+            f"cannot have a tag: a tag has one line, at most {MAX_MODULES} modules and "
             f"{MAX_TAG_CHARACTERS} characters: rename it or the nodes that name it"
         )
     # AttributeProto: name = 1, s = 4, type = 20 (STRING = 3)

@@ -81,12 +81,12 @@ def card_of(directory: Path, facts: CardFacts) -> str:
         f"{_code(facts.source)}, exported to ONNX with "
         "[Optimum](https://huggingface.co/docs/optimum-onnx) for the task "
         f"{_code(facts.task)}. Every node of the graph is tagged with the PyTorch module that it "
-        "came from, by modelexport-optimum. For its license, its training data and its limits see "
-        f"the model that it was made of{_link(facts)}.",
+        "came from, by modelexport-optimum. For its license, its training data and its limits, see "
+        f"the model that it was exported from{_link(facts)}.",
         "## Load it",
         *_example(directory, facts),
         "## Checks",
-        "Run on the machine that exported it.",
+        "These checks ran on the machine that exported the model.",
         _table(
             ("check", "result", ""),
             (
@@ -143,7 +143,7 @@ def place_card(directory: Path, replaced: Path, card: str | None) -> list[str]:
         (directory / CARD).write_text(card, encoding="utf-8", errors="replace")
     elif has_card_of_others(replaced) and not (directory / CARD).exists():
         shutil.copy2(replaced / CARD, directory / CARD)
-        return [f"{CARD} was kept from the export that is replaced: look whether it is still right"]
+        return [f"{CARD} was kept from the old export: check whether it is still correct"]
     return []
 
 
@@ -189,7 +189,7 @@ def _example(directory: Path, facts: CardFacts) -> Iterator[str]:
         )
         return
     file = min(path.relative_to(directory).as_posix() for path in directory.rglob("*.onnx"))
-    yield "Optimum has no class that loads it; ONNX Runtime does:"
+    yield "Optimum has no class for this export. Load it with ONNX Runtime:"
     yield _python_block(
         "import huggingface_hub, onnxruntime",
         "",
@@ -218,7 +218,7 @@ def _hierarchy(directory: Path) -> Iterator[str]:
         shown = outermost(view.modules, lambda module: module.level, _MOST_ROWS)
         yield _table(("module", "class", "nodes", "parameters"), map(_row, shown))
         if left := len(view.modules) - len(shown):
-            yield f"and {left:,} modules inside these."
+            yield f"and {left:,} submodules of these."
 
 
 def _row(module: ModuleView) -> tuple[str, str, str, str]:

@@ -71,7 +71,7 @@ def check_repository(repository: str | None, *, private: bool) -> None:
         CHECK_OF_REPOSITORY_NAME.get()(repository)
     except HFValidationError as error:
         raise UsageError(
-            f"--push-to-hub {repository!r} is no name on the Hub: give USER/NAME"
+            f"--push-to-hub {repository!r} is not a name on the Hub: give USER/NAME"
         ) from error
 
 
@@ -113,7 +113,7 @@ def push(
 
 def skipped(repository: str) -> Upload:
     """Say of an export whose checks failed that it was not uploaded."""
-    return Upload(repository, "skipped", f"not uploaded to {repository}, since a check failed")
+    return Upload(repository, "skipped", f"not uploaded to {repository}, because a check failed")
 
 
 class _PublicRepositoryError(ModelExportError):
@@ -138,7 +138,7 @@ def _push(
     found = api.model_info(place.repo_id)
     if private and not found.private:
         raise _PublicRepositoryError(
-            f"{place.repo_id} is there and public: add --public to upload to it, or give another "
+            f"{place.repo_id} exists and is public: add --public to upload to it, or give another "
             "name with --push-to-hub"
         )
     contents: dict[str, Path | bytes] = {CARD: card.encode()}
@@ -146,7 +146,7 @@ def _push(
     kept = ""
     if _has_card_of_others(api, place.repo_id):
         del contents[CARD]
-        kept = f"; its {CARD} is not this program's, and was left as it is"
+        kept = f"; its {CARD} was not written by this program, and was not changed"
     done = api.create_commit(
         place.repo_id,
         [CommitOperationAdd(name, content) for name, content in sorted(contents.items())],
@@ -182,8 +182,8 @@ def _explained(error: BaseException, repository: str) -> str | None:
             return f"the Hub does not take the token (401): {_LOG_IN}"
         if status == 403:
             return (
-                f"the token may not write to {repository} (403): give a name below your own or "
-                "your organization's, or a token that may write"
+                f"the token may not write to {repository} (403): give a name in your own namespace "
+                "or your organization's, or use a token with write access"
             )
         if status >= 500:
             return f"the Hub ({constants.ENDPOINT}) answered {status}: try again later"

@@ -80,10 +80,11 @@ def _check_graphs(exported: Exported) -> tuple[str, str]:
             path = (exported.directory / file).parent / location
             if not path.is_file():
                 problems.append(
-                    f"{file} has its weights in {location}, which is missing: copy it beside it"
+                    f"{file} has its weights in {location}, which is missing: copy it next to that "
+                    "file"
                 )
             elif path.stat().st_size < size:
-                problems.append(f"{location} is shorter than the weights of {file}: copy it anew")
+                problems.append(f"{location} is shorter than the weights of {file}: copy it again")
     if problems:
         return "failed", first_of(problems)
     nodes = sum(1 for graph in exported.graphs.values() for _ in walk_nodes(graph))
@@ -212,7 +213,7 @@ def _check_tokenizer(exported: Exported, folder: str, size: int | None) -> tuple
     directory = exported.directory / folder
     name = folder or "the tokenizer"
     if not any((directory / f"tokenizer{end}").is_file() for end in ("_config.json", ".json")):
-        return "unavailable", f"{name} is not there: save the model's own with the graphs"
+        return "unavailable", f"{name} is missing: save the one of the model next to the graphs"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=exported.trust_remote_code, local_files_only=True
@@ -224,7 +225,7 @@ def _check_tokenizer(exported: Exported, folder: str, size: int | None) -> tuple
         return "unavailable", f"{name} has {len(tokenizer):,} tokens, config.json no vocab_size"
     if len(tokenizer) > size:
         return "failed", (
-            f"{name} has {len(tokenizer):,} tokens, the model embeddings for {size:,}: "
+            f"{name} has {len(tokenizer):,} tokens, but the model has embeddings for {size:,}: "
             "save the tokenizer that the model was trained with"
         )
     return "ok", f"{len(tokenizer):,} tokens for {size:,} embeddings"

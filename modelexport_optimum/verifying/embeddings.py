@@ -80,7 +80,7 @@ def check_embeddings(exported: Exported, model: Path | None) -> tuple[str, str]:
     what = EMBEDDING if inside else 'SentenceTransformer(DIR, backend="onnx")'
     use = f" ({USED_BY_ITSELF})" if inside else ""
     if expected is None:
-        return "ok", f"{what} gives {found.shape[1]} numbers a sentence{use}"
+        return "ok", f"{what} gives {found.shape[1]} numbers for each sentence{use}"
     return _compare(what, found, expected, TOLERANCES[precision(exported)], use)
 
 
@@ -120,15 +120,15 @@ def _compare(
 ) -> tuple[str, str]:
     if found.shape != expected.shape:
         return "failed", (
-            f"{what} gives {found.shape[1]} numbers a sentence, the model {expected.shape[1]}"
+            f"{what} gives {found.shape[1]} numbers for each sentence, the model "
+            f"{expected.shape[1]}"
         )
     ours, theirs = found.astype(np.float64), expected.astype(np.float64)
     norms = np.linalg.norm(theirs, axis=1)
     difference = float((np.linalg.norm(ours - theirs, axis=1) / np.maximum(norms, 1e-9)).max())
     if not difference <= tolerance:
         return "failed", (
-            f"{what} gives other embeddings than the model: of norm "
-            f"{np.linalg.norm(ours[0]):.3g} instead of {norms[0]:.3g}, "
-            f"{difference:.2g} of it apart"
+            f"{what} gives other embeddings than the model: norm {np.linalg.norm(ours[0]):.3g} "
+            f"instead of {norms[0]:.3g}, relative difference {difference:.2g}"
         )
     return "ok", f"{what} gives the model's embeddings within {max(difference, 1e-9):.1g}{use}"

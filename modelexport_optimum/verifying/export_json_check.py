@@ -33,7 +33,7 @@ def _problems(exported: Exported, component: Component) -> list[str]:
     if graph is None:
         if component.file in exported.unreadable:
             return []
-        return [f"{NAME} names {component.file}, which is missing: copy it beside it"]
+        return [f"{NAME} names {component.file}, which is missing: copy it next to that file"]
     problems = []
     for value in graph.inputs:
         described = component.tensors.get(value.name)

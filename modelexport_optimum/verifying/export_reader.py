@@ -91,7 +91,7 @@ def _read_settings(directory: Path) -> tuple[dict[str, Any], str]:
         if not isinstance(settings, dict):
             return {}, f"{name} is not a JSON object"
         return settings, ""
-    return {}, "there is no config.json: copy the model's own beside the graphs"
+    return {}, "there is no config.json: copy the one of the model next to the graphs"
 
 
 def _known_task(task: str) -> str:

@@ -110,20 +110,20 @@ def _usable(exported: Exported, task: str, found: Any) -> Loader:  # noqa: ANN40
     if issubclass(found, ORTModelForConditionalGeneration):
         if any("encoder" in file for file in files):
             return Loader(found)
-        reason = f"{name} cannot use it: it needs the encoder and the decoder in a file each"
+        reason = f"{name} cannot use it: it needs the encoder and the decoder in separate files"
         return Loader(ORTModelForCustomTasks if single else None, reason)
     if not single and not issubclass(found, GenerationMixin):
-        return Loader(None, f"{name} cannot use it: it loads one file, and here are {len(files)}")
+        return Loader(None, f"{name} cannot use it: it loads one file, but there are {len(files)}")
     if issubclass(found, GenerationMixin):
         return Loader(found)
     if not has_common_outputs(exported, task):
-        reason = f"{name} cannot use it, whose outputs have other names: use the former"
+        reason = f"{name} cannot use it, because its outputs have other names: use the former"
         if exported.library == "sentence_transformers":
             reason += ", or export with --library-name transformers"
         return Loader(ORTModelForCustomTasks, reason)
     refused = exported.inputs - inspect.signature(found.forward).parameters.keys()
     if refused:
         inputs = ", ".join(sorted(refused))
-        reason = f"{name} cannot use it, and takes no {inputs}: use the former"
+        reason = f"{name} cannot use it, because it does not take {inputs}: use the former"
         return Loader(ORTModelForCustomTasks, reason)
     return Loader(found)

@@ -157,7 +157,7 @@ def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) ->
             inputs[file] = made.arrays
         except ModelExportError as error:
             what = str(error).partition(": give ")[0]  # `verify` takes no inputs
-            raise ModelExportError(f"no inputs can be made: {what}") from error
+            raise ModelExportError(f"no inputs can be generated: {what}") from error
     nodes = (node for graph in exported.graphs.values() for node in walk_nodes(graph))
     return RunPlan(
         directory=exported.directory.absolute(),

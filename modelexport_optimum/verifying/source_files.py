@@ -46,7 +46,7 @@ def check_files(exported: Exported, model: Path) -> tuple[str, str]:
     if not wanted:
         return "ok", "the model has no tokenizer, processor or generation config"
     counts = Counter(file.kind for file in wanted)
-    return "ok", "as the model has: " + ", ".join(
+    return "ok", "the same files as in the model: " + ", ".join(
         f"{count} file{'s' * (count > 1)} of the {kind}" for kind, count in counts.items()
     )
 

@@ -119,7 +119,7 @@ def _compare_one(
     if ours.shape != theirs.shape:
         return None, f"has the shape {ours.shape}, the CPU's {theirs.shape}"
     if theirs.dtype.kind not in "fiub":  # strings
-        return None, "" if np.array_equal(ours, theirs) else "is other text than the CPU's"
+        return None, "" if np.array_equal(ours, theirs) else "is not the same text as the CPU's"
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     finite = np.isfinite(theirs)
     if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):

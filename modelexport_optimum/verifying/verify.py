@@ -118,7 +118,7 @@ def verify(
     chosen = chosen_providers(providers, provider_options, provider_libraries)
     source = None if model is None else Path(model)
     if source is not None and not source.is_dir():
-        raise UsageError(f"{source} is no directory: give that of the model that was exported")
+        raise UsageError(f"{source} is not a directory: give the directory of the source model")
     with own_code_refused(Path(directory), source, trusted=trust_remote_code):
         exported = read_exported(
             Path(directory), task=task, library=library, trust_remote_code=trust_remote_code

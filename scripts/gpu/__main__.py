@@ -45,7 +45,7 @@ ON_CPU: dict[str, dict[str, Any]] = {"fp32": {}, "O3": {"optimize": "O3"}}
 """How each model is exported."""
 
 COLUMNS = (
-    *("model", "export", "provider", "verify", "nodes on it", "ms a run", "ms, IO bound"),
+    *("model", "export", "provider", "verify", "nodes on it", "ms per run", "ms, IO bound"),
     *("difference", "culprits", ""),
 )
 
