@@ -1,9 +1,8 @@
 """Export Hugging Face models to ONNX, every node tagged with its PyTorch module.
 
-The public names, and nothing else. They are loaded when they are first used, so that
-importing the package imports neither torch nor transformers nor onnxruntime. No module of
-the package's top level has the name of a public function: the import system would bind it
-over the function.
+This file has only the public names. They are loaded on first use, so that importing the package
+imports neither torch nor transformers nor onnxruntime. No top-level module has the name of a public
+function, because the import system would replace the function with the module.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """`compare()`: one comparison of an export with PyTorch, another export, or another provider.
 
-It finds the two sides and brings them together; what a comparison is stands in
-`comparing.compare`, PyTorch's side in `exporting.torch_reference`.
+It finds the two sides and combines them. `comparing.compare` has the comparison itself, and
+`exporting.torch_reference` the run in PyTorch.
 """
 
 from __future__ import annotations
@@ -51,30 +51,30 @@ def compare(
     model_kwargs: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> Comparison:
-    """Find the modules whose numbers differ between two sides, and whose fault it is.
+    """Find the modules whose numbers differ between two sides, and where the difference begins.
 
     Args:
-        reference: A tagged `.onnx` file or exported directory. Alone, it is what is compared:
-            with PyTorch, or on another provider with itself on the CPU.
-        other: Another export, which is compared with the first.
-        model: What PyTorch runs: a name on the Hub, a directory, or a model in memory; by
+        reference: A tagged `.onnx` file or exported directory. Without `other`, it is compared with
+            PyTorch or, on another provider, with itself on the CPU.
+        other: Another export, to compare with the first.
+        model: The model that PyTorch runs: a name on the Hub, a directory, or a model in memory; by
             default the source that the export records.
-        task: Optimum's name of the task that was exported; by default what config.json says.
+        task: Task of the export, in Optimum's name; by default detected from config.json.
         provider: Execution provider of the side that is compared.
-        provider_options: Options of it, by name.
+        provider_options: Its options, by name.
         provider_libraries: Path of its library by its name, if no installed package has it.
-        tolerance: Largest relative difference that is none; by default the one of the
+        tolerance: Largest relative difference that does not count; by default the tolerance of the
             narrowest type that either side computes in.
-        samples: Number of samples that both sides are run on.
-        text: A text to run both sides on, through the export's tokenizer.
-        inputs: A `.npz` file with inputs, instead of ones that are made up.
-        batch_size: Batch size of the inputs that are made up from a graph.
-        sequence_length: Their number of tokens; by default 16, or as many as the model takes.
-        sizes: Sizes of other dimensions of theirs, by name.
+        samples: Number of inputs to run both sides on.
+        text: A text to run both sides on, with the export's tokenizer.
+        inputs: A `.npz` file with inputs, instead of generated ones.
+        batch_size: Batch size of the generated inputs.
+        sequence_length: Their number of tokens; by default 16, or fewer if the model takes fewer.
+        sizes: Sizes of their other dimensions, by name.
         node_data: A JSON file to write, with each node's own error for Model Explorer.
-        overwrite: Replace that file if it is there.
-        model_kwargs: Further arguments of the model, if it was exported with them (the
-            vocoder of a SpeechT5).
+        overwrite: Replace that file if it exists.
+        model_kwargs: Further arguments of the model, if it was exported with them (the vocoder of a
+            SpeechT5).
         trust_remote_code: Whether code that comes with the model may run.
 
     Returns:

@@ -1,8 +1,8 @@
-"""What can go wrong, in the user's words.
+"""The errors of this package, in the user's words.
 
 Every message is one line that names the file or option and says what to do. Errors of other
-libraries are turned into these at the place that knows what they mean. Every room raises them;
-this file knows no other.
+libraries are converted to these where their meaning is known. Every room raises these errors; this
+file knows no other room.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class ModelExportError(Exception):
 
 
 class UsageError(ModelExportError):
-    """The command line is wrong: nothing was tried and nothing was changed."""
+    """The command line or an argument is wrong. Nothing was run and nothing was changed."""
 
     exit_status = 2
 
 
 class ManifestError(UsageError):
-    """Lines of a manifest are wrong. The message is a line for each, below a first one.
+    """Lines of a manifest are wrong. The message has a first line, and one line for each problem.
 
     Attributes:
-        problems: Each with the manifest's name and the line's number.
+        problems: The problems, each with the manifest's name and the line's number.
     """
 
     def __init__(self, name: str, problems: Sequence[str]) -> None:
@@ -64,24 +64,24 @@ class ManifestError(UsageError):
 
 
 class InvalidModelError(ModelExportError):
-    """A `.onnx` file is truncated, foreign, or lacks its external data."""
+    """A `.onnx` file is truncated, is not an ONNX model, or lacks its external data."""
 
 
 # --- Words for an error ---------------------------------------------------------------------------
 
 
 def one_line(text: object) -> str:
-    """Put what an error says, or another text, on one line; an error without words is its class."""
+    """Return an error's message, or another text, on one line; for an empty message, its class."""
     return " ".join(str(text).split()) or type(text).__name__
 
 
 def _lines_joined(text: str) -> str:
-    """Put a text on one line; unlike `one_line`, blanks stay, which names in it may have."""
+    """Return a text on one line. Unlike `one_line` it keeps blanks, which names may contain."""
     return " ".join(text.splitlines())
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its class when it says nothing."""
+    """Return the first line of an error's message, or its class if it is empty."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = (line.strip() for line in text.splitlines() if line.strip())
     return _shortened(next(lines, type(error).__name__))
@@ -92,7 +92,7 @@ def system_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Name the file in the errors of the operating system.
 
     Args:
-        path: What the block works on, for an error that names no file.
+        path: The file that the block works on, for an error that names no file.
 
     Raises:
         ModelExportError: Instead of an OSError.
@@ -107,7 +107,7 @@ def system_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what went wrong, for the user, whatever was raised."""
+    """Return any error as one line for the user."""
     if isinstance(error, ModelExportError):
         return _lines_joined(str(error))
     if isinstance(error, OSError):
@@ -118,7 +118,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def onnxruntime_line(text: object) -> str:
-    """Return what ONNX Runtime says on one line, without its status and places in its sources."""
+    """Return a message of ONNX Runtime on one line, without its status and source locations."""
     message = one_line(_without_places(_STATUS.split(str(text))[-1]))
     return _shortened(re.sub(r"(Exception[\w ]*: )\1+", r"\1", message))
 
@@ -128,7 +128,7 @@ def onnxruntime_errors(doing: str) -> Iterator[None]:
     """Raise errors of ONNX Runtime in the block as one line.
 
     Args:
-        doing: What it cannot do then, such as "load model.onnx".
+        doing: The action in the block, such as "load model.onnx".
 
     Raises:
         ModelExportError: ONNX Runtime raised something.
@@ -142,7 +142,7 @@ def onnxruntime_errors(doing: str) -> Iterator[None]:
 
 
 def _shortened(line: str) -> str:
-    """Leave out the middle of a long message: often its end says what went wrong."""
+    """Leave out the middle of a long message: the cause is often at its end."""
     if len(line) <= _MAX_LINE:
         return line
     half = _MAX_LINE // 2
@@ -198,7 +198,7 @@ def _after_bracket(text: str, start: int) -> int:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, what it was raised from, and so on."""
+    """Yield the error, its cause, the cause of that, and so on."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -206,9 +206,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> str:
-    """Return what follows an unknown name: ": did you mean a or b?", or nothing.
+    """Return the hint after an unknown name, ": did you mean a or b?", or "".
 
-    `cutoff` is difflib's ratio: how like it a name must be, from 0 to 1.
+    `cutoff` is difflib's ratio: the smallest similarity of a name, from 0 to 1.
     """
     import difflib  # 5 ms, which `--help` need not pay
 

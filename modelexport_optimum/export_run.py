@@ -1,7 +1,7 @@
 """One run: Optimum exports, the HTP pass tags, ONNX Runtime checks, a rename publishes.
 
-What is published may be uploaded to the Hub. `export()` is the whole of it, in this order. The
-parts are in other rooms.
+The published export may then be uploaded to the Hub. `export()` calls these steps in this order;
+the steps are in other rooms.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class ExportResult(Displayed):
-    """What one run made and found.
+    """The result of one run.
 
     Attributes:
         output: The published directory.
-        model: The model as it was given, or the class of one in memory.
-        task: The task that was exported, after detection.
+        model: The model as given, or the class of a model in memory.
+        task: The exported task, after detection.
         files: Bytes of every file, by its path below the output.
         tags: The HTP pass, for each `.onnx` file.
-        comparison: The outputs against PyTorch's.
-        verification: Config and execution providers.
-        warnings: What else to know of the exported model, such as weights that the
-            checkpoint lacked and that are random.
+        comparison: The comparison of the outputs with PyTorch's.
+        verification: The checks of the config and of the execution providers.
+        warnings: Warnings about the exported model, such as weights that the checkpoint lacks and
+            that are random.
         stages: Seconds of each stage, in order.
-        upload: What became of the upload to the Hub; None if none was asked for.
+        upload: The result of the upload to the Hub; None if none was requested.
     """
 
     output: Path
@@ -77,7 +77,7 @@ class ExportResult(Displayed):
 
     @property
     def ok(self) -> bool:
-        """Whether all is well: see `exit_status`. The files are there in either case."""
+        """Whether everything succeeded: see `exit_status`. The files are written in either case."""
         return self.exit_status == 0
 
     @property
@@ -87,7 +87,7 @@ class ExportResult(Displayed):
 
     @property
     def exit_status(self) -> int:
-        """3 if a check failed, 4 if the upload did, and 0 if all is well."""
+        """3 if a check failed, 4 if the upload failed, and 0 otherwise."""
         if not self.checks_ok:
             return 3
         return 0 if self.upload is None or self.upload.ok else 4
@@ -99,7 +99,7 @@ class ExportResult(Displayed):
         return [*self.verification.rows(), ("PyTorch", comparison.status, comparison.message)]
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         files = (
             (file.file.name, file.node_count, len(file.modules), self.files[name])
             for file in self.tags.files
@@ -114,7 +114,7 @@ class ExportResult(Displayed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON can carry it."""
+        """Return the result as data for JSON."""
         return {
             "ok": self.ok,
             "output": str(self.output),
@@ -149,34 +149,33 @@ def export(
 ) -> ExportResult:
     """Export a model to ONNX, tag every node with its module, and check the result.
 
-    Threads of one process export one after another: Optimum's exporter and PyTorch's are not
-    made for two at once.
+    Threads of one process export one after another, because Optimum's exporter and PyTorch's cannot
+    run twice at the same time.
 
     Args:
         model: A name on the Hugging Face Hub, a directory, or a model in memory: a
             `PreTrainedModel`, `SentenceTransformer` or `DiffusionPipeline`.
-        output: The directory to write. It appears when all is done, or not at all.
-        task: What the model is for; "auto" finds out.
-        overwrite: Replace an export that is there.
+        output: The directory to write. It appears only when the export is complete.
+        task: Task of the model; "auto" detects it.
+        overwrite: Replace an existing export.
         preprocessors: The tokenizer or processor, or several, of a model in memory.
         providers: The execution providers to check; by default CPU, CUDA and TensorRT.
         provider_options: Options of the one provider besides the CPU's, by name.
-        provider_libraries: Paths of the libraries of providers that no installed package has,
-            by the providers' names.
-        push_to_hub: The repository on the Hub to upload the finished export to, with a model
-            card; it is created if it is not there. An export whose check failed is not uploaded.
-        private: Whether a repository that is created is private. Where this is True, one that is
-            there and public is not uploaded to.
+        provider_libraries: Paths of the libraries of providers that are in no installed package, by
+            the providers' names.
+        push_to_hub: The repository on the Hub to upload the finished export to, with a model card;
+            it is created if it does not exist. If a check fails, nothing is uploaded.
+        private: Whether a new repository is private. If True, an existing public repository is
+            refused.
         model_card: Write the model card into the export, as README.md.
         progress: Called at the beginning and at the end of each stage.
-        before_publish: Called when all is done but the rename, with the result and the
-            directory that will be renamed to the output.
-        **options: Further arguments of Optimum's `main_export`, or of its
-            `onnx_export_from_model` for a model in memory.
+        before_publish: Called just before the final rename, with the result and the directory that
+            will be renamed to the output.
+        **options: Further arguments of Optimum's `main_export`, or of its `onnx_export_from_model`
+            for a model in memory.
 
     Returns:
-        The result; its `ok` is False when the files are written but a check or the upload
-        failed.
+        The result. Its `ok` is False if the files are written but a check or the upload failed.
 
     Raises:
         ModelExportError: Nothing was written, and the message says why.
@@ -248,7 +247,7 @@ def _check(
     *,
     trust_remote_code: bool,
 ) -> VerifyReport:
-    """Check the tagged files; the sessions on the CPU serve the comparison with PyTorch first."""
+    """Check the tagged files; their CPU sessions are first used for the comparison with PyTorch."""
     from modelexport_optimum.verifying.verify import verify
 
     def compare(sessions: Mapping[Path, InferenceSession]) -> None:
@@ -283,7 +282,7 @@ def _result(
     staging: Path,
     output: Path,
 ) -> ExportResult:
-    """Return the result of a run as it will be when the staging directory has become the output."""
+    """Return the result of a run, as it will be after the staging directory is renamed."""
     return ExportResult(
         output=output,
         model=name,
@@ -298,7 +297,7 @@ def _result(
 
 
 def _card(result: ExportResult, staging: Path, source: Source | None, loaded_from: str) -> str:
-    """Return the model card of a run; it names no directory of this machine."""
+    """Return the model card of a run; it contains no path of this machine."""
     on_hub = source is not None and source.on_hub
     checks = result.check_rows
     directories = [result.output] if source is None else [result.output, Path(source.name)]
@@ -320,7 +319,7 @@ def _card(result: ExportResult, staging: Path, source: Source | None, loaded_fro
 
 
 def _with_card(result: ExportResult, staging: Path, card: str | None) -> ExportResult:
-    """Write the card if there is one to write, and keep what the user wrote instead of one."""
+    """Write the card if there is one, and keep a card that the user wrote."""
     warnings = place_card(staging, result.output, card)
     return replace(result, warnings=(*result.warnings, *warnings), files=file_sizes(staging))
 
@@ -328,7 +327,7 @@ def _with_card(result: ExportResult, staging: Path, card: str | None) -> ExportR
 def _uploaded(
     result: ExportResult, card: str, repository: str, settings: Mapping[str, Any], stages: _Stages
 ) -> ExportResult:
-    """Upload what was published, if every check passed, and say what became of it."""
+    """Upload the published export if every check passed, and return the result."""
     if not result.checks_ok:
         return replace(result, upload=skipped(repository))
     stages.begin("upload")
@@ -338,7 +337,7 @@ def _uploaded(
 
 
 def files_to_list(files: Mapping[str, int]) -> list[dict[str, Any]]:
-    """List files and their sizes as JSON has them."""
+    """List files and their sizes as data for JSON."""
     return [{"file": name, "bytes": size} for name, size in files.items()]
 
 
@@ -352,12 +351,12 @@ def file_sizes(directory: Path) -> dict[str, int]:
 
 
 def default_output(model: str) -> Path:
-    """Tell where the command writes without `-o`: beside the user, named for the model."""
+    """Return the output without `-o`: in the current directory, named after the model."""
     return Path(Path(os.path.abspath(model)).name + "-onnx")  # noqa: PTH100
 
 
 def _moved(value: Any, staging: Path, output: Path) -> Any:  # noqa: ANN401
-    """Return a report on the staging directory as one on the output that it has become."""
+    """Return a report on the staging directory as a report on the output."""
     if isinstance(value, Path):
         return output / value.relative_to(staging) if value.is_relative_to(staging) else value
     if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""`verify()`: the checks of an export, and by module which provider took what.
+"""`verify()`: the checks of an export, and the provider of each module's nodes.
 
-The checks stand in `verifying`; which module a node is of, in `hierarchy`.
+The checks are in `verifying`; `hierarchy` finds the module of a node.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ def verify(
 ) -> checks.VerifyReport:
     """Check an exported directory, and run it on execution providers.
 
-    Every provider but the CPU's runs in a process of its own, which may crash or hang.
+    Every provider but the CPU's runs in a separate process, because it may crash or hang.
 
     Args:
-        directory: What an export wrote.
-        providers: Execution providers, by any name that ONNX Runtime or an installed package
-            knows, short ("cuda") or full. By default CPU, CUDA and TensorRT, and a machine may
-            lack the latter two.
+        directory: The directory of an export.
+        providers: Execution providers, by any name that ONNX Runtime or an installed package knows,
+            short ("cuda") or full. By default CPU, CUDA and TensorRT; the last two may be
+            unavailable.
         provider_options: Options of the one provider besides the CPU's, by name.
-        provider_libraries: Paths of the libraries of providers that no installed package has,
-            by the providers' names.
-        by_module: Also say which module's nodes each provider took. The files must be tagged.
-        task: What the export is for; found out by default.
-        library: The library of the model; found out by default.
-        model: The directory of the model that was exported: what it has beside its weights,
-            the export must have, too, and its embeddings must be the same.
+        provider_libraries: Paths of the libraries of providers that are in no installed package, by
+            the providers' names.
+        by_module: Also return which provider took the nodes of each module. The files must be
+            tagged.
+        task: Task of the export; detected by default.
+        library: Library of the model; detected by default.
+        model: Directory of the source model. The export must have all its files but the weights,
+            and give the same embeddings.
         trust_remote_code: Run the code of a custom architecture that is in the directory.
 
     Raises:
         UsageError: There is nothing to check, or no such provider or task.
-        ModelExportError: A file is not tagged, and `by_module` was asked for.
+        ModelExportError: `by_module` is True, and a file is not tagged.
     """
     return checks.verify(
         directory,

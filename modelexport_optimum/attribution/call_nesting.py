@@ -1,9 +1,10 @@
-"""Nodes of PyTorch's dynamo exporter that have no record, or only that of one of several.
+"""Modules for nodes of PyTorch's dynamo exporter without a complete record of their own.
 
-Calls nest: a call is open from its first operation to its last. So what ran between two operations
-of one call ran in that call, and of the calls that two operations have in common the innermost
-says the most. This holds for what replaced nodes, too: it stands between what those read and what
-reads their values.
+Such a node has no record, or stands for several nodes and has the record of one of them. Calls
+nest: a call is open from its first operation to its last. So every operation between two operations
+of one call ran in that call. If two operations have several calls in common, the innermost call is
+the most exact answer. The same holds for a node that replaced others: it is between the inputs of
+those and the readers of their outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class CallNesting:
-    """The calls in which the nodes of a file ran, as far as the records of its nodes tell.
+    """The calls in which the nodes of a file ran, as far as the nodes' records show them.
 
     Attributes:
         recorded: Whether any node has a record.
@@ -62,15 +63,15 @@ class CallNesting:
         self._packed = PackedParameters(model, flow, self._records, matrices)
 
     def certain(self, index: int) -> bool:
-        """Tell whether a node's record is that of all that it does."""
+        """Return whether a node's record covers everything that the node computes."""
         return bool(self._records[index]) and not self._rewritten[index]
 
     def place(self) -> dict[int, tuple[Frames, str]]:
-        """Return the innermost call that all the work of a node is known to have been in.
+        """Return the innermost call that certainly contains everything that a node computes.
 
         Returns:
-            By the node's number its open calls and the reason, for the nodes that are not
-            certain and that stand between two that are.
+            By the node's number its open calls and the reason, for each uncertain node between two
+            certain ones.
         """
         before, after = self._neighbours()
         for index in self._returned(before, after):
@@ -106,10 +107,10 @@ class CallNesting:
         return before, after
 
     def _returned(self, before: list[set[Frames]], after: list[set[Frames]]) -> list[int]:
-        """Return the nodes that no recorded one reads and that do, or serve, work of a module.
+        """Return the nodes that no recorded node reads, and that belong to a module's result.
 
-        A graph's output is returned by the root. A node on the way there that only changes the
-        layout or the type of a value belongs to the module that made the value.
+        The root returns the outputs of the graph. A node before an output that only changes the
+        layout or the type of a value belongs to the module that computed the value.
         """
         last = [i for i, record in enumerate(self._records) if not record and not after[i]]
         works = {index for index in last if self._reads_floats(index)}
@@ -122,7 +123,7 @@ class CallNesting:
         return [index for index in works if before[index]]
 
     def _record_of(self, name: str, producer: int) -> Frames:
-        """Return the calls in which a value was made, () if no record is that of this value."""
+        """Return the calls in which a value was computed, () if no record names the value."""
         if self.certain(producer) or self._values[producer] == name:
             return self._records[producer]
         return ()
@@ -130,7 +131,7 @@ class CallNesting:
     def _place_unrecorded(
         self, index: int, before: set[Frames], after: set[Frames]
     ) -> tuple[Frames, str]:
-        """Place it between two operations of one call; what packs parameters, in their module."""
+        """Place a node between operations of one call, or with the parameters that it packs."""
         frames = innermost_common(before, after)
         readers = common(after)
         module = export_record.module_path(readers[-1])
@@ -140,18 +141,19 @@ class CallNesting:
         return frames, f"it is between operations of one call of {module or 'the root'}"
 
     def _owners(self, tensor: Tensor) -> list[str]:
-        """Return the modules of the parameters that an initializer is or is made of."""
+        """Return the modules of the parameters that an initializer is, or was computed from."""
         names = [tensor.name, *self._folded.get(tensor.name, ())]
         return [owner for name in names if (owner := name.rpartition(".")[0])]
 
     def _place_rewritten(
         self, index: int, found: dict[int, tuple[Frames, str]]
     ) -> tuple[Frames, str]:
-        """Place it around its record, its parameters and, where it may do more, its input.
+        """Place a node around its record, its parameters and, if it may do more, its input.
 
-        What reads the very values of the recorded operation does that alone, and what is one
-        formula with parameters does it and the work of their modules. Anything else may do what
-        was done to its values before: after the last of them was made.
+        A node with the same inputs as the recorded operation does only that operation. A node that
+        is one formula with parameters does that operation and the work of the parameters' modules.
+        Any other node may also include earlier operations on its inputs, after the last input was
+        computed.
         """
         frames = self._records[index]
         node = self._flow.nodes[index]
@@ -178,19 +180,19 @@ class CallNesting:
         return frames, "PyTorch's record of one of the nodes that it replaces, and its inputs"
 
     def _reads_floats(self, index: int) -> bool:
-        """Tell whether a node reads a tensor of the graph that is no number and no shape."""
+        """Return whether a node reads a tensor that is neither a number nor a shape."""
         return any(
             prod(tensor.dims) > 1 and tensor.data_type != onnx.TensorProto.INT64
             for tensor in self._read[index]
         )
 
     def _reads_other(self, index: int) -> bool:
-        """Tell whether a node reads a constant of the graph that is no parameter and no number."""
+        """Return whether a node reads a constant that is neither a parameter nor a number."""
         return any(prod(t.dims) > 1 and not self._owners(t) for t in self._read[index])
 
 
 def innermost_common(before: Iterable[Frames], after: Iterable[Frames]) -> Frames:
-    """Return the longest that one of some has in common with one of others."""
+    """Return the longest common beginning of a sequence of each group."""
     opened = {frames[:end] for frames in before for end in range(1, len(frames) + 1)}
     best: Frames = ()
     for frames in after:

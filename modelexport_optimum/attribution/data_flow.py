@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class DataFlow:
-    """The file's nodes, a nested graph's before the node that holds it, and their edges.
+    """The file's nodes and their edges; a nested graph comes before the node that holds it.
 
     Attributes:
         nodes: The nodes, in file order.
-        graph_of: For each node the number of the graph that it stands in.
-        producers: For each node the nodes whose values it reads, nested graphs' results too.
+        graph_of: For each node the number of the graph that contains it.
+        producers: For each node the nodes whose values it reads, including results of nested
+            graphs.
         consumers: For each node the nodes that read its values.
     """
 
@@ -33,7 +34,7 @@ class DataFlow:
         self._visit(graph, [])
 
     def _visit(self, graph: Graph, outer: list[dict[str, int]]) -> list[int]:
-        """Add a graph's nodes, and return those that make its outputs."""
+        """Add a graph's nodes, and return those that compute its outputs."""
         number = self._graphs
         self._graphs += 1
         values: dict[str, int] = {value.name: -1 for value in graph.inputs}
@@ -61,7 +62,7 @@ def _maker(name: str, visible: Sequence[Mapping[str, int]]) -> int:
 def place_by_flow(
     flow: DataFlow, known: Sequence[Paths | None]
 ) -> Iterator[tuple[int, Paths | None, str]]:
-    """Place the nodes that have no place yet between their placed neighbours.
+    """Place the remaining nodes between their placed neighbours.
 
     Yields:
         For each node without a place its number, its chain or None, and the reason.

@@ -23,13 +23,12 @@ def place_bodies(
     placed: dict[int, NodePlacement],
     known: Callable[[Node], NodePlacement | None],
 ) -> None:
-    """Place the nodes of all bodies, which stand in or around the modules of the calls.
+    """Place the nodes of all bodies, in or around the modules of the calls.
 
-    A body's node with a record of its own stands there, if that is in or around the module of
-    each call; a record of one call is not that of another. Any other stands in the nearest common
-    ancestor of the calls.
-
-    They are added to `placed`, which has the graph's nodes, by their start.
+    A node of a body with its own record belongs to the module of that record, if the module is in
+    or around the module of each call; a record of one call does not hold for another call. Any
+    other node belongs to the nearest common ancestor of the calls. The nodes are added to `placed`,
+    which has the graph's nodes, by their start.
     """
     if not model.functions:
         return
@@ -58,7 +57,7 @@ def _nested(one: Paths, other: Paths) -> bool:
 
 
 def _callers_first(model: Model) -> list[Function]:
-    """Return the functions, each after those that call it."""
+    """Return the functions, each after the functions that call it."""
     called: dict[FunctionKey, list[FunctionKey]] = {}
     for function in model.functions:  # a damaged file may have two of one key
         keys = map(function_key, walk_nodes(function.body))

@@ -1,8 +1,8 @@
 """Parameters that were packed, transposed or quantized, and so lost their names.
 
-The name of such a matrix tells no module. Two facts together do: no node reads a parameter of the
-module, and a matrix that is no parameter reaches an operation of the module through nodes without
-record.
+The name of such a matrix does not name a module. Two facts together do: no node reads a parameter
+of the module, and a matrix that is not a parameter reaches an operation of the module through nodes
+without a record.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model
 
 _MOST = 128
-"""Matrices that are followed to one operation, and parameters of the module that reads them. More
-are of no one module; to follow them all through a long chain would cost the square of its nodes."""
+"""Maximum number of matrices that are followed to one operation, and of parameters of the module
+that reads them. More matrices belong to no single module, and to follow them all through a long
+chain would cost the square of its nodes."""
 
 _MANY = {""}
-"""More matrices than `_MOST`. No matrix has that name."""
+"""Stands for more matrices than `_MOST`. No matrix has this name."""
 
 
 class PackedParameters:
-    """The matrices that nodes without a record read, and the operations to which they come.
+    """The matrices that nodes without a record read, and the operations that they reach.
 
     Args:
         model: The file's skeleton.
         flow: Its nodes.
         records: The recorded calls of each node, () without a record.
-        matrices: For each node the matrices that it reads and that are no one parameter.
+        matrices: For each node the matrices that it reads and that are not a single parameter.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class PackedParameters:
                     self._made_into[name] = _joined([self._made_into.get(name, set()), coming])
 
     def comes_to(self, index: int, reader: str) -> bool:
-        """Tell whether a node is part of reading parameters of the module that reads its values.
+        """Return whether a node prepares parameters for the module that reads its values.
 
-        It is after all matrices that come to that module's operations. If one of them was made
-        of the module's parameters, the node ran after that was read and before the module was
-        left. None was if each parameter is known to be another matrix, or if the matrices that
-        come to the module are more than its parameters.
+        The node comes after all matrices that reach the module's operations. If one of these was
+        made from the module's parameters, the node ran after that parameter was read and before the
+        call ended. None was made from them if each parameter is known to be another matrix, or if
+        more matrices reach the module than it has parameters.
         """
         own, come = self._read[index], self._come.get(reader, _MANY)
         inside = self._unread.get(reader, [])
@@ -83,11 +84,11 @@ class PackedParameters:
         return len(come - explained) <= len(left)
 
     def _coming(self, index: int) -> set[str]:
-        """Return the matrices that come to a node through nodes without a record."""
+        """Return the matrices that reach a node through nodes without a record."""
         return _joined(self._read[one] for one in self._flow.producers[index])
 
     def _read_so_far(self, matrices: list[set[str]]) -> list[set[str]]:
-        """Return for each node without a record the matrices read by it and those that feed it."""
+        """Return for each unrecorded node the matrices that it and the nodes before it read."""
         read: list[set[str]] = [set() for _ in matrices]
         for index, producers in enumerate(self._flow.producers):
             if not self._records[index]:
@@ -96,7 +97,7 @@ class PackedParameters:
         return read
 
     def _arriving_later(self) -> list[set[str]]:
-        """Return for each node without a record what comes to the recorded ones that it feeds."""
+        """Return for each unrecorded node the matrices that reach the recorded nodes after it."""
         arriving: list[set[str]] = [set() for _ in self._records]
         for index in reversed(range(len(self._records))):
             if not self._records[index]:
@@ -108,7 +109,7 @@ class PackedParameters:
 
 
 def _joined(sets: Iterable[set[str]]) -> set[str]:
-    """Join sets of matrices, as far as they are followed."""
+    """Join sets of matrices, up to the maximum number."""
     found: set[str] = set()
     for one in sets:
         found |= one

@@ -1,4 +1,4 @@
-"""Which modules hold a parameter that a node reads, by the names in a graph."""
+"""The modules that hold the parameter that a node reads, found by the names in a graph."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Parameters:
     """The parameters and buffers of a traced module, as the graph's nodes name them.
 
-    Tied parameters are one under several names. What optimizes a graph merges equal ones,
-    and keeps one's name: then the others' names stand nowhere in it.
+    Tied parameters are one parameter under several names. An optimizer merges equal parameters and
+    keeps one name; then the other names are not in the graph.
     """
 
     def __init__(self, tree: ModuleTree, base: str, nodes: Iterable[Node]) -> None:
@@ -43,17 +43,17 @@ class Parameters:
         return _module(full) if full in self._tree.tensors else None
 
     def read_by(self, nodes: Iterable[Node]) -> set[str]:
-        """Return the parameters among what some nodes read."""
+        """Return the parameters that some nodes read."""
         tensors = self._tree.tensors
         return {name for node in nodes for name in node.inputs if self._prefix + name in tensors}
 
     def holders(self, name: str) -> list[str]:
-        """Return the modules of a parameter under all its names; with ties, they are several."""
+        """Return the modules that hold a parameter; a tied parameter has several."""
         full = self._prefix + name
         return [_module(tied) for tied in self._tree.tied.get(full, (full,))]
 
     def may_hold(self, path: str, name: str) -> bool:
-        """Tell whether a module or one inside it holds a parameter, or may hold an equal one."""
+        """Return whether a module or one inside it holds a parameter, or may hold an equal one."""
         if any(is_inside(holder, path) for holder in self.holders(name)):
             return True
         missing = self._missing.get(self._tree.tensors[self._prefix + name], [])
@@ -61,12 +61,12 @@ class Parameters:
         return at < len(missing) and is_inside(missing[at], path)
 
     def may_be_merged(self, name: str, known: Container[str]) -> bool:
-        """Tell whether an equal parameter of a module with nodes, or of one in it, may be meant."""
+        """Return whether the parameter may be an equal one of a module with nodes, or inside it."""
         missing = self._missing.get(self._tree.tensors[self._prefix + name], [])
         return any(path in known or _module(path) in known for path in missing)
 
     def holding(self, chains: Sequence[Paths], names: Iterable[str]) -> list[Paths]:
-        """Return the chains whose last module holds all the parameters; all if there is none."""
+        """Return the chains whose last module holds all the parameters; all chains if none does."""
         found = [chain for chain in chains if all(self.may_hold(chain[-1], name) for name in names)]
         return found or list(chains)
 

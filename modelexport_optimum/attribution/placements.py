@@ -1,4 +1,4 @@
-"""Where the nodes of a file were placed, and by what evidence."""
+"""The modules of the nodes of a file, each with its evidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRACER, SCOPE, PARAMETER, DATA_FLOW, ROOT = EVIDENCE_KINDS[:5]
 
 @dataclass(slots=True)
 class NodePlacement:
-    """Where a node was placed.
+    """The module of a node, with the evidence.
 
     Attributes:
         paths: Module paths from the root to the node's own, each inside the one before.

@@ -1,9 +1,9 @@
-"""A model exported once more, without its weights, where node names do not decide a module.
+"""A second export of a model, without its weights, for nodes whose names fit several modules.
 
-Each parameter that has no memory becomes one zero, seen in the parameter's shape. Optimum's
-exporter, or PyTorch's own for a class that Optimum does not know, then goes as far as to where
-the nodes have their names (`traced_graphs`); no file is written. A graph that was traced so is
-believed only for files of which it names every node.
+Each parameter without memory is replaced by one zero that is expanded to the parameter's shape.
+Then Optimum's exporter runs, or PyTorch's own for a class that Optimum does not know, until the
+nodes have their names (`traced_graphs`). No file is written. The traced graph is used only for a
+file if it names every node of that file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Model
 
 _OPEN_DIMENSION = 2
-"""Size of an input's open dimensions, where nothing says which sizes a model takes."""
+"""Size of an input's open dimensions, if the sizes that the model takes are not known."""
 
 
 class _NamedError(Exception):
@@ -39,7 +39,7 @@ class _NamedError(Exception):
 
 
 def retrace(model: torch.nn.Module, files: Sequence[Model]) -> list[TracedGraph]:
-    """Export a model again as far as is needed to know which module made each node of its files."""
+    """Export a model again until it is known which module made each node of its files."""
 
     def stop() -> None:
         raise _NamedError
@@ -67,7 +67,7 @@ def _names(graph: Graph) -> set[str]:
 
 
 def _give_zeros(model: torch.nn.Module) -> None:
-    """Give each parameter and buffer on the meta device one zero, seen in its shape."""
+    """Replace each parameter and buffer on the meta device by one zero, expanded to its shape."""
     import torch
 
     zeros: dict[int, torch.Tensor] = {}
@@ -111,7 +111,7 @@ def _exports(model: torch.nn.Module, files: Sequence[Model]) -> Iterator[Callabl
 
 
 def _optimum_parts(model: Any) -> Iterator[tuple[str, tuple[Any, Any], dict[str, Any]]]:  # noqa: ANN401
-    """Yield what Optimum exports of a model: a file's stem, module and config, more arguments."""
+    """Yield the parts that Optimum exports: a file's stem, module, config and arguments."""
     import torch
     from optimum.exporters.tasks import TasksManager
 
@@ -158,7 +158,7 @@ def _parts_by_behavior(model: Any, config: Any) -> dict[str, tuple[Any, Any]]:  
 
 
 def _export_plainly(model: torch.nn.Module, file: Model) -> None:
-    """Export a module with inputs of the shapes and types that the file says."""
+    """Export a module with inputs of the shapes and types in the file."""
     import onnx
     import torch
 
@@ -186,7 +186,7 @@ def _export_plainly(model: torch.nn.Module, file: Model) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence the exporters: their logs, warnings and prints are not about the tags."""
+    """Silence the exporters, whose logs, warnings and prints do not concern the tags."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

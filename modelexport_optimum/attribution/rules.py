@@ -1,41 +1,42 @@
 """Which module each node came from, and by what evidence. Nodes and a tree in, chains out.
 
-A node is placed by the first of these rules that applies. None of them knows an architecture
-or what an operator is for. A tag may be less precise than it could be, never wrong: where
-several modules are left, it is their nearest common ancestor.
+A node is placed by the first of these rules that applies. No rule knows an architecture or the
+purpose of an operator. A tag may be less precise than it could be, never wrong: if several modules
+remain, the tag is their nearest common ancestor.
 
- 1. A node that carries a tag keeps it: that was decided here, with no less at hand.
- 2. A node with PyTorch's own record of its modules stands where that says: torch.export
-    writes it as it calls them (`export_record`).
- 3. What rewriting made of such nodes stands in the innermost call that all that it replaced
-    ran in, since calls nest (`call_nesting`): between what feeds it and what reads it, around
-    the one replaced node whose record it was given and the parameters that it reads, and in
-    the module whose parameters were made into what it reads (`packed_parameters`).
- 4. A node that was noted while the exporter named it stands where the tracer made it
-    (`traced_graphs`); what fused it away kept the name of the value that it made.
- 5. A node with a scope in its name came from one of the modules with these labels
-    (`scopes`), since a module calls what it holds, or what it was handed.
- 6. `query_1` is the module of that name or the second call of `query`, since the exporter
+ 1. A node that has a tag keeps it: these rules chose the tag earlier, with the same or better
+    evidence.
+ 2. A node with PyTorch's own record of its modules belongs to the module of that record:
+    torch.export writes the record while it calls the modules (`export_record`).
+ 3. A node that a rewrite put in the place of such nodes belongs to the innermost call that contains
+    all of them, because calls nest (`call_nesting`). The call is found from the nodes that feed it
+    and the nodes that read it, from the replaced node whose record it has and the parameters that
+    it reads, and from the module whose parameters were packed into its inputs
+    (`packed_parameters`).
+ 4. A node that was recorded when the exporter named it belongs to the module that the tracer saw
+    (`traced_graphs`). If a fusion replaced the node, the new node has the same output name.
+ 5. A node with a scope in its name belongs to one of the modules with these labels (`scopes`),
+    because a module calls only modules that it holds or that it was given.
+ 6. `query_1` is the module of that name or the second call of `query`, because the exporter
     numbers equal scopes: the modules of both are candidates.
- 7. A module reads the parameters that it, or a module inside it, holds: a candidate that
-    does not hold all of those that the call's nodes read is out. Where one name may be that
-    of two calls, this is asked of each node alone. A parameter whose name the graph lacks may
-    have been merged with an equal one, and counts as read wherever one of its shape is.
- 8. All calls of a module run the same code: no call with some labels was one of a module
-    whose other calls, where they are certain, read other parameters only, or left other
-    operators only, in the scopes below them.
- 9. An Identity that makes a value with a parameter's name is that parameter, which the
-    exporter found to be equal to another, and stands in the module that owns it.
-10. What replaced nodes and kept the name of a value stands in the scope of that name, or in
-    the nearest common ancestor of that and the modules whose parameters it reads.
-11. What has no scope and reads one parameter prepares it, and stands in the module that owns
-    it, unless the parameter is tied to another module's or may have been merged with one.
-12. What else has no scope does no module's own operation: it serves the nodes that it stands
-    between (`data_flow`). It stands in the nearest common ancestor of those that feed it and
-    those that read it, or, made of constants and inputs alone, of those that read it.
-13. A node in the body of a local function that no rule above places, or one at odds with a
-    call, stands in the nearest common ancestor of all calls of the function
-    (`function_bodies`).
+ 7. A module reads only the parameters that it or a module inside it holds. So a candidate that
+    does not hold all parameters that the call's nodes read is excluded. If one name may stand for
+    two calls, each node is checked alone. A parameter whose name is not in the graph may have been
+    merged with an equal one; it counts as read wherever a parameter of its shape is read.
+ 8. All calls of a module run the same code. So a call is not a call of a module if the certain
+    calls of that module read only other parameters, or left only other operators, in the scopes
+    below them.
+ 9. An Identity whose output has the name of a parameter is that parameter, which the exporter
+    merged with an equal one. It belongs to the module that owns the parameter.
+10. A node that replaced others and kept the name of an output belongs to the scope in that name,
+    or to the nearest common ancestor of that module and the modules whose parameters it reads.
+11. A node without a scope that reads one parameter prepares it, and belongs to the module that owns
+    the parameter, unless that is tied to another module's or may have been merged with one.
+12. Any other node without a scope is not an operation of a module itself: it serves its neighbours
+    (`data_flow`). It belongs to the nearest common ancestor of the nodes that feed it and the nodes
+    that read it; if it is made only of constants and inputs, of the nodes that read it.
+13. A node in the body of a local function that no rule above places, or whose place contradicts a
+    call, belongs to the nearest common ancestor of all calls of the function (`function_bodies`).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def attribute(
         tree: The modules of the whole model.
         base: Path of the module that was traced into this file, "" for the root.
         prior: Placements that nodes carry already, with their evidence, by node start.
-        traced: The graphs that were traced when the file was made, where they are known.
+        traced: The graphs that were traced when the file was made, if they are known.
 
     Returns:
         A placement for every node of every graph; each path is in the tree.
@@ -176,7 +177,7 @@ class _Attributor:
         return NodePlacement(self._chain(frames), TRACER, "PyTorch's own record in its metadata")
 
     def _chain(self, frames: export_record.Frames) -> Paths:
-        """Return the modules of some calls that were open, as far as the tree has them."""
+        """Return the modules of some open calls, as far as the tree has them."""
         paths = root = self.scopes.root
         for frame in frames:
             path = export_record.module_path(frame)
@@ -296,7 +297,7 @@ class _Attributor:
     # Rules 9 to 11: names of values
 
     def _known_chains(self) -> dict[str, Paths]:
-        """Return the chain to each module that has a node, and to those around it."""
+        """Return the chain to each module that has a node, and to the modules that contain it."""
         known: dict[str, Paths] = {}
         for placement in self.placed:
             if placement is not None:
@@ -362,7 +363,7 @@ class _Attributor:
 
 
 def _around(scope: str) -> Iterator[tuple[str, str]]:
-    """Yield the labels of a scope and of all scopes around it, and what is below each of them."""
+    """Yield the labels of a scope and of each scope around it, with the labels below it."""
     end = len(scope)
     while end >= 0:
         yield scope[:end], scope[end:]

@@ -1,7 +1,7 @@
-"""Which modules a scope in a node's name may stand for. Names and a tree in, candidates out.
+"""The modules that a scope in a node's name may stand for. Names and a tree in, candidates out.
 
-A name says which labels were called inside one another (`node_names`). A module that is never
-called leaves no label, and one label may belong to many modules.
+A name has the labels of the calls that were open, from the outside in (`node_names`). A module that
+is never called has no label in it, and several modules may have the same label.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def common(chains: Iterable[Paths]) -> Paths:
 class Scopes:
     """The scopes of a graph that was traced from one module of a tree.
 
-    `ruled_out` says of labels and a module that none of the calls with these labels was a call of
+    `ruled_out` returns whether, for labels and a module, no call with these labels was a call of
     this module.
     """
 
@@ -144,7 +144,7 @@ class Scopes:
         return list(found.values())
 
     def passed_over(self, chain: Paths) -> int:
-        """Return the number of modules that a chain passes over though they can be called."""
+        """Return the number of callable modules that a chain skips."""
         modules = self.tree.modules
         passed, outer, called = 0, chain[-1], set(chain)
         while outer not in ("", self.base):
@@ -156,7 +156,7 @@ class Scopes:
     def spellings(self, scope: str) -> list[str]:
         """Return the labels that a scope in a name stands for: as it is, and without a count.
 
-        Labels that only a module fits that was handed to its caller come last.
+        Labels that fit only a module that was passed to its caller come last.
         """
         found = [labels for labels in spellings(scope) if self.chains(labels)]
         return [labels for labels in found if labels not in self._handed] or found
@@ -167,7 +167,7 @@ class Scopes:
         return list(dict.fromkeys(found))
 
     def longest(self, scope: str) -> Paths:
-        """Return the innermost module that is known of a scope that cannot be resolved whole."""
+        """Return the innermost known module of a scope that cannot be resolved completely."""
         while scope:
             scope = scope.rpartition("/")[0]
             found = self.chains(scope)

@@ -1,11 +1,11 @@
-"""Which module's call made each node, noted while PyTorch exports.
+"""The module call that made each node, recorded while PyTorch exports.
 
-The tracer keeps with every node the scope that it was made in, and each scope's name is
-`Class::label` (`_setup_trace_module_map` in torch/onnx's `utils.py`). The name of a node in
-the file is made of the labels alone (`ONNXScopeName` in
-torch/csrc/jit/passes/onnx/helper.cpp). So for the time of an export the number of the module
-stands in the place of its class, and when the exporter has named the nodes, each is asked for
-its scope. Nothing is inferred or counted, and the file is the same to the byte.
+The tracer keeps the scope of every node, and the name of each scope is `Class::label`
+(`_setup_trace_module_map` in torch/onnx's `utils.py`). The exporter makes the name of a node in the
+file only from the labels (`ONNXScopeName` in torch/csrc/jit/passes/onnx/helper.cpp). So during an
+export the class in each scope name is replaced by the number of the module. When the exporter has
+named the nodes, the scope of each node is read. Nothing is inferred or counted, and the file is the
+same, byte for byte.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class TracedGraph:
 def traced_graphs(
     model: object, named: Callable[[], None] | None = None
 ) -> Iterator[list[TracedGraph]]:
-    """Note the modules of all nodes of each graph that is exported inside the block.
+    """Record the modules of all nodes of each graph that is exported inside the block.
 
     Args:
         model: The whole model. A graph may be traced from a part of it, or from a copy.
-        named: Called when the nodes of a graph have their names and are noted.
+        named: Called when the nodes of a graph have their names and are recorded.
     """
     import torch
 
@@ -77,7 +77,7 @@ def traced_graphs(
 
 
 class _Numbered:
-    """The modules of a traced module, each with a number that stands in its scopes' names."""
+    """The modules of a traced module, each with the number in the names of its scopes."""
 
     def __init__(self, whole: torch.nn.Module | None, traced: torch.nn.Module) -> None:
         part = whole is not None and any(module is traced for module in whole.modules())
@@ -95,14 +95,14 @@ class _Numbered:
         self._chains: dict[str, Paths] = {}
 
     def renamed(self, names: dict[torch.nn.Module, str]) -> dict[torch.nn.Module, str]:
-        """Return the names of the modules' scopes, with the module's number for its class."""
+        """Return the scope names of the modules, with a number instead of the class."""
         return {
             module: f"\n{self._number[module]}::{name.partition('::')[2]}"
             for module, name in names.items()
         }
 
     def graph(self, graph: torch.Graph) -> TracedGraph:
-        """Return what the nodes of a graph say that have been named."""
+        """Return the modules of a graph's named nodes."""
         traced = TracedGraph(self._root)
         blocks: list[Any] = [graph]
         # Operators of which a node had no blocks, as none of that operator has. To ask costs 15

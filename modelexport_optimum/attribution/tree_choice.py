@@ -1,8 +1,8 @@
-"""Which module tree a graph was traced from, and from which module of it.
+"""The module tree that a graph was traced from, and the module of it where the trace began.
 
-An encoder that is exported on its own names everything from itself down, and config.json
-may name another class than the one that was exported. The names and shapes in the graph
-decide: of several trees the one that explains all names, with the fewest left over.
+An encoder that is exported alone names everything relative to itself, and config.json may name
+another class than the exported one. The names and shapes in the graph decide: the tree that
+explains all names is chosen, and of several such trees the one with the fewest unused names.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Fit:
     """How well a tree explains a file; the greater the better.
 
     Attributes:
-        shapes: Minus the number of named tensors whose shape the tree gives otherwise.
+        shapes: Minus the number of named tensors that have another shape in the tree.
         tensors: Number of named tensors that the tree has.
         scopes: Minus the number of scopes that no chain of modules explains.
-        depth: Minus the depth of the traced module: inside the outermost that fits are all
-            modules that may have been called.
+        depth: Minus the depth of the traced module: inside the outermost that fits are all modules
+            that may have been called.
         passed_over: Minus the number of callable modules that these chains pass over.
         left: Minus the number of the module's tensors that the graph does not name.
         base: Path of the traced module.
@@ -96,14 +96,14 @@ def total(fits: Sequence[Fit], agreeing: int = 0) -> tuple[int, ...]:
 
 
 def place_of(part: ModuleTree, whole: ModuleTree, model: Model, name: str) -> str | None:
-    """Find the module of a model from which a file was traced that knows itself alone.
+    """Find the module of a model that a file with only its own names was traced from.
 
     Args:
         part: The modules that the file's nodes name.
         whole: The modules of the model.
         model: The file's skeleton.
-        name: Name of the file without its suffix. An exporter that takes a model apart names a
-            file for the attribute (transformers/exporters/utils.py, `_find_multimodal_submodules`).
+        name: Name of the file without its suffix. An exporter that takes a model apart names a file
+            for the attribute (transformers/exporters/utils.py, `_find_multimodal_submodules`).
 
     Returns:
         The module's path, None if none has the same modules in it, or several.

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.results import Record, Results
 
 _REQUESTS = 8
-"""Maximum number of concurrent requests to the Hub, which is asked for the commit of each model."""
+"""Maximum number of concurrent requests to the Hub for the commits of models."""
 
 
 def collect_pending(directory: Path, results: Results) -> None:
-    """Add the records of jobs whose batch died between their publication and its record of them."""
+    """Add the records of published jobs whose batch died before it recorded them."""
     for pending in directory.glob(f"{LOGS}/**/*.pending"):
         if (record := published_record(pending)) is not None:
             results.add(Path(record["output"]), record)
@@ -61,7 +61,7 @@ def _is_inode_of(inode: object, directory: str) -> bool:
 
 
 def done_before(jobs: Sequence[Job], results: Results) -> dict[Path, Record]:
-    """Return the records, by output, of the jobs that need not run again.
+    """Return the records, by output, of the jobs that do not need to run again.
 
     A job is done if its record says so, its files are there, and its options, its model and the
     version of this tool are the same.
@@ -91,7 +91,7 @@ def done_before(jobs: Sequence[Job], results: Results) -> dict[Path, Record]:
 
 
 def has_failed(job: Job, results: Results) -> bool:
-    """Tell whether the job ran before and is not well."""
+    """Return whether the job ran before and did not succeed."""
     record = results.get(job.output)
     return record is not None and record["status"] != "ok"
 

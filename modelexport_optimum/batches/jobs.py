@@ -1,6 +1,7 @@
-"""What a batch is made of: a job, the events of one, the interface of a runner, and a watcher.
+"""The parts of a batch: a job, the events of a job, the interface of a runner, and a watcher.
 
-Data alone. The local pool and Ray are two runners, and a batch does not know which one it has.
+These are plain data. The local pool and Ray are two runners, and a batch does not know which one it
+has.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class Job:
     """One line of a manifest: one export.
 
     Attributes:
-        line: Where it stands in the manifest, from 1.
+        line: Number of the line in the manifest, from 1.
         model: A name on the Hub, or a directory.
         output: The absolute path of the directory to write.
         arguments: Further arguments of `export()`.
-        log: The file that takes what the libraries print, and the traceback.
-        resources: What it may take.
+        log: The file for the output of the libraries, and the traceback.
+        resources: Its limits and the resources to request.
     """
 
     line: int
@@ -37,9 +38,9 @@ class Job:
 
     @property
     def pending(self) -> Path | None:
-        """The file that has the record until results.jsonl has it.
+        """The file with the record until the record is in results.jsonl.
 
-        By it the next batch knows of an output that was published just before this one died.
+        It tells the next batch about an output that was published just before this batch died.
         """
         return None if self.log is None else self.log.with_suffix(".pending")
 
@@ -50,9 +51,9 @@ class Stage:
 
     Attributes:
         job: The job.
-        worker: The name of the process that runs it, for people.
-        name: "start" when the job is taken up, then the stages of `export()`; "waiting" when
-            its process died and it will be taken up again.
+        worker: The displayed name of the process that runs it.
+        name: "start" when the job starts, then the stages of `export()`; "waiting" when its process
+            died and it will start again.
     """
 
     job: Job
@@ -62,7 +63,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Done:
-    """A job has ended by itself, well or not.
+    """A job has ended by itself, with or without success.
 
     Attributes:
         job: The job.
@@ -79,7 +80,7 @@ class Lost:
 
     Attributes:
         job: The job.
-        reason: What became of the process, in one line.
+        reason: Why the process ended, in one line.
     """
 
     job: Job
@@ -96,13 +97,13 @@ class Runner(Protocol):
         """Tell whether `start` may be called."""
 
     def start(self, job: Job) -> None:
-        """Take up a job, and return at once."""
+        """Start a job, and return at once."""
 
     def wait(self, seconds: float) -> Sequence[Stage | Done | Lost]:
         """Return the events since the last call, after this many seconds at most."""
 
     def cancel(self, job: Job, *, force: bool) -> None:
-        """End a job that was started: in an orderly way, or at once by force.
+        """End a started job: in an orderly way, or at once by force.
 
         `Lost` is its last event, unless it ended by itself before.
         """
@@ -112,19 +113,19 @@ class Runner(Protocol):
 
 
 class Watcher:
-    """Is called as a batch goes on. This one does nothing: derive from it what you need."""
+    """Receives the events of a batch. Does nothing by itself: override the methods you need."""
 
     def planned(self, jobs: Sequence[Job], skipped: int, workers: int | None) -> None:
-        """Note that jobs will be run, besides those done before, by so many workers if known."""
+        """Handle the start, with the number of jobs done before and of workers, if known."""
 
     def stage_began(self, event: Stage) -> None:
-        """Note that a stage of a job has begun."""
+        """Handle the beginning of a stage of a job."""
 
     def finished(self, job: Job, record: dict[str, Any]) -> None:
-        """Note that a job has ended."""
+        """Handle the end of a job."""
 
     def stopping(self, reason: str) -> None:
-        """Note that the jobs that run are being ended, for this reason."""
+        """Handle that the running jobs are being ended, for this reason."""
 
     def warned(self, message: str) -> None:
-        """Note that something went wrong that ends no job."""
+        """Handle a problem that does not end a job."""

@@ -1,9 +1,9 @@
 """The local runner: processes of this machine, each with one job at a time.
 
-One server process imports PyTorch and the exporter, and workers are forked from it
-(multiprocessing's forkserver): the second worker costs no import, and neither does one that
-takes the place of another that died. Each has a pipe of its own, so that none can leave a
-lock behind that others wait for.
+One server process imports PyTorch and the exporter, and the workers are forked from it
+(multiprocessing's forkserver). So a second worker, or one that replaces a dead worker, costs no
+import. Each worker has its own pipe, so that a dead worker cannot leave a lock that others wait
+for.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _GRACE_SECONDS = 10
 """Time for a worker to clean up after its batch has died, before it ends itself by force."""
 
 _KILL_SECONDS = 1
-"""Time for processes that were killed to be gone."""
+"""Time for killed processes to disappear."""
 
 _MAX_GROWTH = 512 * 2**20
-"""Bytes that a worker may hold after a job above what it held after its first. One that holds
-more is replaced, which costs a fork. Libraries that a later job is the first to use stay in
-memory, and take less than this."""
+"""Bytes that a worker may hold after a job beyond those after its first job. A worker that holds
+more is replaced, which costs a fork. Libraries that a later job imports stay in memory, and take
+less than this."""
 
 _hiding_main = threading.Lock()
 """Held while a process is started: batches may run in several threads."""
@@ -65,10 +65,10 @@ class _Worker:
     """A worker process.
 
     Attributes:
-        process: As multiprocessing has it.
-        pipe: Jobs go in; names of stages and records come out.
-        job: What it runs, if anything.
-        memory: Bytes that it held after its first job; 0 before.
+        process: The process object of multiprocessing.
+        pipe: Carries jobs to the worker, and names of stages and records back.
+        job: Its running job, if any.
+        memory: Bytes of memory after its first job; 0 before.
     """
 
     process: Any
@@ -88,8 +88,8 @@ class LocalPool:
         """Start importing; returns at once.
 
         Args:
-            size: How many workers there are at most. They share out the cores.
-            directory: The batch's, which is kept from other batches while a worker lives.
+            size: Maximum number of workers. They share the cores.
+            directory: The directory of the batch, locked for other batches while a worker lives.
         """
         self._size = size
         self._directory = directory
@@ -108,12 +108,12 @@ class LocalPool:
         first.join()
 
     def has_room(self) -> bool:
-        """Tell whether a worker is free, or may be started."""
+        """Return whether a worker is free, or may be started."""
         busy = sum(worker.job is not None for worker in self._workers)
         return not self._importing.is_alive() and busy < self._size
 
     def start(self, job: Job) -> None:
-        """Give a job to a worker that is free, or to a new one."""
+        """Give a job to a free worker, or to a new one."""
         worker = next((one for one in self._workers if one.job is None), None) or self._fork()
         worker.job = job
         with contextlib.suppress(BrokenPipeError):  # `wait` sees that it is gone
@@ -131,7 +131,7 @@ class LocalPool:
         return worker
 
     def wait(self, seconds: float) -> Sequence[Stage | Done | Lost]:
-        """Return what the workers report, and which of them have ended."""
+        """Return the events of the workers, including those that ended."""
         if self._importing.is_alive():
             self._importing.join(seconds)
             return []
@@ -148,7 +148,7 @@ class LocalPool:
         return events
 
     def _receive(self, worker: _Worker) -> list[Stage | Done | Lost]:
-        """Read one message of a worker, or notice that it has ended."""
+        """Read one message of a worker, or handle its end."""
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
@@ -166,7 +166,7 @@ class LocalPool:
         return [Done(job, {**message, "worker": worker.name})]
 
     def _remove_dead(self, worker: _Worker) -> list[Lost]:
-        """Forget a worker that has ended, and kill what it started; its job is lost."""
+        """Remove a worker that has ended, and kill its child processes; its job is lost."""
         worker.process.join()
         kill_group(worker.process.pid, wait=_KILL_SECONDS)
         worker.pipe.close()
@@ -174,7 +174,7 @@ class LocalPool:
         return [] if worker.job is None else [Lost(worker.job, ending(worker.process.exitcode))]
 
     def cancel(self, job: Job, *, force: bool) -> None:
-        """End the worker that has a job: by SIGTERM, upon which it cleans up, or by SIGKILL."""
+        """End the worker of a job: by SIGTERM, so that it cleans up, or by SIGKILL."""
         for worker in self._workers:
             if worker.job is job:
                 if force:
@@ -194,7 +194,7 @@ class LocalPool:
 
 
 def _kill(worker: _Worker) -> None:
-    """Kill a worker, and what it started: that may outlive it, and hold an output's lock."""
+    """Kill a worker and its child processes, which may outlive it and hold an output's lock."""
     kill_group(worker.process.pid, wait=_KILL_SECONDS)
     worker.process.kill()  # of a group if it had the time to lead one
 
@@ -203,7 +203,7 @@ def _kill(worker: _Worker) -> None:
 def _main_hidden() -> Iterator[None]:
     """Keep multiprocessing from running the caller's script again in each process that it starts.
 
-    A script that calls `batch()` needs no `if __name__ == "__main__"`, since no worker wants it.
+    So a script that calls `batch()` needs no `if __name__ == "__main__"`.
     """
     with _hiding_main:
         main = sys.modules["__main__"]
@@ -218,7 +218,7 @@ def _main_hidden() -> Iterator[None]:
 def _environment(threads: int) -> Iterator[None]:
     """Set the environment of the fork server: its libraries start no threads and no CUDA driver.
 
-    A process that is forked from one that has them cannot use them.
+    A process that is forked from one with threads or a CUDA driver cannot use them.
     """
     settings = {
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),

@@ -1,8 +1,8 @@
-"""The manifest of a batch: what its lines ask for, and everything that is wrong with them.
+"""The manifest of a batch: the jobs of its lines, and everything that is wrong with them.
 
-A line becomes a `Job` through the declared options (`exporting.options`, `resources`), whether it
-is text or JSON. Nothing heavy is imported unless a task is not known, and no model is looked for:
-a line whose model does not exist fails when it runs.
+Each line, text or JSON, becomes a `Job` with the declared options (`exporting.options`,
+`resources`). Nothing heavy is imported unless a task is not known. Whether a model exists is not
+checked here: such a line fails when it runs.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _OF_EACH_LINE = (ModelAndOutput, ExportOptions, Resources)
-"""What declares the options that a line may have."""
+"""The dataclasses of the options that a line may have."""
 
 _OF_ALL_LINES = (ExportOptions, Resources)
-"""What declares the options that a batch may give defaults of."""
+"""The dataclasses of the options that a batch may give defaults for."""
 
 _OF_THE_BATCH = {
     *("--workers", "--ray", "--retry-failed", "--force", "--fail-fast"),
     *("--json", "--verbose", "-v", "--help", "-h", "--version"),
 }
-"""Options that a line has not, though one might look for them there."""
+"""Options of the whole batch, which a user might write in a line."""
 
 
 def read_manifest(
@@ -61,10 +61,10 @@ def read_manifest(
     """Return the jobs of a manifest.
 
     Args:
-        path: A text file, each line of which is what one would type after the command; JSON
-            lines, if its name ends in `.jsonl`; or "-" for either on standard input.
-        directory: The batch's, which outputs are relative to.
-        defaults: Options of all lines, by name; what a line says itself counts there.
+        path: A text file with the arguments of the command on each line; JSON lines, if its name
+            ends in `.jsonl`; or "-" for either on standard input.
+        directory: The directory of the batch; outputs are relative to it.
+        defaults: Options of all lines, by name; the options of a line itself win.
 
     Raises:
         UsageError: There is nothing to run, or a default is wrong.
@@ -123,7 +123,7 @@ def _decoded(raw: bytes) -> str:
 
 
 def _from_text(text: str) -> dict[str, Any] | None:
-    """Return the options of a line as one would type it after the command; None if it is blank."""
+    """Return the options of a text line; None if it is blank."""
     try:
         words = list(_split(text))
     except ValueError as error:  # shlex's two
@@ -139,9 +139,9 @@ def _from_text(text: str) -> dict[str, Any] | None:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Yield the words as a POSIX shell has them, up to a comment.
+    """Yield the words of a line as a POSIX shell does, up to a comment.
 
-    `shlex` alone would take the second half of `a#b` for a comment, too.
+    `shlex` alone would also treat the second half of `a#b` as a comment.
     """
     stream = io.StringIO(text)
     lexer = shlex.shlex(stream, posix=True)
@@ -152,7 +152,7 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _parsed(words: list[str]) -> dict[str, Any]:
-    """Return the options of a command line, which is read as the command itself reads its own."""
+    """Return the options of a command line, parsed like that of the command itself."""
     given: dict[str, Any] = {}
     arguments: list[str] = []
     rest = iter(words)
@@ -212,9 +212,9 @@ def _from_json(text: str) -> dict[str, Any] | None:
 
 
 def _values(document: Mapping[str, Any], classes: Iterable[type]) -> dict[str, Any]:
-    """Return options by their fields' names, of which `document` may have any name or spelling.
+    """Return options by their fields' names; `document` may use any of an option's names.
 
-    What is None there is not given.
+    A value of None counts as not given.
     """
     names = _names(*classes)
     given: set[str] = set()
@@ -238,9 +238,9 @@ def _values(document: Mapping[str, Any], classes: Iterable[type]) -> dict[str, A
 
 @functools.cache
 def _names(*classes: type) -> dict[str, Option]:
-    """Return options by every name that JSON may have for them: the fields' and the flags'.
+    """Return options by every name that JSON may use: the fields' names and the flags' names.
 
-    `model` is both an argument and the flag `--model`, whose option stands for both here.
+    `model` is an argument and also the flag `--model`; here the flag's option stands for both.
     """
     return {
         normalized(name.lstrip("-")): option
@@ -260,7 +260,7 @@ def _read(option: Option, reader: Callable[[Any], Any], value: Any) -> Any:  # n
 
 
 def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
-    """Return the job of a line, whose values are with the batch's defaults."""
+    """Return the job of a line, with the batch's defaults for missing values."""
     model, output = instance_of(ModelAndOutput, values).resolve()
     arguments = instance_of(ExportOptions, values).arguments()
     check_task(arguments["task"])

@@ -1,6 +1,6 @@
 """The outputs of a manifest's lines, which must not collide with one another or with the batch.
 
-The same holds for the repositories on the Hub that they are uploaded to.
+The repositories on the Hub that they are uploaded to must not collide, either.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LONGEST_NAME = 255
 """Bytes of a name, on Linux and macOS (NAME_MAX)."""
 
 _LONGEST_OUTPUT = _LONGEST_NAME - len("..pending.01234567.tmp")
-"""Bytes of an output's name, to which a batch adds that much for the files of its own beside it."""
+"""Maximum bytes of an output's name; a batch adds more characters for its own files next to it."""
 
 
 class Outputs:
-    """The directories that lines write, none of which may be another's or the batch's own."""
+    """The output directories of all lines: no two are the same, and none is the batch's own."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -37,29 +37,30 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.jobs import Job
 
 _RETRIES = 1
-"""How often Ray runs a job again whose process or node died; it counts both alike. A model that
-takes its process down does so each time. A job that loses two nodes is rare, and the next batch
+"""How often Ray runs a job again after its process or node died; it counts both the same. A model
+that crashes its process does so each time. A job that loses two nodes is rare, and the next batch
 runs it."""
 
 _HIDE_GPUS = {"env_vars": {RAY_HIDE_GPUS: "1"}}
-"""The environment of jobs that ask for no GPU, in which they see none. Ray keeps worker processes
-of different environments apart: no job with a GPU gets a process in which PyTorch found none."""
+"""The environment of jobs that request no GPU, which hides all GPUs. Ray keeps worker processes of
+different environments apart, so a job with a GPU never gets a process in which PyTorch found none.
+"""
 
 _MAX_CALLS = 100_000
 """Maximum number of concurrent calls to the event actor: two per running job."""
 
 _CONNECT_SECONDS = 10
-"""Time for a cluster to answer. Ray itself tries for minutes where nothing listens."""
+"""Time for a cluster to answer. If nothing listens, Ray itself tries for minutes."""
 
 _END_SECONDS = 5
-"""Time for processes that were killed to be gone, before their outputs are cleaned up."""
+"""Time for killed processes to disappear, before their outputs are cleaned up."""
 
 _LOOK_SECONDS = 5
-"""Time between two looks at the nodes."""
+"""Time between two checks of the nodes."""
 
 _AUTOSCALER_SECONDS = 600
-"""Time for a cluster to add a node for jobs that no node can run, when nothing else runs. All
-jobs are in Ray's queue from the beginning of the batch, so that it knows what is asked for."""
+"""Time for a cluster to add a node for jobs that no node can run, when nothing else runs. All jobs
+are in Ray's queue from the beginning of the batch, so Ray knows the requested resources."""
 
 
 class _Events:
@@ -69,7 +70,7 @@ class _Events:
         self._stages: asyncio.Queue[tuple[int, str, str]] = asyncio.Queue()
 
     async def report(self, number: int, name: str, stage: str) -> None:
-        """Take a stage of a task that runs in the process of this name."""
+        """Record a stage of a task that runs in the process of this name."""
         self._stages.put_nowait((number, name, stage))
 
     async def next_stages(self) -> list[tuple[int, str, str]]:
@@ -80,17 +81,17 @@ class _Events:
         return stages
 
     async def never(self) -> None:
-        """Never end. The result belongs to the process that calls, and is lost when that dies."""
+        """Never end. The calling process owns the result, which is lost when that process dies."""
         await asyncio.Event().wait()
 
     async def report_death(self, number: int, name: str, alive: list[Any]) -> None:
-        """Report when the process of a task dies, which Ray does not while it has retries left.
+        """Report when the process of a task dies; Ray does not report it while it has retries left.
 
         Args:
             number: The task's.
             name: The process's.
-            alive: The result of `never` that the process owns. It is in a list, for Ray waits for
-                a result that is an argument itself.
+            alive: The result of `never` that the process owns. It is in a list, because Ray waits
+                for a result that is itself an argument.
         """
         from ray.exceptions import OwnerDiedError, RayError
 
@@ -109,7 +110,7 @@ def _run_on_node(
     directory: str,
     version: str,
 ) -> dict[str, Any]:
-    """Run a job as a task of Ray, on whatever node, and return its record.
+    """Run a job as a task of Ray, on any node, and return its record.
 
     The current directory and the version of this package are the batch's.
     """
@@ -141,12 +142,12 @@ def _run_on_node(
 
 @dataclass
 class _Task:
-    """A job that Ray has.
+    """A job in Ray's queue.
 
     Attributes:
         job: The job.
         result: Ray's reference to its record.
-        worker: The process that runs it; None while it waits for one.
+        worker: The process that runs it; None while it waits for a process.
     """
 
     job: Job
@@ -157,16 +158,16 @@ class _Task:
 class RayCluster:
     """A `Runner` on a Ray cluster.
 
-    A job that asks for no GPU sees none, and one that asks has a process to itself, so that
-    what the libraries keep of the GPU's memory is given back.
+    A job that requests no GPU sees none. A job that requests one has its own process, so that the
+    GPU memory that the libraries keep is freed at its end.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        """Connect, or start a cluster of this machine.
+        """Connect to a cluster, or start one on this machine.
 
         Args:
-            address: `host:port`, ray://host:port, "auto" or "local"; by default RAY_ADDRESS, or
-                the cluster that was last started on this machine, or a new one.
+            address: `host:port`, ray://host:port, "auto" or "local"; by default RAY_ADDRESS, else
+                the cluster that was last started on this machine, else a new one.
 
         Raises:
             ModelExportError: There is no such cluster.
@@ -215,7 +216,7 @@ class RayCluster:
         return True
 
     def start(self, job: Job) -> None:
-        """Give a job to Ray."""
+        """Submit a job to Ray."""
         run = self._run_on_gpu if job.resources.num_gpus else self._run
         self._number += 1
         self._last_progress = time.monotonic()
@@ -235,7 +236,7 @@ class RayCluster:
             self._tasks[self._number] = _Task(job, result)
 
     def wait(self, seconds: float) -> Sequence[Stage | Done | Lost]:
-        """Return what the tasks report, and which have ended."""
+        """Return the events of the tasks, including those that ended."""
         numbers = {task.result: number for number, task in self._tasks.items()}
         ready, _ = self._ray.wait([self._next_stages, *numbers], timeout=seconds)
         events: list[Stage | Done | Lost] = [*self._refused]
@@ -265,7 +266,7 @@ class RayCluster:
         return stages
 
     def _end(self, task: _Task) -> Done | Lost:
-        """Make the last event of a task that has ended."""
+        """Return the last event of a task that has ended."""
         job = task.job
         try:
             record = self._ray.get(task.result)
@@ -310,7 +311,7 @@ class RayCluster:
                 self._ray.cancel(task.result, force=force)
 
     def close(self) -> None:
-        """Kill the tasks that run, and disconnect, which ends a cluster that was started here."""
+        """Kill the running tasks and disconnect, which ends a cluster that was started here."""
         results = [task.result for task in self._tasks.values()]
         for result in results:
             self._ray.cancel(result, force=True)
@@ -331,10 +332,10 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _find(address: str | None) -> str:
-    """Tell what `ray.init` will connect to, by its documentation; "" if it will start a cluster.
+    """Return the address that `ray.init` will connect to; "" if it will start a cluster.
 
     Raises:
-        ModelExportError: Nothing answers there.
+        ModelExportError: No cluster answers there.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     if address == "auto":
@@ -388,5 +389,5 @@ def _reason(error: Exception) -> str:
 
 
 def _message(error: Exception) -> str:
-    """Put what an error of Ray's says on one line; some have it in several arguments."""
+    """Return the message of one of Ray's errors on one line; some have it in several arguments."""
     return one_line(" ".join(map(str, error.args)) or error)

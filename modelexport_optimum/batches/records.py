@@ -1,4 +1,4 @@
-"""The record of a job: what results.jsonl says of it, and what decides whether it is done."""
+"""The record of a job in results.jsonl, and the data that decide whether the job is done."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NOT_IN_THE_OUTPUT = {
 
 
 def source_state(job: Job) -> str | None:
-    """Return a text that changes whenever the model of a job does: see `source.state_of`."""
+    """Return a text that changes whenever the model of a job changes: see `source.state_of`."""
     return state_of(job.model, HubPlace.among(job.arguments), output=job.output)
 
 
 def new_record(job: Job) -> dict[str, Any]:
-    """Make the record of a job of which nothing is known yet."""
+    """Make the record of a job that has not run."""
     return {
         "model": job.model,
         "task": job.arguments.get("task", "auto"),
@@ -51,9 +51,9 @@ def new_record(job: Job) -> dict[str, Any]:
 
 
 def recipe(job: Job, source: str | None) -> dict[str, Any]:
-    """Describe what decides what a job writes: another recipe is another export.
+    """Return the data that decide what a job writes: another recipe gives another export.
 
-    `source` is what `source.state_of` tells of its model.
+    `source` is the result of `source.state_of` for its model.
     """
     defaults = ExportOptions().arguments()
     options = {
@@ -67,5 +67,5 @@ def recipe(job: Job, source: str | None) -> dict[str, Any]:
 
 
 def now() -> str:
-    """Tell the time, as records have it."""
+    """Return the current time in the format of records."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -17,11 +17,11 @@ _UNITS = {
     **{"kb": 10**3, "mb": 10**6, "gb": 10**9},
     **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
 }
-"""Bytes of what may follow a number, in any case."""
+"""Bytes of the units that may follow a number, in upper or lower case."""
 
 
 def read_number(value: Any) -> float:  # noqa: ANN401
-    """Read a finite number; a ValueError says that it is none."""
+    """Read a finite number, or raise a ValueError."""
     try:
         number = float(value)
     except ValueError:
@@ -32,7 +32,7 @@ def read_number(value: Any) -> float:  # noqa: ANN401
 
 
 def read_seconds(value: Any) -> float:  # noqa: ANN401
-    """Read a number of seconds above 0; a ValueError says that it is none."""
+    """Read a number of seconds above 0, or raise a ValueError."""
     seconds = read_number(value)
     if seconds <= 0:
         raise ValueError(f"{value!r} is not a number of seconds above 0")
@@ -40,7 +40,7 @@ def read_seconds(value: Any) -> float:  # noqa: ANN401
 
 
 def read_amount(value: Any) -> float:  # noqa: ANN401
-    """Read a number from 0 on of things, of which one may ask for a fraction."""
+    """Read a number of cores or GPUs, at least 0; it may be a fraction."""
     amount = read_number(value)
     if amount < 0:
         raise ValueError(f"{value!r} is below 0")

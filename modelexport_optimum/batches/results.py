@@ -1,7 +1,7 @@
-"""results.jsonl: what became of each model of a batch, one JSON object a line.
+"""results.jsonl: the result of each model of a batch, one JSON object on each line.
 
-Each record is flushed to the disk before the next is written. Of several records of one output the
-last counts; the others are removed when the file is rewritten, at the end of a batch.
+Each record is flushed to the disk before the next is written. If an output has several records, the
+last one counts; the others are removed when the file is rewritten, at the end of a batch.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RESULTS = "results.jsonl"
-"""Where the records are, in the batch's directory."""
+"""The file of the records, in the batch's directory."""
 
 LOGS = "logs"
-"""Where the logs of what failed are, in the batch's directory."""
+"""The directory of the logs of failed jobs, in the batch's directory."""
 
 _LOCK = ".batch.lock"
 """Held by a batch that writes in its directory."""
 
 _WORKER_LOCKS = ".batch.worker-*.lock"
-"""Each held by a worker as long as it lives, which may be longer than its batch does."""
+"""Each lock is held by a worker as long as it lives, which may be longer than its batch."""
 
 _PATIENCE_SECONDS = 15
-"""Time to wait for another batch's lock: the workers of one that was killed hold it until they
-notice."""
+"""Time to wait for another batch's lock: the workers of a killed batch hold it until they notice.
+"""
 
 _BEGINNING = b'{"model": '
 """The first bytes of every line."""
 
 _ALWAYS = {"model", "output", "status", "made"}
-"""Keys that every record has, by which the file is known as ours."""
+"""Keys of every record. A file without them is not a file of results."""
 
 Record = dict[str, Any]
 
@@ -51,10 +51,10 @@ class Results:
     """The records of a batch's directory, by output."""
 
     def __init__(self, directory: Path) -> None:
-        """Read what earlier batches left in a directory, which need not exist.
+        """Read the records of earlier batches in a directory, which may not exist.
 
         Raises:
-            UsageError: results.jsonl is something else.
+            UsageError: results.jsonl is another kind of file.
         """
         self.path = directory / RESULTS
         self._directory = directory
@@ -110,7 +110,7 @@ class Results:
             raise ModelExportError(f"cannot write {self.path}: {error.strerror}") from error
 
     def compact(self) -> None:
-        """Write the file anew with one line for each output."""
+        """Rewrite the file with one line for each output."""
         if not self.path.exists():
             return
         from modelexport_optimum.system.atomic_write import replacing
@@ -128,7 +128,7 @@ class Results:
 
 
 def record_in(line: bytes) -> Record | None:
-    """Return the record that a text is; None if it is none."""
+    """Parse a record; None if the text is not a record."""
     found = _parsed(line)
     if not isinstance(found, dict) or not found.keys() >= _ALWAYS:
         return None
@@ -152,10 +152,10 @@ def _parsed(line: bytes) -> object:
 
 @contextlib.contextmanager
 def only_batch(directory: Path) -> Iterator[None]:
-    """Make the directory, and keep other batches out of it where the file system has locks.
+    """Make the directory, and lock it for other batches if the file system has locks.
 
     Raises:
-        ModelExportError: Another batch writes there, or it cannot be made.
+        ModelExportError: Another batch writes there, or the directory cannot be made.
     """
     locked = directory / _LOCK
     try:
@@ -185,7 +185,7 @@ def only_batch(directory: Path) -> Iterator[None]:
 
 
 def _remove_locks_of_workers(directory: Path, deadline: float) -> bool:
-    """Remove the locks that nobody holds; False if somebody still does at the deadline."""
+    """Remove unused locks; return False if one is still held at the deadline."""
     for path in directory.glob(_WORKER_LOCKS):
         held = _lock_until(path, deadline)
         if held is None:
@@ -195,7 +195,7 @@ def _remove_locks_of_workers(directory: Path, deadline: float) -> bool:
 
 
 def _lock_until(path: Path, deadline: float) -> int | None:
-    """Take a lock; None if another process still has it at the deadline."""
+    """Take a lock; return None if another process still holds it at the deadline."""
     while (held := lock(path)) is None and time.monotonic() < deadline:
         time.sleep(0.1)
     return held
@@ -203,9 +203,9 @@ def _lock_until(path: Path, deadline: float) -> int | None:
 
 @contextlib.contextmanager
 def held_by_worker(directory: Path) -> Iterator[None]:
-    """Keep later batches out of a directory while a worker of one runs, though its batch be dead.
+    """Lock a directory for later batches while a worker runs, even if its batch is dead.
 
-    Who holds it asks whether the batch is alive: if not, a later one may be there already.
+    The holder must check whether its batch is alive: if not, a later batch may already run.
     """
     held: int | None = None
     try:

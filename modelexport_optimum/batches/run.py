@@ -1,6 +1,6 @@
-"""`batch()`: many exports. What is done already, who runs the rest, and what became of each.
+"""`batch()`: many exports. It skips those that are done, runs the rest, and returns all results.
 
-Every output is published by its export, by one rename, so that a batch may end at any moment.
+Each export publishes its own output by one rename, so a batch may end at any moment.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.results import Record
 
 MAX_WORKERS = 4
-"""Maximum number of workers unless more are asked for: each holds a model, and what exporting it
-takes."""
+"""Maximum number of workers by default: each needs memory for a model and its export."""
 
 
 @dataclass(frozen=True, repr=False)
 class BatchResult(Displayed):
-    """What became of every line.
+    """The results of all lines.
 
     Attributes:
-        directory: The batch's.
-        records: One for each line, in order, as in results.jsonl, but with absolute paths;
-            "not run" is the status of what was left out.
-        skipped: How many were done before.
-        seconds: Of the whole.
-        signal: What stopped it, if anything.
+        directory: The directory of the batch.
+        records: One record for each line, in order, as in results.jsonl, but with absolute paths;
+            the status of a line that was left out is "not run".
+        skipped: Number of lines that were done in earlier runs.
+        seconds: Duration of the batch.
+        signal: The signal that stopped the batch, if any.
     """
 
     directory: Path
@@ -68,7 +67,7 @@ class BatchResult(Displayed):
         return 3 if statuses <= {"ok", "check-failed", "upload-failed"} else 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON can carry it."""
+        """Return the result as data for JSON."""
         return {
             "ok": self.exit_status == 0,
             "exit_status": self.exit_status,
@@ -92,25 +91,25 @@ def batch(
     watcher: Watcher | None = None,
     **options: Any,  # noqa: ANN401
 ) -> BatchResult:
-    """Export the models of a manifest; one that fails costs itself alone.
+    """Export the models of a manifest. If one fails, the others continue.
 
     Args:
-        manifest: A text file whose lines are what `export` is given, a `.jsonl` file, or "-" for
-            standard input.
-        directory: Where the exports are written, results.jsonl, and the logs of what failed.
-        workers: Models at a time on this machine; by default one for each core, at most
-            `MAX_WORKERS`.
-        ray: Run on a Ray cluster: its address, or True for that of the environment, or a local
-            one where there is none.
-        retry_failed: Run only what failed before.
-        force: Run what is done, too.
+        manifest: A text file with the arguments of `export` on each line, a `.jsonl` file, or "-"
+            for standard input.
+        directory: Directory for the exports, results.jsonl, and the logs of failures.
+        workers: Number of models to export at the same time on this machine; by default one for
+            each core, at most `MAX_WORKERS`.
+        ray: Run on a Ray cluster: its address, or True for the cluster that the environment names,
+            or a local one.
+        retry_failed: Run only the models that failed before.
+        force: Run all models, even those that are done.
         fail_fast: Stop at the first failure.
-        watcher: Is told how it goes on.
-        **options: Defaults for all lines, by the names that a line of JSON has for them: those
-            of the command's options, such as `task`, `dtype`, `no_constant_folding`, `timeout`.
+        watcher: Receives the events of the batch.
+        **options: Defaults for all lines, by their names in a line of JSON, which are those of the
+            command's options, such as `task`, `dtype`, `no_constant_folding`, `timeout`.
 
     Returns:
-        What became of each line.
+        The result of each line.
 
     Raises:
         UsageError: The manifest or an option is wrong, and nothing was run.
@@ -144,7 +143,7 @@ def run_jobs(
     fail_fast: bool = False,
     watcher: Watcher | None = None,
 ) -> BatchResult:
-    """Run the jobs of a manifest: see `batch`, whose arguments these are."""
+    """Run the jobs of a manifest. The arguments are those of `batch`."""
     started = time.monotonic()
     place = Path(os.path.abspath(directory))  # noqa: PTH100 (resolve() would follow a link)
     with only_batch(place):
@@ -188,7 +187,7 @@ def _not_run(job: Job) -> Record:
 def _runner(
     jobs: int, directory: Path, workers: int | None, ray: str | None
 ) -> tuple[Runner, int | None]:
-    """Return the runner for so many jobs, and how many run at a time, None where Ray decides."""
+    """Return the runner, and the number of jobs at the same time; None if Ray decides."""
     if ray is not None:
         from modelexport_optimum.batches.ray_cluster import RayCluster
 

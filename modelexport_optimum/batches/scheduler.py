@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from modelexport_optimum.batches.results import Record, Results
 
 _GRACE_SECONDS = 10
-"""Time for a job that is cancelled to clean up, before it is ended by force."""
+"""Time for a cancelled job to clean up, before it is ended by force."""
 
 _POLL_SECONDS = 0.2
-"""Time between two looks at the clock, and at the signals that came."""
+"""Time between two checks of the clock and of signals."""
 
 _STAGE_AFTER_FETCHING = "export"
 """The stage that begins when a model has been fetched and loaded."""
@@ -42,12 +42,12 @@ _STAGE_AFTER_FETCHING = "export"
 
 @dataclass
 class _StartedJob:
-    """A job that the runner has.
+    """A job that runs or waits in the runner.
 
     Attributes:
         job: The job.
-        since: When a worker took it up, by `time.monotonic`; None while it waits for one.
-        started: The same time, as records have it.
+        since: When a worker started it, by `time.monotonic`; None while it waits.
+        started: The same time, in the format of records.
         end_reason: "timed-out" or "stopped" once it is being ended.
         deadline: When it is ended by force, by `time.monotonic`; 0 until it is cancelled.
     """
@@ -59,23 +59,23 @@ class _StartedJob:
     deadline: float = 0
 
     def is_late(self, at: float) -> bool:
-        """Tell whether it has taken longer than it may."""
+        """Return whether it has exceeded its time limit."""
         timeout = self.job.resources.timeout
         return timeout is not None and self.since is not None and at > self.since + timeout
 
 
 class Scheduler:
-    """Runs jobs through a runner, and records what becomes of each.
+    """Runs jobs with a runner, and records their results.
 
     Attributes:
-        records: Of the jobs that have ended, by output.
-        signal: The first signal that came, if any.
+        records: The records of the jobs that have ended, by output.
+        signal: The first signal that was received, if any.
     """
 
     def __init__(
         self, jobs: Sequence[Job], results: Results, watcher: Watcher, *, fail_fast: bool
     ) -> None:
-        """Take up jobs, to be run in this order."""
+        """Prepare to run jobs in this order."""
         self.records: dict[Path, Record] = {}
         self.signal: int | None = None
         self._waiting = deque(jobs)
@@ -103,7 +103,7 @@ class Scheduler:
                 remove_abandoned(output)
 
     def _next_job(self, runner: Runner) -> Job | None:
-        """Take the first waiting job whose model no other is fetching, if the runner has room."""
+        """Take the first waiting job whose model no other job is downloading, if there is room."""
         if not runner.has_room():
             return None
         fetching = {_download(one.job) for one in self._started.values()} - self._fetched - {None}
@@ -202,7 +202,7 @@ class Scheduler:
                 runner.cancel(started.job, force=True)
 
     def _stop(self, reason: str) -> None:
-        """Start no further job, and end those that run."""
+        """Start no further job, and end the running ones."""
         self._waiting.clear()
         to_end = [started for started in self._started.values() if started.end_reason is None]
         if to_end:
@@ -212,9 +212,9 @@ class Scheduler:
 
     @contextlib.contextmanager
     def _handling_signals(self) -> Iterator[None]:
-        """Let Ctrl-C, SIGTERM and SIGHUP end the batch: once in an orderly way, twice by force.
+        """End the batch on Ctrl-C, SIGTERM or SIGHUP: first in an orderly way, then by force.
 
-        A signal that is ignored stays so: SIGHUP under nohup, Ctrl-C of a job in the background.
+        An ignored signal stays ignored: SIGHUP under nohup, Ctrl-C of a background job.
         """
         numbers = [signal.SIGINT, *TO_END]
         if threading.current_thread() is not threading.main_thread():
@@ -248,7 +248,7 @@ def _record_of_lost_job(started: _StartedJob, status: str, reason: str) -> Recor
 
 
 def _download(job: Job) -> object:
-    """Return what a job fetches, the same for jobs that fetch the same; None for a directory."""
+    """Return a key for the download of a job, equal for equal downloads; None for a directory."""
     if is_directory(job.model):
         return None
     return job.model, *(str(job.arguments.get(name)) for name in ("revision", "cache_dir"))

@@ -1,7 +1,7 @@
-"""One job of a batch, run in this process: an export, and a record of it whatever happens.
+"""One job of a batch, run in this process: an export, and a record of its result in every case.
 
-The local pool and Ray both call `run_job`. An error ends the job and is in its record; the runner
-notices when the process dies.
+The local pool and Ray both call `run_job`. An error ends the job and is written to its record; the
+runner notices when the process dies.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def import_all() -> None:
 
 
 def _limit_threads(count: int) -> None:
-    """Let PyTorch and ONNX Runtime use this many threads, unless a session asks for others."""
+    """Let PyTorch and ONNX Runtime use this many threads, unless a session sets its own number."""
     global _threads
     import torch
 
@@ -80,16 +80,16 @@ def _limit_sessions() -> None:
 
 
 def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict[str, Any]:
-    """Run one job, and write all that it prints to its log.
+    """Run one job, and write its output to its log.
 
     Args:
-        job: What to export. Its log is removed when all is well.
+        job: The job. Its log is removed if it succeeds.
         report_stage: Called with the name of each stage that begins.
         threads: Maximum number of threads of PyTorch, and of each session of ONNX Runtime.
 
     Returns:
-        The job's record: status "ok", "check-failed" or "upload-failed" (the files are written),
-        or "failed".
+        The job's record: status "ok", "check-failed" or "upload-failed" (the files are written), or
+        "failed".
     """
     started = time.perf_counter()
     record = {**new_record(job), "started": now()}
@@ -131,10 +131,10 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
 
 
 def _verdict(result: ExportResult, job: Job) -> dict[str, Any]:
-    """Return the part of a record that says whether all is well.
+    """Return the part of a record that has the status.
 
-    An upload follows the publication, so that a process which dies in between leaves the record
-    of one that failed.
+    The upload comes after the publication. If the process dies in between, its record says that the
+    upload failed.
     """
     if not result.checks_ok:
         rows = result.check_rows
@@ -152,7 +152,7 @@ def _failure(status: str, exit_status: int, error: str) -> dict[str, Any]:
 
 
 def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
-    """Return the part of a record that says what was exported."""
+    """Return the part of a record that describes the export."""
     return {
         "task": result.task,
         "warnings": list(result.warnings),
@@ -171,7 +171,7 @@ def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _logged(job: Job) -> Iterator[None]:
-    """Send what is printed to the job's log, also by C++ libraries and as the process crashes."""
+    """Write all output to the job's log, also from C++ libraries and during a crash."""
     if job.log is None:
         yield
         return

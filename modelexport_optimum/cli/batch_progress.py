@@ -1,4 +1,4 @@
-"""What is printed of a batch: a line for each model that has ended, a bar, and the table."""
+"""The output of `batch`: a line for each model that has ended, a progress bar, and the table."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _COLUMNS = (
 
 @contextlib.contextmanager
 def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
-    """Run a batch: quietly, with a line for each model that has ended."""
+    """Run a batch without other output, with a line for each model that has ended."""
     with (
         exit_on_error(as_json=as_json, verbose=verbose),
         quiet() as stream,
@@ -56,7 +56,7 @@ def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
 
 
 class _Lines(Watcher):
-    """What a batch says in a pipe: a line for each model that has ended."""
+    """The output of a batch in a pipe: a line for each model that has ended."""
 
     def __init__(self, stream: IO[str], *, verbose: bool) -> None:
         self._verbose = verbose
@@ -109,7 +109,7 @@ class _Lines(Watcher):
 
 
 class _Bars(_Lines):
-    """The same on a terminal, above a bar and what each worker is doing."""
+    """The same on a terminal, above a progress bar and the current stage of each worker."""
 
     def __init__(self, stream: IO[str], *, verbose: bool) -> None:
         super().__init__(stream, verbose=verbose)
@@ -184,7 +184,7 @@ class _Bars(_Lines):
 
 
 def print_batch(result: BatchResult) -> None:
-    """Print what became of each model of a batch."""
+    """Print the result of each model of a batch."""
     times = Counter(record["model"] for record in result.records)
     rows = []
     for record in result.records:
@@ -220,5 +220,5 @@ def print_batch(result: BatchResult) -> None:
 
 
 def _model(name: str) -> str:
-    """Return a model as the user knows it: a directory from here on."""
+    """Return a model as the user knows it: a directory relative to the current one."""
     return from_here(Path(name)) if Path(name).is_absolute() else name

@@ -1,4 +1,4 @@
-"""What `compare` prints for people, and its rows for CSV and Markdown."""
+"""The output of `compare` for people, and its rows for CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODULE_FIELDS = (
 """The columns of `compare --csv` and `--markdown`."""
 
 _MOST_CULPRITS = 10
-"""Culprits that are named above the tree."""
+"""Maximum number of culprits named above the tree."""
 
 _COLUMNS = (
     Column("module", shrinks="path"),
@@ -58,7 +58,7 @@ def rows(found: Comparison, shown: Collection[str] | None) -> Iterator[dict[str,
 def print_comparison(
     found: Comparison, *, depth: int | None, shown: Collection[str] | None
 ) -> None:
-    """Print the culprits, the tree of each file, and the outputs as they are deployed."""
+    """Print the culprits, the tree of each file, and the outputs as deployed."""
     print_line((found.other, "bold"), " against ", (found.reference, "bold"))
     print_line(*_verdict(found))
     for path in found.unpaired:
@@ -90,7 +90,7 @@ def print_comparison(
 
 
 def _print_fallen_back(found: Comparison) -> None:
-    """Say which files' figures are the CPU's, since the provider took none or few nodes."""
+    """Name the files whose figures are the CPU's, because the provider took few or no nodes."""
     for name in found.skipped:
         print_line(
             f"{name}: the provider takes no node of it, so it runs on the CPU and is not compared",
@@ -104,7 +104,7 @@ def _print_fallen_back(found: Comparison) -> None:
 
 
 def _outputs_of(file: str, found: Comparison, *, named: bool) -> Iterator[Row]:
-    """Yield the outputs of a file that differ, or the one that comes nearest to it."""
+    """Yield the outputs of a file that differ, or the one with the largest difference."""
     outputs = sorted((row for row in found.outputs if row.file == file), key=_by_error)
     wrong = [row for row in outputs if not row.relative <= found.tolerance]
     for row in wrong or outputs[:1]:
@@ -164,7 +164,7 @@ def _print_tree(calls: Sequence[ModuleComparison], found: Comparison, depth: int
 def _outer_first(
     calls: Iterable[ModuleComparison],
 ) -> Iterator[tuple[ModuleComparison, int, str]]:
-    """Yield the calls below the module around each: its level, and that module's path."""
+    """Yield the calls in tree order, each with its level and the path of its parent."""
     listed = list(calls)
     paths = {call.path for call in listed}
 

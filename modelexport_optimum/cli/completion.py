@@ -1,6 +1,6 @@
-"""Shell completion of option values: at most a second, and never an error.
+"""Shell completion of option values: it takes at most a second, and never fails.
 
-Typer calls these functions with what was typed so far.
+Typer calls these functions with the text that was typed so far.
 """
 
 # Annotations are no strings here: Typer reads them to know what to pass.
@@ -23,10 +23,10 @@ fi"""
 
 
 def mend_zsh() -> None:
-    """Let the script for zsh offer something at the first Tab of a shell, too.
+    """Make the script for zsh work at the first Tab of a shell, too.
 
-    zsh runs the script as the function that completes, when it is first needed; Typer's only
-    registers another one then.
+    At the first Tab, zsh runs the script as the completion function; Typer's script then only
+    registers another function.
     """
     with contextlib.suppress(ModelExportError):  # another version of Typer, whose script stays
         scripts = COMPLETION_SCRIPTS.get()
@@ -43,7 +43,7 @@ def complete_task(incomplete: str) -> list[str]:
 
 
 def complete_provider(incomplete: str) -> list[str]:
-    """Return the execution providers that ONNX Runtime and packages know, by their short names."""
+    """Return the short names of the execution providers of ONNX Runtime and of plugins."""
     from modelexport_optimum.providers.choice import known_provider_names
 
     names = [name.removesuffix("ExecutionProvider").lower() for name in known_provider_names()]
@@ -56,29 +56,29 @@ def complete_viewer(incomplete: str) -> list[str]:
 
 
 def complete_module(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the module paths in the file or directory that was named before."""
+    """Return the module paths in the file or directory on the command line."""
     return [path for path, _ in _modules(ctx) if path.startswith(incomplete)]
 
 
 def complete_class(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the module classes in the file or directory that was named before."""
+    """Return the module classes in the file or directory on the command line."""
     return sorted({name for _, name in _modules(ctx) if name.startswith(incomplete)})
 
 
 def complete_op(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the operators in the file or directory that was named before."""
+    """Return the operators in the file or directory on the command line."""
     names = {node.op_type for file in _files(ctx) for node in file.nodes}
     return sorted(name for name in names if name.startswith(incomplete))
 
 
 def _modules(ctx: typer.Context) -> list[tuple[str, str]]:
-    """Return path and class of each module, in the order in which they ran; no root."""
+    """Return path and class of each module but the root, in the order in which they ran."""
     modules = (module for file in _files(ctx) for module in file.modules.values())
     return list(dict.fromkeys((one.path, one.module_class) for one in modules if one.path))
 
 
 def _files(ctx: typer.Context) -> list[Any]:
-    """Return the tagged files below the command's DIR|FILE; none where they cannot be read."""
+    """Return the tagged files of the command's DIR|FILE; none if they cannot be read."""
     # Click stops parsing at an option without a value, and leaves the arguments as they are.
     words = [ctx.params.get("path"), *ctx.args]
     path = next((Path(word) for word in words if word is not None and Path(word).exists()), None)

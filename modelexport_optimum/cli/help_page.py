@@ -1,4 +1,4 @@
-"""The program's own `--help`: the commands in groups, those of a newcomer first, options last.
+"""The program's own `--help`: the commands in groups, the first ones to use on top, options last.
 
 Typer shows the options of a program before its commands, and has no setting for the order.
 """
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FIRST = "Start with these"
-"""The heading of the three commands that a newcomer needs: make an export, see it, show it."""
+"""The heading of the three commands for the first use: export, inspect, report."""
 
 EXPORTS = "Export many models, and check exports"
 VIEWS = "Look at an export"

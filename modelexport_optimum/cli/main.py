@@ -44,7 +44,7 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
 class _Program(typer.Typer):
-    """The program, whose commands are all of our own class."""
+    """The program. All its commands are of the class `Command`."""
 
     def command(
         self,

@@ -1,6 +1,6 @@
-"""The declared options as Typer's: how a dataclass of `exporting.options` becomes a command line.
+"""The options of the command line, made from the dataclasses of `exporting.options` for Typer.
 
-Nothing heavy is imported here, and nothing is declared that `export()` or `batch()` takes.
+Nothing heavy is imported here. Options that `export()` or `batch()` takes are not declared here.
 """
 
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 _COMPLETIONS = {"task": complete_task, "providers": complete_provider}
-"""What offers values for a declared option, by its name."""
+"""The completion functions of declared options, by name."""
 
 
 def option(flags: str, text: str, **settings: Any) -> Any:  # noqa: ANN401
-    """Declare an option that one command alone has, with its flags separated by blanks."""
+    """Declare an option that only one command has, with its flags separated by blanks."""
     return typer.Option(*flags.split(), help=text, **settings)
 
 
 def typer_option(declared: Option) -> Any:  # noqa: ANN401
-    """Return a declared option as Typer's."""
+    """Return a Typer option for a declared option."""
     settings: dict[str, Any] = {"help": declared.help, "metavar": declared.metavar}
     if not declared.flags:
         return typer.Argument(**settings)
@@ -40,7 +40,7 @@ def typer_option(declared: Option) -> Any:  # noqa: ANN401
 
 
 def _parser(read: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
-    """Return a parser for Typer, which drops the message of a ValueError."""
+    """Return a parser for Typer that keeps the message of a ValueError, which Typer would drop."""
 
     def parse(value: Any) -> Any:  # noqa: ANN401
         try:
@@ -165,11 +165,11 @@ Inputs = Annotated[
 
 
 def declared_options(*classes: type, after: str | None = None) -> "Callable[[_Command], _Command]":
-    """Give a command the options that dataclasses declare, which it takes as `**given`.
+    """Add the options that dataclasses declare to a command, which takes them as `**given`.
 
     Args:
-        classes: What declares the options, in the order of `--help`.
-        after: The option behind which the command's own stand; by default they are first.
+        classes: The dataclasses, in the order of `--help`.
+        after: The option after which the command's own options come; by default they are first.
     """
     declared = [
         inspect.Parameter(

@@ -1,6 +1,6 @@
-"""What all commands print in one way: stages, errors and JSON; and how a command ends.
+"""Output that all commands share: stages, errors and JSON; and the end of a command.
 
-Progress and errors go to stderr, results to stdout. The output of other libraries goes to neither.
+Progress and errors go to stderr, results to stdout. The output of other libraries is not shown.
 `run_tables` and `view_tables` format the results of each command.
 """
 

@@ -1,4 +1,4 @@
-"""What `profile` prints for people, and its rows for CSV and Markdown. It measures nothing."""
+"""The output of `profile` for people, and its rows for CSV and Markdown. It measures nothing."""
 
 from __future__ import annotations
 

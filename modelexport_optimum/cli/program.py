@@ -1,7 +1,8 @@
 """The Typer classes of the program: the default command, and hints for mistyped words.
 
-Typer does the parsing. Here a word that is no command becomes a model for `export`, the error for
-a mistyped command or option names the likely one, and a flag is shown without a type.
+Typer does the parsing. The classes here add three things: a first word that is not a command is a
+model for `export`; the error for a mistyped command or option suggests the right one; and `--help`
+shows a flag without a type.
 """
 
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.

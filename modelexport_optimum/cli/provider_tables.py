@@ -1,4 +1,4 @@
-"""What is printed of execution providers: those of this machine, and which module runs where."""
+"""Tables of execution providers: those of this machine, and the provider of each module."""
 
 from __future__ import annotations
 

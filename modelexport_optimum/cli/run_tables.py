@@ -1,4 +1,4 @@
-"""What the commands of a run print: export, tag, strip and verify. It decides nothing."""
+"""The output of the commands export, tag, strip and verify. It decides nothing."""
 
 from __future__ import annotations
 

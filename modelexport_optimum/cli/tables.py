@@ -1,8 +1,8 @@
 """Tables and lines for people: drawn at the width of the terminal, and never broken in a pipe.
 
-If a table is wider than the terminal, text is wrapped and paths are shortened in their middle,
-down to a width that can still be read. If that is not enough, columns are left out, in the order
-that the table states, and a line below names them. Columns without such an order always stay.
+If a table is wider than the terminal, text is wrapped and paths are shortened in the middle, down
+to a width that people can still read. If that is not enough, columns are left out, in the order
+that the table defines, and a line below names them. Columns without such an order always stay.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the views print for people, and their rows for CSV and Markdown. It counts nothing."""
+"""The output of the views for people, and their rows for CSV and Markdown. It counts nothing."""
 
 from __future__ import annotations
 

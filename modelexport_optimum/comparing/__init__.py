@@ -1,8 +1,8 @@
-"""Comparing: which module's numbers differ between two sides, and whose fault it is.
+"""Comparing: the modules whose numbers differ between two sides, and where the difference begins.
 
-It gives to others: `compare.compare_files` and what it gives, a `comparison.Comparison`; and
-`file_pairs`, which files of two exports belong together.
+It provides: `compare.compare_files` and its result, a `comparison.Comparison`; and `file_pairs`,
+which pairs the files of two exports.
 
-It must not know where a side's numbers come from: PyTorch's are recorded by `tagging`, and
-brought by `compare_run`. It must not know torch, transformers or Optimum.
+It must not know where the numbers of a side come from: `exporting` records PyTorch's, and
+`compare_run` passes them in. It must not know torch, transformers or Optimum.
 """

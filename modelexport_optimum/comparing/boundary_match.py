@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 _MOST_DISTANCES = 64
-"""Distances that are computed to tell values of one shape apart: eight values on each side."""
+"""Maximum number of distances computed to distinguish values of one shape: eight on each side."""
 
 _ALIKE = 1.0
-"""Two tensors that have nothing to do with each other differ by more: by the root of 2 if their
-norms are equal."""
+"""Unrelated tensors differ by more: by the root of 2 if their norms are equal."""
 
 
 @dataclass(slots=True)
 class MatchedCall:
-    """One call of the reference, and what stands for it in the graph.
+    """One call of the reference, with its counterpart in the graph.
 
     Attributes:
         recorded: The call in the reference.
-        call: The call in the graph whose nodes make the values; None if there is none.
-        pairs: Values of the graph to those of the reference.
-        given: Values that it reads and the call around it makes, to those of the reference.
-        reason: Why there are no pairs, or what they stand for; or "".
+        call: The call in the graph whose nodes compute the values; None if there is none.
+        pairs: Values of the graph to values of the reference.
+        given: Values that it reads and that the call around it computes, to values of the
+            reference.
+        reason: Why there are no pairs, or what the pairs are; or "".
     """
 
     recorded: RecordedCall
@@ -52,12 +52,12 @@ class MatchedCall:
 
     @property
     def is_matched(self) -> bool:
-        """Whether there is something to compare, or nothing that could be wrong."""
+        """Whether there is a value to compare, or no value that could be wrong."""
         return bool(self.pairs) or self.recorded.passes_through
 
 
 def match(recorded: RecordedRun, graph: FlatGraph, values: ValueStore) -> list[MatchedCall]:
-    """Find what stands in a graph for what left each call of the reference, in their order."""
+    """Find the values of a graph for the outputs of each call of the reference, in their order."""
     by_path: dict[str, list[MatchedCall]] = defaultdict(list)
     matched = [MatchedCall(call) for call in recorded.calls]
     for entry in matched:
@@ -130,8 +130,8 @@ def _paired(
 ) -> dict[str, str]:
     """Pair values of one shape, each with one of the other side.
 
-    Where several have one shape, their order tells; where it cannot, because one side shows
-    more of them or in another order, the closest two are a pair.
+    If several values have one shape, their order decides. If it cannot, because one side has more
+    of them or another order, the closest two are a pair.
     """
     shapes: dict[tuple[int, ...], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for name in dict.fromkeys(theirs):
@@ -152,7 +152,7 @@ def _pair_transposed(
     pairs: dict[str, str],
     shapes: Mapping[tuple[int, ...], tuple[list[str], list[str]]],
 ) -> None:
-    """Pair what is left over, if one side has it with its axes in another order.
+    """Pair the remaining values, if one side has them with the axes in another order.
 
     An exporter drops a Transpose at the end of a module and the one that follows it outside.
     """
@@ -165,7 +165,7 @@ def _pair_transposed(
 
 
 def order_of_axes(theirs: tuple[int, ...], ours: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the order in which a tensor's axes give another shape; None if it is not certain."""
+    """Return the order of a tensor's axes that gives another shape; None if it is not certain."""
     if sorted(theirs) != sorted(ours) or len(set(ours)) < len(ours):
         return None
     return tuple(theirs.index(size) for size in ours)
@@ -195,9 +195,9 @@ def _closest(
 def _given(
     recorded: RecordedCall, call: ModuleCall, reference: ValueStore, values: ValueStore
 ) -> dict[str, str]:
-    """Pair what a call reads of the call around it.
+    """Pair the values that a call reads from the call around it.
 
-    One side may show what the other does not, so that only values that are alike are pairs.
+    One side may have values that the other does not have, so only similar values are pairs.
     """
     pairs = _paired(
         [name for name in recorded.given if name in reference],
@@ -222,9 +222,9 @@ def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
 
 
 def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
-    """Take back matches of modules in which another module calls something.
+    """Undo the matches of modules inside which another module calls something.
 
-    By its tag such a call is in the module, so that the outputs of the module cannot be told apart.
+    By its tag such a call is in the module, so the outputs of the module are not certain.
     """
     called = {entry.recorded.path for entry in matched}
     blurred: dict[str, str] = {}
@@ -241,10 +241,10 @@ def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
 
 
 def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
-    """Say which modules' parameters are read by nodes of another module alone.
+    """Explain which modules have parameters that only nodes of another module read.
 
-    A part of such a module was fused into the other one, and what leaves it, if anything, is
-    less than what it makes in the reference: such a match is taken back.
+    A part of such a module was fused into the other one. Its outputs in the graph, if any, are then
+    only a part of its result in the reference, so the match is undone.
     """
     readers: dict[str, list[ModuleCall]] = defaultdict(list)
     for node in graph.nodes:
@@ -272,11 +272,11 @@ def _name_fused(matched: Iterable[MatchedCall], graph: FlatGraph) -> None:
 def _match_without_nodes(
     matched: Sequence[MatchedCall], recorded: RecordedRun, graph: FlatGraph
 ) -> None:
-    """Match what was called in the reference and has no node in the graph.
+    """Match the calls of the reference without a node in the graph.
 
-    It hands on what it reads, as a Dropout does; or it was folded into the module whose
-    result it alone reads, as a BatchNorm into a Conv: then that module's value stands for
-    the results of both.
+    Such a call passes its input on, as a Dropout does. Or it was folded into the module whose
+    result only it reads, as a BatchNorm into a Conv; then the value of that module is the result of
+    both.
     """
     ours: dict[str, str] = {}
     makers: dict[str, MatchedCall] = {}  # the innermost call that gave a value
@@ -327,7 +327,7 @@ def _match_without_nodes(
 def _fold(
     entry: MatchedCall, maker: MatchedCall, matched: Iterable[MatchedCall], name: str
 ) -> None:
-    """Let a value of the graph stand for the result of what was folded into its maker."""
+    """Use a value of the graph as the result of the module that was folded into its producer."""
     (source,), (result,) = entry.recorded.reads, entry.recorded.outputs
     entry.call, entry.pairs = maker.call, {name: result}
     entry.reason = f"compared together with {maker.recorded.path}, into which it was folded"

@@ -1,9 +1,9 @@
 """The choices of TopK nodes, where the two sides differ by rounding alone.
 
-Scores that are equal but for rounding are in another order on another machine, and a TopK
-that need not sort gives any order. All that follows (which expert a token goes to, which
-queries a decoder gets) differs then, and no module is at fault. So the other side is run with
-the choices of the reference, where its own scores allow them.
+Scores that are equal up to rounding may have another order on another machine, and a TopK that does
+not sort may return any order. Then everything after it differs (the expert of a token, the queries
+of a decoder), although no module is wrong. So the other side runs with the choices of the
+reference, if its own scores allow them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def differing_choices(recorded: RecordedRun, ours: RecordedRun) -> Arrays:
-    """Return the reference's choices that are not a graph's, by the name of the graph's value."""
+    """Return the choices of the reference that differ from a graph's, by the graph's value."""
     theirs = {(call.path, call.number): call.choices for call in recorded.calls}
     found: Arrays = {}
     for call in ours.calls:
@@ -48,11 +48,11 @@ def take_choices(
 ) -> RecordedRun:
     """Run a graph with the choices of the reference, if its own are not the same.
 
-    `run` goes on with the choices that are taken. Scores are equal whose relative difference is
-    not larger than the tolerance.
+    `run` continues with these choices. Scores are equal whose relative difference is not larger
+    than the tolerance.
 
     Returns:
-        The graph's run with the choices that are taken; `ours` if there are none.
+        The graph's run with the choices of the reference; `ours` if they are the same.
     """
     given = run.chosen
     choices = differing_choices(recorded, ours)
@@ -78,7 +78,7 @@ def take_choices(
 def _are_top(
     scores: np.ndarray, indices: np.ndarray, graph: FlatGraph, name: str, tolerance: float
 ) -> bool:
-    """Tell whether scores at indices are the largest (or smallest) but for rounding."""
+    """Return whether scores at indices are the largest (or smallest), up to rounding."""
     given = {
         attribute.name: onnx.helper.get_attribute_value(attribute)
         for attribute in graph.makers[name].proto.attribute

@@ -1,10 +1,10 @@
-"""`compare()`: which module's numbers differ between two sides, and whose fault it is.
+"""`compare()`: the modules whose numbers differ between two sides, and where the difference begins.
 
-Every module's result is compared with the reference's, once as the whole graph computes it
-(the error) and once with the reference's values fed to the module (its own part of it). A
-module that only hands on a wrong input has an error and no own one. The graphs run without
-fusions, since ONNX Runtime cannot fuse across a value that is looked at; the outputs are
-compared once more as the file is deployed.
+Every module's result is compared with the reference's twice: as the whole graph computes it (the
+error), and with the reference's values as inputs of the module (the own error). A module that only
+passes on a wrong input has an error but no own error. The graphs run without fusions, because ONNX
+Runtime cannot fuse across a value that is read out. The outputs are compared once more with
+fusions, as the file is deployed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def compare_files(
     provider: Provider,
     tolerance: float,
 ) -> Comparison:
-    """Compare files with what they are to be compared to.
+    """Compare files with their references.
 
     The reference and the other side are named in words.
 
@@ -125,7 +125,7 @@ def _check_compared(found: Comparison, files: Sequence[str], provider: Provider)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Conditions:
-    """What every file is compared under."""
+    """The conditions of the comparison, the same for all files."""
 
     samples: SampleOptions
     provider: Provider
@@ -212,10 +212,10 @@ def _own_differences(
     run: TappedRun,
     feeds: Arrays,
 ) -> dict[tuple[int, str], float]:
-    """Measure what differs in each call when it is fed the reference's values.
+    """Measure the difference of each call with the reference's values as its inputs.
 
-    Calls of one depth do not overlap, so that one run serves all of them: each reads the
-    reference's values wherever it reads what another call has made.
+    Calls of one depth do not overlap, so that one run serves all of them: each call reads the
+    reference's values instead of another call's results.
 
     Returns:
         The relative difference by the identity of the call and the name of the value.

@@ -1,6 +1,6 @@
-"""What a comparison found: figures by module, and what counts as a difference.
+"""The result of a comparison: figures by module, and the tolerances.
 
-Plain results. How they are found is `compare`.
+These are plain data. `compare` computes them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ in: some hundred times the type's unit roundoff (2^-24, 2^-11, 2^-8), as a modul
 thousand products. Measured on the modules of the tests' architectures."""
 
 LARGEST_SHOWN = 1000.0
-"""The largest difference that is drawn: JSON has no infinity, and a colour scale none either."""
+"""The largest difference for the colour scale, because JSON and the scale have no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far one tensor, or several, are from the reference's.
+    """The difference of one or several tensors from the reference's.
 
     Attributes:
         max_abs: Largest absolute difference.
@@ -55,17 +55,17 @@ class ModuleComparison(Displayed):
     Attributes:
         path: Module path, as `named_modules()` spells it; "" for the root.
         module_class: Class name.
-        call: Which of the module's calls this is, from 0.
-        file: The file of the other side, relative to its directory; with the branch that
-            ran, where the file has several.
-        max_abs: Largest absolute difference of what left it, in any sample.
-        relative: Relative difference of what left it: the largest of all samples.
+        call: Index of this call among the calls of the module, from 0.
+        file: The file of the other side, relative to its directory; if the file has several
+            branches, with the branch that ran.
+        max_abs: Largest absolute difference of its outputs, in any sample.
+        relative: Relative difference of its outputs: the largest of all samples.
         relative_mean: The mean over the samples.
         snr_db: Signal-to-noise ratio in decibels, the smallest of all samples.
         cosine: Cosine, the smallest of all samples.
-        own_relative: Relative difference when it is fed the reference's tensors.
-        matched: Whether there is something to compare.
-        reason: Why there is not, or "".
+        own_relative: Relative difference if it gets the reference's input tensors.
+        matched: Whether the call was compared.
+        reason: Why it was not compared, or "".
     """
 
     path: str
@@ -82,7 +82,7 @@ class ModuleComparison(Displayed):
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON can carry it: what is infinite or not a number is null."""
+        """Return the row as data for JSON: what is infinite or not a number is null."""
         return {
             "path": self.path,
             "class": self.module_class,
@@ -107,10 +107,10 @@ class OutputComparison(Displayed):
         file: The file, as in `ModuleComparison`.
         name: The output's name.
         relative: Relative difference with all of ONNX Runtime's optimizations.
-        unfused: The same without any, as the modules are compared.
-        provider_nodes: How many nodes of the file the provider took; None if ONNX Runtime is
-            too old to tell.
-        nodes: Of how many.
+        unfused: The same without optimizations, as in the comparison of modules.
+        provider_nodes: Number of nodes of the file that the provider took; None if ONNX Runtime is
+            too old to report it.
+        nodes: Number of all nodes of the file.
     """
 
     file: str
@@ -121,7 +121,7 @@ class OutputComparison(Displayed):
     nodes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON can carry it."""
+        """Return the row as data for JSON."""
         return {
             "file": self.file,
             "name": self.name,
@@ -139,13 +139,13 @@ class Comparison(Displayed):
     Attributes:
         reference: The reference, in words.
         other: The other side, in words.
-        tolerance: Largest relative difference that is none.
+        tolerance: Largest relative difference that does not count.
         culprits: Paths of the deepest modules whose own difference is larger, worst first.
         modules: The calls of modules, file by file, in the order in which they ran.
-        outputs: The outputs of the graphs as they are deployed.
-        skipped: Files of which the other side's provider takes no node: they would run on the
-            CPU, and are not compared.
-        unpaired: Paths of the files that have none on the other side to be compared with.
+        outputs: The outputs of the graphs as deployed.
+        skipped: Files of which the other side's provider takes no node. They would run on the CPU,
+            so they are not compared.
+        unpaired: Paths of the files without a file of the same name on the other side.
     """
 
     reference: str
@@ -163,7 +163,7 @@ class Comparison(Displayed):
         return not self.culprits and all(self._is_within(row.relative) for row in self.outputs)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         if self.culprits:
             named = ", ".join(path or "the model itself" for path in self.culprits)
             verdict = line(f"differ by themselves: {named}", "bad")
@@ -192,7 +192,7 @@ class Comparison(Displayed):
 
     @property
     def only_deployed(self) -> tuple[OutputComparison, ...]:
-        """Outputs that differ as the file is deployed, and do not without fusions."""
+        """Outputs that differ in the deployed file, but not without fusions."""
         return tuple(
             row
             for row in self.outputs
@@ -215,7 +215,7 @@ class Comparison(Displayed):
         return {path for path in paths if any(is_inside(path, root) for root in roots)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as JSON can carry it."""
+        """Return the comparison as data for JSON."""
         return {
             "reference": self.reference,
             "other": self.other,
@@ -230,10 +230,10 @@ class Comparison(Displayed):
 
 
 def difference(reference: np.ndarray, other: np.ndarray) -> Difference:
-    """Measure how far one tensor is from another of the same shape.
+    """Measure the difference between two tensors of the same shape.
 
-    Values that are equal, infinities included, differ by nothing; one that is not a number
-    on one side alone differs without bound.
+    Equal values, including infinities, have no difference. If a value is NaN on one side only, the
+    difference is unbounded.
     """
     one = reference.astype(np.float64, copy=False).ravel()
     two = other.astype(np.float64, copy=False).ravel()

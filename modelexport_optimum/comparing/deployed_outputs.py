@@ -1,4 +1,4 @@
-"""The outputs of a file as it is deployed, with all optimizations, beside a reference's."""
+"""The outputs of a file as deployed, with all optimizations, compared with a reference's."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def took_nothing(session: onnxruntime.InferenceSession, provider: Provider) -> bool:
-    """Tell whether a provider took no node of a session's graph, which then runs on the CPU."""
+    """Return whether a provider took no node of a session's graph, which then runs on the CPU."""
     assigned = assigned_nodes(session)
     return bool(assigned) and all(node.provider != provider.name for node in assigned)
 
 
 def deployed_session(path: Path, provider: Provider) -> onnxruntime.InferenceSession:
-    """Load a file as it is deployed, with all optimizations."""
+    """Load a file as deployed, with all optimizations."""
     with onnxruntime_errors(f"load {path}"):
         return open_session(str(path), provider, quiet_options(recorded=True))
 
@@ -43,7 +43,7 @@ def deployed_outputs(
     label: str,
     session: onnxruntime.InferenceSession | None = None,
 ) -> list[OutputComparison]:
-    """Compare the outputs of a file as it is deployed, with all optimizations."""
+    """Compare the outputs of a file as deployed, with all optimizations."""
     session = session or deployed_session(path, provider)
     with onnxruntime_errors(f"run {path}"):
         given = whole_feeds(session, feeds, graph.branch)

@@ -1,8 +1,8 @@
-"""Random numbers: two runs draw different ones, and no module is at fault.
+"""Random numbers: two runs draw different numbers, although no module is wrong.
 
-So the other side is run with the numbers that the reference drew, if both sides show them
-(`torch.rand` and RandomUniform). If one side does not (a Dropout in training shows only its
-result), the drawn values and all that depend on them cannot be compared.
+So the other side runs with the numbers that the reference drew, if both sides output them
+(`torch.rand` and RandomUniform). If one side does not (a Dropout in training outputs only its
+result), the random values and everything that depends on them cannot be compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.graph_runs.tapped_run import TappedRun
 
 REASON = "its outputs depend on random numbers: they cannot be compared"
-"""Why a module is not compared that draws, or follows on what is drawn."""
+"""The reason why a module with random values, or after one, is not compared."""
 
 
 def take_draws(
@@ -29,10 +29,10 @@ def take_draws(
 ) -> RecordedRun:
     """Run a graph with the numbers that the reference has drawn, if it draws any.
 
-    `run` goes on with these numbers.
+    `run` continues with these numbers.
 
     Returns:
-        The graph's run with the numbers that are taken; `ours` if there are none.
+        The graph's run with these numbers; `ours` if there are none.
     """
     for name, other in _pairs(recorded, ours):
         if recorded.values.shape(other) == ours.values.shape(name):
@@ -45,7 +45,7 @@ def take_draws(
 
 
 def _pairs(recorded: RecordedRun, ours: RecordedRun) -> Iterator[tuple[str, str]]:
-    """Yield what stands for what: by their calls, and the others by their order.
+    """Yield pairs of random values, matched by their calls, and the others by their order.
 
     A tag may name a module around the one that draws.
     """
@@ -62,7 +62,7 @@ def _pairs(recorded: RecordedRun, ours: RecordedRun) -> Iterator[tuple[str, str]
 def leave_out_drawn(
     matched: Iterable[MatchedCall], graph: FlatGraph, run: TappedRun, recorded: RecordedRun
 ) -> set[str]:
-    """Take back matches of what depends on random numbers that the two sides do not share.
+    """Undo matches of values that depend on random numbers that the two sides do not share.
 
     Returns:
         The values of the graph that depend on such numbers.

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: files of an export, each with what it is compared to."""
+"""The two sides of a comparison: files of an export, each with the other side."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Reference(Protocol):
-    """The side that is right: PyTorch, or an export."""
+    """The reference: PyTorch, or an export."""
 
     def inputs(self, branch: Mapping[str, bool], seed: int) -> Arrays | None:
-        """Return inputs that fit a graph, by name; None if the reference has none to give."""
+        """Return inputs that fit a graph, by name; None if the reference has none of its own."""
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
         """Run what the graph computes."""
@@ -42,7 +42,7 @@ class ExportReference:
         return None
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
-        """Run the file, which must read nothing that the other side is not given."""
+        """Run the file; the other side must have all its inputs."""
         graph = flatten(self.file, dict(branch))
         read = {name for node in graph.nodes for name in node.reads}
         missing = [v.name for v in graph.inputs if v.name in read and v.name not in feeds]
@@ -56,7 +56,7 @@ class ExportReference:
 
 @dataclass(frozen=True, slots=True)
 class FilePair:
-    """One file of the other side, by its path in its directory, with what it is compared to."""
+    """One file of the other side, by its path in its directory, with its reference."""
 
     name: str
     file: TaggedFile
@@ -69,7 +69,7 @@ class FilePair:
 
 
 def default_tolerance(pairs: Sequence[FilePair]) -> float:
-    """Return the tolerance of the narrowest type that either side holds weights of."""
+    """Return the tolerance of the narrowest type of the weights on either side."""
     files = [pair.file for pair in pairs]
     files += [p.reference.file for p in pairs if isinstance(p.reference, ExportReference)]
     return tolerance_of(files)

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from modelexport_optimum.graph_runs.tapped_run import Arrays
 
 LENGTH = 16
-"""Tokens of the inputs that are made up: few, since the values of every module are kept."""
+"""Number of tokens of generated inputs: few, because the values of every module are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """What both sides are run on.
+    """The inputs of both sides.
 
     Attributes:
         batch_size: Size of dimensions that are a batch's.
-        sequence_length: Number of tokens; None for 16, or as many as the model takes.
+        sequence_length: Number of tokens; None for 16, or fewer if the model takes fewer.
         sizes: Sizes of dimensions by name.
         file: A `.npz` file with inputs, instead.
-        arrays: Inputs by name, before those that are made up.
+        arrays: Inputs by name, which replace generated ones.
         samples: Number of samples.
     """
 
@@ -47,11 +47,11 @@ class SampleOptions:
 
 
 def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed: int) -> Arrays:
-    """Return the inputs of a graph, from a file, the reference, or what the graph says.
+    """Return the inputs of a graph, from a file, from the reference, or generated.
 
     Raises:
-        UsageError: The file of inputs lacks one, or nothing tells the size of a dimension.
-        ModelExportError: The reference gives inputs, and not all that the graph reads.
+        UsageError: The file of inputs lacks one, or the size of a dimension is not known.
+        ModelExportError: The reference gives inputs, but not all that the graph reads.
     """
     if samples.file is not None:
         return load(samples.file, pair.file.path, pair.file.model.graph)
@@ -72,7 +72,7 @@ def sample_inputs(pair: FilePair, graph: FlatGraph, samples: SampleOptions, seed
 def _generated(
     pair: FilePair, branch: Mapping[str, bool], samples: SampleOptions, seed: int
 ) -> Arrays:
-    """Return the arrays that are given, and made up ones of their length for the other inputs."""
+    """Return the given arrays, and generated ones of their length for the other inputs."""
     sizes = samples.batch_size, samples.sequence_length
     for array in samples.arrays.values():
         sizes = array.shape[0], array.shape[1]

@@ -1,4 +1,4 @@
-"""Inputs of a graph, read from a file of NumPy's, as `numpy.savez` writes it."""
+"""Inputs of a graph, read from a `.npz` file that `numpy.savez` wrote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
-    """Read the inputs of a graph from a `.npz` file, which has an array for each by its name.
+    """Read the inputs of a graph from a `.npz` file, which has one array for each input, by name.
 
     Raises:
         UsageError: The file cannot be read, lacks an input, or has one of another type or shape.
@@ -59,7 +59,7 @@ def load(archive_path: Path, path: Path, graph: Graph) -> Arrays:
 
 
 def _fits(array: np.ndarray, value: Value) -> bool:
-    """Tell whether an input takes an array, as far as the graph says."""
+    """Return whether an input takes an array, as far as the graph shows."""
     if value.elem_type and array.dtype != onnx.helper.tensor_dtype_to_np_dtype(value.elem_type):
         return False
     return value.shape is None or (

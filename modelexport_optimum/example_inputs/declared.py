@@ -1,6 +1,6 @@
-"""What the JSON files of an export declare: sizes, limits and the numbers of tokens.
+"""Sizes, limits and the numbers of tokens that the JSON files of an export declare.
 
-The files are somebody's text. A number in them is taken only if it is one that a size can be.
+The files come from an unknown author. A number in them is used only if it is a possible size.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _FILES = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer_config.json", "sentence_bert_config.json", "generation_config.json"),
 )
-"""The model's own settings come first, then those of what prepares its inputs."""
+"""The model's own settings come first, then those of its tokenizer and processors."""
 
 _MAX_SIZE = 2**24
-"""A larger number is no size: the longest context that models have is ten million tokens."""
+"""A larger number is not a size: the longest context of a model is ten million tokens."""
 
 _MAX_DEPTH = 3
 """Levels of settings: the parts of a model have text_config, vision_config, backbone_config."""
@@ -37,7 +37,7 @@ _LIMIT = re.compile(
 max_target_positions, max_seq_len, model_max_length (the tokenizer's)."""
 
 _OTHER_LIMIT = re.compile(r"source|relative|rel_|2d|image|frame|vision|audio")
-"""Those of something else: of sound before its convolutions, and of relative or 2D positions."""
+"""Names of other limits: of sound before its convolutions, and of relative or 2D positions."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,7 +46,7 @@ class Size:
 
     Attributes:
         size: The number.
-        source: Where it comes from: a setting, an option, a part of the graph, or "default".
+        source: Its origin: a setting, an option, a part of the graph, or "default".
     """
 
     size: int
@@ -57,12 +57,10 @@ class Declared:
     """The settings of the export that a graph belongs to."""
 
     def __init__(self, directory: Path, export: Path | None = None) -> None:
-        """Read the files that are there.
+        """Read the existing files.
 
-        A damaged one declares nothing: `verify` says that it is damaged.
-
-        Where the directory of the `.onnx` file has no config.json, those above it are looked in, up
-        to the export's.
+        A damaged file declares nothing; `verify` reports it. If the directory of the `.onnx` file
+        has no config.json, the directories above it are searched, up to the export's.
         """
         above = [one for one in directory.parents if export in (one, *one.parents)]
         described = (one for one in (directory, *above) if (one / _FILES[0]).is_file())
@@ -74,21 +72,21 @@ class Declared:
                 self._documents[name] = parse_json_object(read_file(path), path)
 
     def number(self, *names: str) -> Size | None:
-        """Return the first number that is declared under one of the names."""
+        """Return the first number declared under one of the names."""
         for key, value in self._entries():
             if key in names and _is_size(value):
                 return Size(value, key)
         return None
 
     def token(self, name: str) -> int | None:
-        """Return the number of a token, as of `pad_token_id`."""
+        """Return the number of a token, such as `pad_token_id`."""
         for key, value in self._entries():
             if key == name and isinstance(value, int) and 0 <= value <= _MAX_SIZE:
                 return value
         return None
 
     def longest(self) -> Size | None:
-        """Return the largest number of tokens, the least of all parts."""
+        """Return the maximum number of tokens: the smallest maximum of all parts."""
         found = [
             Size(value, key)
             for key, value in self._entries()
@@ -97,7 +95,7 @@ class Declared:
         return min(found, default=None)
 
     def picture(self) -> tuple[int, int, str] | None:
-        """Return height and width of the pictures, and the name of the setting."""
+        """Return height and width of the images, and the name of the setting."""
         for key in ("image_size", "input_size"):
             for name, value in self._entries():
                 sides = _sides(value) if name == key else None
@@ -112,7 +110,7 @@ class Declared:
         return None
 
     def count(self, name: str) -> int | None:
-        """Tell how many entries a list of settings has."""
+        """Return the number of entries in a list of the settings."""
         for key, value in self._entries():
             if key == name and isinstance(value, list):
                 return len(value)
@@ -132,7 +130,7 @@ def _is_size(value: object) -> bool:
 
 
 def _sides(value: object) -> tuple[int, int] | None:
-    """Return height and width, in the ways in which configurations spell them."""
+    """Return height and width, in any spelling that configurations use."""
     if isinstance(value, dict):
         edge = value.get("shortest_edge")
         value = [value.get("height", edge), value.get("width", edge)]

@@ -1,7 +1,7 @@
 """The sizes of a graph's symbolic dimensions, and where each comes from.
 
-First what the user says, then what the tensors say that are given, then what the export's JSON
-files declare, then what the graph needs, then a default.
+The first of these sources that has a size wins: the user's options, the given tensors, the JSON
+files of the export, the requirements of the graph, a default.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Value
 
 DEFAULT_LENGTH = 128
-"""Tokens, where the model takes as many."""
+"""Number of tokens, or fewer if the model takes fewer."""
 
 _SIDE = 64
-"""Pixels of a picture's side, where nothing declares it."""
+"""Pixels of an image's side, if nothing declares it."""
 
 _SAMPLES = 16000
-"""Samples of a second of sound, where nothing declares the rate."""
+"""Samples of a second of sound, if nothing declares the rate."""
 
 _COUNT = 2
-"""How many there are of what is counted: choices of an answer, points on a picture."""
+"""Number of items of other kinds: choices of an answer, points on an image."""
 
 _MAX_ELEMENTS = 2**28
-"""More are no example: 2 GiB of numbers of 64 bits."""
+"""Maximum size of an example input: 2 GiB of 64-bit numbers."""
 
 _POSITIONS = "the graph's positions"
 
@@ -50,17 +50,17 @@ FLOATS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user asks of the inputs.
+    """The user's requests for the inputs.
 
     Attributes:
         batch_size: Size of the dimensions that are a batch's; None for 1.
-        sequence_length: Number of tokens, cached ones and the encoder's alike; None for as many
-            as the model takes, up to `default_length`.
-        sizes: Sizes of dimensions by name, before everything else.
-        default_length: Number of tokens where none is asked for.
-        default_size: Size of the dimensions that nothing tells; None to ask the user for it.
-        one_step: Whether a decoder that has cached tokens is given one new token, as in
-            generation, or as many as it has cached.
+        sequence_length: Number of tokens, also of cached tokens and of the encoder's; None for
+            `default_length`, or fewer if the model takes fewer.
+        sizes: Sizes of dimensions by name, with the highest priority.
+        default_length: Number of tokens if none is requested.
+        default_size: Size of dimensions that are not known; None to ask the user for it.
+        one_step: Whether a decoder with cached tokens gets one new token, as in generation, or as
+            many as it has cached.
     """
 
     batch_size: int | None = None
@@ -86,7 +86,7 @@ class Dimensions:
     ) -> None:
         """Prepare the search.
 
-        `uses_past` says whether the branch that runs reads what is cached.
+        `uses_past` says whether the branch that runs reads the cache.
         """
         self._path = path
         self._use = use
@@ -113,11 +113,11 @@ class Dimensions:
 
     @property
     def sizes(self) -> dict[str, Size]:
-        """The sizes that were read of dimensions, by name."""
+        """The sizes of the dimensions that were read, by name."""
         return {name: size for name, size in self._known.items() if name in self._read}
 
     def bind(self, value: Value, array: np.ndarray) -> bool:
-        """Take the sizes of an array that is given for an input, if it fits the input."""
+        """Use the sizes of an array that is given for an input, if it fits the input."""
         shape = value.shape
         if shape is None or len(shape) != array.ndim:
             return False
@@ -137,7 +137,7 @@ class Dimensions:
         """Return the shape of an array for an input.
 
         Raises:
-            UsageError: Nothing tells the size of a dimension.
+            UsageError: The size of a dimension is not known.
             InvalidModelError: The graph does not say how many dimensions the input has.
         """
         if value.shape is None:
@@ -201,7 +201,7 @@ class Dimensions:
         return Size(1, "default") if value.shape is not None and len(value.shape) == 1 else None
 
     def _of_picture(self, value: Value, axis: int, name: str) -> Size | None:
-        """Return the channels and sides of pictures, and of what diffusion models make of them."""
+        """Return the channels and sides of images, and of the latents of diffusion models."""
         rank = len(value.shape or ())
         if name.endswith("height_width"):  # patches of two by two, one after the other
             side = self._declared.number("sample_size") or Size(_SIDE // 4, "default")
@@ -226,7 +226,7 @@ class Dimensions:
         return Size(picture[0] if axis % 2 == 0 else picture[1], picture[2])
 
     def _of_signal(self, value: Value, axis: int, name: str) -> Size | None:
-        """Return the lengths of sounds, of their spectra, and of other series of numbers."""
+        """Return the lengths of sounds, of their spectra, and of other sequences of numbers."""
         asked = self._wishes.sequence_length
         dims = value.shape or ()
         if not ("seq" in name or "length" in name or "audio" in name) or asked is not None:

@@ -1,4 +1,4 @@
-"""Arrays for the inputs of a graph: the same ones every time, on which nothing is masked."""
+"""Arrays for the inputs of a graph: the same ones in every run, with nothing masked."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     Arrays: TypeAlias = dict[str, np.ndarray]
 
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
-"""Tokens with a meaning of their own: no text has them in its middle."""
+"""Tokens with a special meaning, which do not occur inside a text."""
 
 _PAGE = 1000
-"""What boxes on a page are normalized to (LayoutLM and those after it)."""
+"""The size of a page to which boxes are normalized (LayoutLM and its successors)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ExampleInputs:
 
     Attributes:
         arrays: The arrays by the name of the input.
-        sizes: The size of each symbolic dimension, with where it comes from.
+        sizes: The size of each symbolic dimension, with its origin.
     """
 
     arrays: Arrays
@@ -53,20 +53,20 @@ def generate(
     export: Path | None = None,
     seed: int = 0,
 ) -> ExampleInputs:
-    """Make an array for each input of a graph, the same ones every time.
+    """Make an array for each input of a graph, the same ones in every run.
 
-    Numbers that select rows of a table are below its number of rows, positions go on where what
-    is cached ends, boxes lie on their page, masks are one, conditions are true, and the rest is
-    normally distributed. Tokens are none that a text has at its ends, but for the last one.
+    Indices into a table are below its number of rows, positions continue after the cache, boxes lie
+    on their page, masks are one, conditions are true, and other numbers are normally distributed.
+    No token but the last one is a token that begins or ends a text.
 
     Args:
-        path: The `.onnx` file, beside which the export's JSON files are.
+        path: The `.onnx` file; the export's JSON files are next to it.
         graph: Its graph.
-        wishes: What the user asks for.
-        given: Arrays for inputs by name, as another graph gave them: those that fit are taken.
+        wishes: The user's requests.
+        given: Arrays for inputs by name, from another graph; those that fit are used.
         branch: Values of the inputs that choose a branch.
-        export: The directory of the export, in which the JSON files may be above the file.
-        seed: What the numbers are made from.
+        export: The directory of the export; its JSON files may be in a directory above the file.
+        seed: Seed of the random numbers.
 
     Raises:
         UsageError: Nothing tells the size of a dimension.
@@ -106,10 +106,10 @@ def generate(
 
 
 def check_sizes(given: Path, files: Iterable[tuple[Path, Graph]], sizes: Mapping[str, int]) -> None:
-    """Refuse a size that is asked for by name and that no input of the files has.
+    """Refuse a requested size whose name no input of the files has.
 
     Raises:
-        UsageError: There is no such dimension; `given` is what the user named.
+        UsageError: There is no such dimension; `given` is the name from the user.
     """
     wishes = Wishes(sizes=sizes, default_size=1)
     made = [generate(path, graph, wishes) for path, graph in files if sizes]
@@ -125,7 +125,7 @@ def check_sizes(given: Path, files: Iterable[tuple[Path, Graph]], sizes: Mapping
 def _taken(
     path: Path, inputs: list[Value], given: Mapping[str, np.ndarray], dimensions: Dimensions
 ) -> Arrays:
-    """Return the arrays that are given and fit, whose sizes the dimensions take."""
+    """Return the given arrays that fit, and use their sizes."""
     taken: Arrays = {}
     for value in inputs:
         array = given.get(value.name)
@@ -152,7 +152,7 @@ def _dtype(path: Path, value: Value) -> np.dtype[np.generic]:
 
 
 def _past_length(inputs: list[Value], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Tell how many tokens are cached."""
+    """Return the number of cached tokens."""
     for value in inputs:
         for dim, size in zip(value.shape or (), shapes[value.name], strict=True):
             if isinstance(dim, str) and dim.startswith("past") and "+" not in dim:

@@ -1,9 +1,9 @@
-"""The model's files that Optimum leaves behind, copied beside the graphs.
+"""The model's files that Optimum does not copy, copied next to the graphs.
 
-Optimum saves the tokenizer and the processors that it could load, in the files that their
-classes write now. The other files of the source are copied unchanged, so that any program that
-reads the source can read the export. A tokenizer or processor that could not be loaded is not
-copied: the check of the files tells why.
+Optimum saves the tokenizer and the processors that it could load, in the files that their current
+classes write. The other files of the source are copied unchanged, so that any program that reads
+the source can read the export. A tokenizer or processor that could not be loaded is not copied; the
+check of the files says why.
 """
 
 from __future__ import annotations

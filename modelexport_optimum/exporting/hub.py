@@ -1,4 +1,4 @@
-"""A model's place on the Hub: its commit, its files, and what the Hub's errors mean."""
+"""A model on the Hub: its commit, its files, and the meaning of the Hub's errors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubPlace:
-    """Where on the Hub a model is looked for, by the names that `main_export` has for it.
+    """The place of a model on the Hub, with the names of `main_export`'s arguments.
 
-    What it raises where the Hub gives nothing, `explain_hub_error` puts into words.
+    `explain_hub_error` explains the errors that its methods raise.
 
     Attributes:
         subfolder: The folder that the model is in.
         revision: Branch, tag or commit.
         cache_dir: The cache; None for the Hub's own.
-        local_files_only: Whether not to ask the Hub.
-        token: What the Hub is shown; None for that of the environment or of the login.
+        local_files_only: Whether to use only the cache.
+        token: The token for the Hub; None for the token of the environment or of the login.
     """
 
     subfolder: str = ""
@@ -34,18 +34,18 @@ class HubPlace:
 
     @classmethod
     def among(cls, options: Mapping[str, Any]) -> HubPlace:
-        """Return the place that the options of an export name."""
+        """Return the place for the options of an export."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: options[name] for name in names if options.get(name) is not None})
 
     @property
     def is_default(self) -> bool:
-        """Whether it is the default revision, in the default cache, whatever the folder."""
+        """Whether it is the default revision in the default cache, in any folder."""
         return self == HubPlace(subfolder=self.subfolder)
 
     @property
     def is_offline(self) -> bool:
-        """Whether the cache alone is looked at."""
+        """Whether only the cache is used."""
         from huggingface_hub import constants
 
         return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
@@ -58,7 +58,7 @@ class HubPlace:
         return HfApi(token=self.token).model_info(name, revision=self.revision, timeout=timeout).sha
 
     def fetch(self, name: str, patterns: Iterable[str]) -> Path:
-        """Fetch the files of a model whose names match, and give the directory that they are in."""
+        """Download the files of a model whose names match, and return their directory."""
         from huggingface_hub import snapshot_download
 
         return Path(
@@ -77,7 +77,7 @@ class HubPlace:
 
         Raises:
             LocalEntryNotFoundError: It is not there.
-            HFValidationError: This is no model's name.
+            HFValidationError: This is not the name of a model.
         """
         from huggingface_hub import snapshot_download
 
@@ -91,7 +91,7 @@ class HubPlace:
 def http_error() -> type[Exception]:
     """Return the class of all errors of the HTTP library that the Hub's client uses.
 
-    That is requests, httpx or another one, by the client's version. The client's own error is
+    That is requests, httpx or another one, by the client's version. The client's own error class is
     derived from the library's.
     """
     import huggingface_hub
@@ -104,7 +104,7 @@ def http_error() -> type[Exception]:
 
 
 def explain_hub_error(error: BaseException, name: str, revision: str) -> str | None:
-    """Tell in one line what the Hub answered, if that is what went wrong."""
+    """Return the Hub's answer in one line, if it caused the error."""
     for cause in causes(error):
         message = _explain_one(cause, name, revision)
         if message is not None:
@@ -113,7 +113,7 @@ def explain_hub_error(error: BaseException, name: str, revision: str) -> str | N
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Tell whether the Hub gave no answer, or the answer that it is out of order."""
+    """Return whether the Hub gave no answer, or answered with a server error."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):

@@ -1,4 +1,4 @@
-"""The warning that a model was loaded with weights that its files lack and that are random."""
+"""The warning that weights are missing in the model's files and were initialized at random."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROW = re.compile(r"(.+?)\s*\|\s*(?:MISSING|MISMATCH)\b")
 
 @contextlib.contextmanager
 def made_up_weights_noted(warnings: list[str]) -> Iterator[None]:
-    """Add a line for each model loaded in the block some of whose weights its files lack."""
+    """Add a line for each model loaded in the block whose files lack some weights."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -35,7 +35,7 @@ def made_up_weights_noted(warnings: list[str]) -> Iterator[None]:
 
 
 def _in_one_line(message: str) -> str:
-    """Return the line of transformers 4, or one with the names that stand in the table of 5."""
+    """Return the line of transformers 4, or one with the names in the table of transformers 5."""
     first, *more = _COLOUR.sub("", message).splitlines()
     names = [row[1] for line in more if (row := _ROW.match(line))]
     if not names:

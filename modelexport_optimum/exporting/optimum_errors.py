@@ -1,4 +1,4 @@
-"""What the errors of Optimum's exporter mean, in the user's words."""
+"""The errors of Optimum's exporter, explained in the user's words."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _explain(error: Exception, source: Source) -> str:
 
 
 def no_export_of(model_type: str) -> str:
-    """Return the line for models that Optimum does not export, with the ways that there are."""
+    """Return the line for models that Optimum does not export, with the other ways to export."""
     return (
         f"Optimum cannot export {model_type} models: {OTHER_EXPORTER}; export() in Python takes "
         "custom_onnx_configs for them"

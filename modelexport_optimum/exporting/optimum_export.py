@@ -1,8 +1,8 @@
-"""Optimum's exporter, driven: which model it exported, and what its errors mean.
+"""The conversion: calls Optimum's exporter, and records the exported model and its module tree.
 
-Optimum loads and converts (`main_export`, `onnx_export_from_model`). This module intervenes
-between the two steps to read the module tree of the model that is converted, and keeps the files
-if the comparison with PyTorch fails. It neither tags nor checks nor publishes.
+Optimum loads and converts (`main_export`, `onnx_export_from_model`). Between these two steps this
+module reads the module tree of the model. It also keeps the files if the comparison with PyTorch
+fails. It does not tag, check or publish.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class ConvertedModel:
-    """What Optimum exported.
+    """The model that Optimum exported.
 
     Attributes:
-        task: After detection, as Optimum names it.
+        task: After detection, in Optimum's name.
         library: "transformers", "diffusers", "timm" or "sentence_transformers".
         trees: The modules of the exported model, one tree for each component of a pipeline.
-        traced: Which module's call made each node of each graph that was traced.
-        comparison: Its outputs against PyTorch's, which are yet to be compared.
-        warnings: What the user must know, a line each.
-        model: The directory of the model's files beside its weights, if it has one.
+        traced: The module call that made each node of each traced graph.
+        comparison: The pending comparison of its outputs with PyTorch's.
+        warnings: Warnings for the user, one line each.
+        model: The directory of the model's other files, if it has one.
     """
 
     task: str
@@ -80,7 +80,7 @@ class ConvertedModel:
 
 @contextlib.contextmanager
 def optimum_imported(begin: Begin) -> Iterator[None]:
-    """Import what a run needs, and keep the garbage collector off it in the block."""
+    """Import the libraries of a run, and exclude their objects from garbage collection."""
     require_optimum()
     begin("import")
     import_lean(EXPORTER)
@@ -91,7 +91,7 @@ def optimum_imported(begin: Begin) -> Iterator[None]:
 
 
 def check_options(task: str, options: Mapping[str, Any], *, in_memory: bool) -> None:
-    """Refuse what can be seen to be wrong before a model is loaded."""
+    """Refuse options that are certainly wrong, before a model is loaded."""
     from optimum.exporters.onnx import main_export, onnx_export_from_model
 
     function = onnx_export_from_model if in_memory else main_export
@@ -155,9 +155,9 @@ def export_source(
 
 @dataclass(frozen=True)
 class _TokenizerLoader:
-    """Stands for `AutoTokenizer` where Optimum loads it without saying whether code is trusted.
+    """Replaces `AutoTokenizer` where Optimum does not say whether code is trusted.
 
-    transformers asks the user then, on the terminal.
+    In that case transformers would ask the user on the terminal.
     """
 
     trust_remote_code: bool
@@ -222,7 +222,7 @@ def _export_loaded(
     task: str,
     **arguments: Any,  # noqa: ANN401
 ) -> None:
-    """Call `onnx_export_from_model`, noting what it is given; its comparison is put off."""
+    """Call `onnx_export_from_model` and record its arguments; postpone its comparison."""
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager
     from transformers.utils.import_utils import is_accelerate_available
@@ -254,7 +254,7 @@ def _export_loaded(
 
 
 def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
-    """Return the names under which a model has parameters that it has under another name, too."""
+    """Return the names of parameters that a model also has under another name."""
     from modelexport_optimum.module_trees.module_tree import modules_of
 
     tied = []
@@ -266,7 +266,7 @@ def _tied_parameters(model: Any) -> list[str]:  # noqa: ANN401
 
 
 def _load_preprocessors(source: Source, trust_remote_code: bool) -> list[Any]:
-    """Return the tokenizer and processors, from where the model itself came from."""
+    """Return the tokenizer and processors, from the source of the model."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     options = {**asdict(source.place), "trust_remote_code": trust_remote_code}
@@ -288,7 +288,7 @@ def _save_preprocessors(preprocessors: Sequence[Any], directory: Path) -> None:
 def unchanged(model: Any) -> Iterator[None]:  # noqa: ANN401
     """Restore a model in memory after the block: its modes and its configuration.
 
-    Optimum changes both, and compares the exported files with the model as it has changed it.
+    Optimum changes both, and needs the changes for its comparison of the exported files.
     """
     if isinstance(model, str | os.PathLike):
         yield

@@ -1,8 +1,8 @@
 """The options of one export, declared once.
 
-The command `export`, the defaults of `batch`, the lines of a manifest and the keyword arguments
-of `export()` all follow from these dataclasses: a field's name, kind and default are the
-option's, and its `Option` says the rest. Nothing here knows Typer or imports anything heavy.
+The command `export`, the defaults of `batch`, the lines of a manifest and the keyword arguments of
+`export()` are all derived from these dataclasses. The name, type and default of a field are those
+of the option; its `Option` has the rest. This file does not know Typer and imports nothing heavy.
 """
 
 # Annotations are no strings here: each field's kind is read from its annotation.
@@ -23,17 +23,17 @@ _Declaring = TypeVar("_Declaring")
 
 @dataclass(frozen=True)
 class Option:
-    """How one field of a dataclass is given by a user.
+    """The option for one field of a dataclass.
 
     Attributes:
-        name: The field's, which is the parameter's and the key's in JSON.
+        name: The name of the field, of the parameter and of the key in JSON.
         annotation: The field's type.
-        default: The field's.
-        flags: As they are typed, such as `--output` and `-o`; none for an argument.
+        default: The field's default.
+        flags: The flags, such as `--output` and `-o`; none for an argument.
         help: One or two sentences.
-        group: The heading that `--help` shows it under; None for "Options".
-        metavar: What `--help` shows in the value's place.
-        read: Turns what was typed, or a value of JSON, into the value; raises ValueError.
+        group: Its heading in `--help`; None for "Options".
+        metavar: The placeholder for the value in `--help`.
+        read: Converts the typed text, or a value of JSON, to the value; raises ValueError.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Option:
 
     @property
     def kind(self) -> type:
-        """The type without `None` and without what is inside: `list` of `list[str] | None`."""
+        """The type without `None` and without parameters: `list` for `list[str] | None`."""
         return _kind_and_choices(self.annotation)[0]
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The only values there are; empty if any of the kind will do."""
+        """The only allowed values; empty if all values of the type are allowed."""
         return _kind_and_choices(self.annotation)[1]
 
     def from_text(self, text: Any) -> Any:  # noqa: ANN401
-        """Read one value as it is typed.
+        """Read one value from typed text.
 
         Raises:
             ValueError: It is none; the message says why.
@@ -77,7 +77,7 @@ class Option:
         """Read a value of JSON, or of Python.
 
         Raises:
-            TypeError: It is of another kind; the message says of which it must be.
+            TypeError: It has the wrong type; the message names the right one.
             ValueError: It is none; the message says why.
         """
         kind = self.kind
@@ -146,17 +146,17 @@ def options_of(*classes: type) -> Mapping[str, Option]:
 
 
 def instance_of(declaring: type[_Declaring], values: Mapping[str, Any]) -> _Declaring:
-    """Return a dataclass of options, made of those of the values that are its own."""
+    """Return an instance of a dataclass of options, from those values that it declares."""
     return declaring(**{name: values[name] for name in options_of(declaring) if name in values})
 
 
 def normalized(name: str) -> str:
-    """Spell a name with `_` for `-`: Optimum spells some options one way, others the other."""
+    """Return a name with `_` instead of `-`: Optimum uses both spellings."""
     return name.replace("-", "_")
 
 
 def read_json_object(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Read a JSON object, or take one that has been read; a ValueError says that it is none."""
+    """Return a JSON object, read from text or given as one, or raise a ValueError."""
     try:
         found = parse_json(value if isinstance(value, str) else json.dumps(value))
     except ValueError as error:
@@ -178,7 +178,7 @@ _shape_option = functools.partial(
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAndOutput:
-    """Which model is exported, and where to: what each export has of its own.
+    """The model and the output, which each export has for itself.
 
     Attributes are documented by their options' help.
     """
@@ -195,7 +195,7 @@ class ModelAndOutput:
         """Return the model and the output, None for the default.
 
         Raises:
-            UsageError: There is no model, or there are two.
+            UsageError: No model or two models are given.
         """
         model, output = self.model, self.output
         if self.model_option is not None:
@@ -216,10 +216,10 @@ class ModelAndOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How a model is exported.
+    """The options of an export.
 
     Attributes are documented by their options' help. Names, defaults and choices are those of
-    `optimum-cli export onnx`, wherever it has them.
+    `optimum-cli export onnx`, if it has them.
     """
 
     overwrite: bool = option("--overwrite", "Replace an existing export.", default=False)
@@ -346,9 +346,9 @@ class ExportOptions:
     )
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `export()`, which names three otherwise.
+        """Return the keyword arguments of `export()`, three of which have other names.
 
-        Two as Optimum's `main_export` does, and `private` as huggingface_hub does.
+        Two have the names of Optimum's `main_export`, and `private` that of huggingface_hub.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["private"] = not values.pop("public")
@@ -360,10 +360,10 @@ class ExportOptions:
 
 
 def check_conflicts(task: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that exclude one another, which can be seen before Optimum is imported.
+    """Refuse options that cannot be used together, before Optimum is imported.
 
     Raises:
-        UsageError: Two of them do.
+        UsageError: Two options cannot be used together.
     """
     if task.endswith("-with-past") and options.get("monolith"):
         raise UsageError(f"--monolith cannot export {task}: leave out one of the two")

@@ -1,7 +1,7 @@
 """Optimum's own comparison of the exported files with PyTorch, postponed to the end of the run.
 
-Optimum compares when it has written the files, in a session of its own. Here the comparison waits
-until the files are tagged and loaded for the check, and uses the sessions of the check.
+Optimum compares right after it has written the files, in a separate session. Here the comparison
+waits until the files are tagged and loaded for the check, and uses the sessions of the check.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparisonWithPyTorch:
-    """How the outputs of the exported model compare with PyTorch's.
+    """The result of the comparison of the outputs with PyTorch's.
 
     Attributes:
-        status: "ok"; "differs" (by more than Optimum's own tolerance, which it takes for
-            a warning); "failed" (by more than the tolerance that was asked for, in their
-            shape, or the model did not run); "skipped".
+        status: "ok"; "differs" (by more than Optimum's own tolerance, which is only a warning);
+            "failed" (by more than the requested tolerance, or in the shape, or the model did not
+            run); "skipped".
         message: One line.
     """
 
@@ -37,13 +37,14 @@ class ComparisonWithPyTorch:
 
 @dataclass
 class PendingComparison:
-    """The comparison that Optimum would have made.
+    """The postponed comparison of Optimum.
 
     Attributes:
-        asked: Whether the tolerance was asked for.
-        compare: Makes it, and raises what is wrong; None if Optimum made none, or it is made.
-        atol: The absolute tolerance, None if each file has one of its own.
-        result: How it ended.
+        asked: Whether the user gave the tolerance.
+        compare: Compares, and raises an error for a difference; None if there is nothing to
+            compare.
+        atol: The absolute tolerance, None if each file has its own.
+        result: The result.
     """
 
     asked: bool = False
@@ -55,17 +56,17 @@ class PendingComparison:
 
     @property
     def pending(self) -> bool:
-        """Whether there is one to make."""
+        """Whether the comparison is still to be done."""
         return self.compare is not None
 
     def put_off(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Stand for Optimum's comparison, which is made when `make` is called."""
+        """Postpone Optimum's comparison until `make` is called."""
         # By its name, under which this stands just now.
         self.compare = lambda: COMPARISON_WITH_PYTORCH.get()(*args, **kwargs)
         self.atol = kwargs.get("atol")
 
     def make(self, sessions: Mapping[Path, onnxruntime.InferenceSession]) -> None:
-        """Compare once, on these sessions or else on new ones, and let go of the PyTorch model."""
+        """Compare once, on these sessions or on new ones, and release the PyTorch model."""
         compare, self.compare = self.compare, None
         if compare is None:
             return

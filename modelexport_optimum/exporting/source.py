@@ -1,7 +1,7 @@
 """Where the model comes from: a directory, the Hub, or the Hub's cache.
 
-A wrong name and code that was not trusted are refused here, before anything heavy is imported and
-before Optimum sends requests to the Hub, some of which have no time-out. Optimum loads the model.
+A wrong name and untrusted code are refused here, before anything heavy is imported and before
+Optimum sends requests to the Hub (some of them have no time-out). Optimum loads the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 
 CONFIGS = ("config.json", "model_index.json", "modules.json")
-"""What a model directory has one of: transformers, diffusers, sentence-transformers."""
+"""Files of which a model directory has one: transformers, diffusers, sentence-transformers."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Source:
     """A model that was found.
 
     Attributes:
-        name: As the user gave it.
-        directory: Where it is on this machine; None when Optimum is to fetch it.
-        place: Where on the Hub it was looked for; its `subfolder` is below a directory, too.
-        own_code: What of it would run as code and may not.
+        name: The name from the user.
+        directory: Its directory on this machine; None if Optimum will download it.
+        place: Its place on the Hub; `subfolder` also applies to a directory.
+        own_code: Its code that would run and is not trusted.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Source:
 
     @property
     def may_be_pipeline(self) -> bool:
-        """Whether it is a diffusion pipeline, or on the Hub, where it was not looked at."""
+        """Whether it is a diffusion pipeline, or is on the Hub and was not read."""
         if self.directory is None:
             return True
         return (self.directory / self.place.subfolder / "model_index.json").is_file()
 
     @property
     def on_hub(self) -> bool:
-        """Whether it was found by a name on the Hub, there or in its cache."""
+        """Whether it was found by a name, on the Hub or in its cache."""
         return self.directory != Path(expand_user(self.name))
 
     def __str__(self) -> str:
-        """Return what Optimum is given."""
+        """Return the model argument for Optimum."""
         return self.name if self.directory is None else str(self.directory)
 
 
@@ -67,9 +67,9 @@ def find_source(
     library: str | None = None,
     trust_remote_code: bool = False,
 ) -> Source:
-    """Find the model, or say why it cannot be had.
+    """Find the model, or say why it is not available.
 
-    A Hub that cannot be reached is no error when the model is in its cache.
+    An unreachable Hub is not an error if the model is in its cache.
 
     Args:
         model: A name on the Hub, or a directory.
@@ -106,7 +106,7 @@ def _find(name: str, place: HubPlace) -> Source:
 
 
 def _described(name: str, place: HubPlace) -> Path:
-    """Fetch the files of a model on the Hub that may name code, and the code, into the cache."""
+    """Download the files of a model that may name code, and the code, into the cache."""
     patterns = ["*config*.json", "modules.json", "model_index.json", "*.py"]
     try:
         return place.fetch(name, patterns)
@@ -129,10 +129,10 @@ def _check_directory(directory: Path, subfolder: str) -> None:
 
 
 def _check_config(place: Path) -> None:
-    """Refuse a config.json that does not say which model it is.
+    """Refuse a config.json without a model type.
 
-    transformers guesses from the directory's name where there is no model_type: `empty` becomes
-    an mpt model (`AutoConfig.from_pretrained`).
+    Without model_type, transformers guesses from the name of the directory: `empty` becomes an mpt
+    model (`AutoConfig.from_pretrained`).
     """
     path = place / CONFIGS[0]
     if not path.is_file() or any((place / name).is_file() for name in CONFIGS[1:]):
@@ -189,16 +189,16 @@ def _find_on_hub(name: str, place: HubPlace) -> Source:
 
 
 def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
-    """Return a text that changes whenever the model does.
+    """Return a text that changes whenever the model changes.
 
     Args:
         model: A name on the Hub, or a directory.
         place: Where on the Hub; its `subfolder` is below a directory, too.
-        output: Where it is exported to, which may be below the model and is no part of it.
+        output: The output of its export; it may be inside the model's directory and does not count.
 
     Returns:
-        The commit on the Hub, or in its cache where the Hub cannot be asked; for a directory a
-        digest as `state_of_directory` makes it; None where neither can be told.
+        The commit on the Hub, or in its cache if the Hub cannot be reached; for a directory the
+        digest of `state_of_directory`; None if neither is known.
     """
     path = Path(expand_user(model))
     if is_directory(path):
@@ -219,7 +219,7 @@ def state_of(model: str, place: HubPlace, *, output: Path) -> str | None:
 
 
 def state_of_directory(directory: Path, *, apart_from: Path | None = None) -> str:
-    """Return a digest of the names, sizes and times of all files, hidden ones left out."""
+    """Return a digest of the names, sizes and times of all files that are not hidden."""
     digest = hashlib.sha256()
     for folder, folders, files in os.walk(directory):
         folders[:] = sorted(

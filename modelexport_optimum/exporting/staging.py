@@ -1,7 +1,7 @@
-"""The output directory: written under a hidden name beside it, published by one rename.
+"""The output directory: written under a hidden name next to it, and published by one rename.
 
 Whatever happens to a run, the output is absent, unchanged or finished. This module knows
-directories and not what is in them.
+directories, but not their content.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _EXPORT_MARKS = ("config.json", "model_index.json")
-"""What every export has at its top, a diffusion pipeline the second. `--overwrite`
-replaces nothing else: a mistyped output must not cost anybody a home directory."""
+"""Every export has one of these files at its top; a diffusion pipeline has the second.
+`--overwrite` replaces only such directories, so that a mistyped output cannot delete a home
+directory."""
 
 _AGAIN_SECONDS = 1.0
-"""Between two attempts to leave a run that was asked to end."""
+"""Time between two attempts to end a run after a signal."""
 
 _asked: list[int] = []
-"""The signals that asked this run to end: it may still be running, but it publishes nothing."""
+"""The signals that asked this run to end. It may still be running, but publishes nothing."""
 
 
 def check_output(output: str | os.PathLike[str], source: Path | None, *, overwrite: bool) -> Path:
     """Return the absolute path of the output, if it may be written; nothing is created.
 
     Args:
-        output: The directory that the export will be.
+        output: The directory of the export.
         source: The model's own directory, which must survive.
-        overwrite: Whether an export that is there may be replaced.
+        overwrite: Whether an existing export may be replaced.
     """
     path = Path(os.path.abspath(output))  # noqa: PTH100 (resolve() would follow a link)
     if path.is_symlink():
@@ -86,11 +87,11 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
 
 @contextlib.contextmanager
 def staging_directory(output: Path) -> Iterator[Path]:
-    """Make a hidden directory beside the output, gone when the block ends unless published.
+    """Make a hidden directory next to the output; it is removed after the block if not published.
 
-    It is removed on an exception, on Ctrl-C and on SIGTERM. A live run holds a lock for its
-    output, so that no other one writes there, and so that the next one removes what a killed
-    run left.
+    It is removed on an exception, on Ctrl-C and on SIGTERM. A live run holds a lock for its output,
+    so that no other run writes there, and so that the next run can remove the files of a killed
+    run.
 
     Raises:
         ModelExportError: Another run is writing the output, or it cannot be written.
@@ -136,7 +137,7 @@ def _system_errors_named(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def flushed_meanwhile(directory: Path) -> Iterator[None]:
-    """Flush a directory to the disk while the block does something else, which may read there.
+    """Flush a directory to the disk while the block runs, which may read the directory.
 
     Raises:
         ModelExportError: It cannot be written to the disk.
@@ -158,7 +159,7 @@ def flushed_meanwhile(directory: Path) -> Iterator[None]:
 
 
 def _flush(directory: Path) -> None:
-    """Write everything in a directory to the disk: from here on it survives a power failure."""
+    """Write everything in a directory to the disk, so that it survives a power failure."""
     path = directory
     try:
         for path in [*directory.rglob("*"), directory]:
@@ -176,14 +177,14 @@ def _flush(directory: Path) -> None:
 
 
 def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
-    """Make the staging directory the output, in one step, when it is on the disk.
+    """Rename the staging directory to the output, in one step, when it is on the disk.
 
-    With `overwrite` the old output takes the staging directory's name, which is then
-    removed with everything in it.
+    With `overwrite` the old output takes the staging directory's name, which is then removed with
+    everything in it.
 
     Raises:
-        SystemExit: The run was asked to end, which something lost that runs before this.
-        ModelExportError: The output was written in the meantime, or cannot be.
+        SystemExit: The run was asked to end, and the exception was lost before.
+        ModelExportError: The output was written in the meantime, or cannot be written.
     """
     _flush(staging)
     if _asked:
@@ -216,7 +217,7 @@ def _lock_of(output: Path) -> Path:
 
 @contextlib.contextmanager
 def _owned(output: Path) -> Iterator[None]:
-    """Hold an output's lock, where there are locks, and remove what killed runs left of it."""
+    """Hold an output's lock, if there are locks, and remove the files of killed runs."""
     locked = _lock_of(output)
     with _system_errors_named(output):
         try:
@@ -250,9 +251,9 @@ def _remove_tree(directory: Path) -> None:
 
 
 def remove_abandoned(output: Path) -> None:
-    """Remove what killed runs left beside an output; nothing while a run is writing it.
+    """Remove the files of killed runs next to an output, unless a run is writing it.
 
-    Where there are no locks nothing is removed: it may be a live run's.
+    Without locks nothing is removed, because the files may belong to a live run.
     """
     locked = _lock_of(output)
     if not os.path.exists(locked):  # noqa: PTH110 (Path's raises for a name that is too long)
@@ -268,12 +269,12 @@ def remove_abandoned(output: Path) -> None:
 
 @contextlib.contextmanager
 def _terminating_as_exit() -> Iterator[None]:
-    """Turn SIGTERM and its like into SystemExit, so that cleaning up is done.
+    """Convert SIGTERM and similar signals to SystemExit, so that the run cleans up.
 
-    Only where nobody has a handler of their own, and only in the main thread, where
-    Python allows it. It is raised wherever the program is just then, where it may be lost, in
-    a destructor, or become another error, in an import: then it is raised again, and nothing
-    is published in between.
+    This is done only if there is no other handler, and only in the main thread, because Python
+    allows it only there. The exception is raised at any point of the program. It may be lost in a
+    destructor, or become another error in an import. Then it is raised again, and nothing is
+    published in between.
     """
     timers: list[threading.Timer] = []
 
@@ -307,10 +308,10 @@ def _terminating_as_exit() -> Iterator[None]:
 
 
 def _swap_in_two_steps(staging: Path, output: Path) -> None:
-    """Do the same where the system cannot swap.
+    """Do the same if the system cannot swap two directories.
 
-    Between the two renames the old output is whole beside its name, and stays there if the
-    process dies: its name is not one that is ever cleaned up.
+    Between the two renames the complete old output is next to its place, and stays there if the
+    process dies: directories with that name are never cleaned up.
     """
     aside = output.parent / f".{output.name}.old-{secrets.token_hex(4)}"
     output.rename(aside)

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, str]:
-    """Return the task and library of an export that exists, as Optimum names them.
+    """Return the task and library of an existing export, in Optimum's names.
 
     Raises:
-        UsageError: Its config.json does not tell.
-        ModelExportError: It is of no type that Optimum exports.
+        UsageError: Its config.json does not show the task.
+        ModelExportError: Optimum does not export models of its type.
     """
     library = library_of_export(directory, root_classes)
     return task_of_directory(directory, library, {}), library
 
 
 def library_of_export(directory: Path, root_classes: Iterable[str]) -> str:
-    """Return the library of an export that exists, as Optimum names it."""
+    """Return the library of an existing export, in Optimum's name."""
     if (directory / "model_index.json").is_file():
         return "diffusers"
     return "sentence_transformers" if "SentenceTransformer" in root_classes else "transformers"
@@ -35,7 +35,7 @@ def library_of_export(directory: Path, root_classes: Iterable[str]) -> str:
 def task_of_directory(directory: Path, library: str, options: Mapping[str, Any]) -> str:
     """Return the task of a model on disk, which Optimum infers only for names on the Hub.
 
-    With past wherever Optimum makes that the default.
+    It is the task with past if that is Optimum's default.
 
     Raises:
         UsageError: Its config.json does not tell.
@@ -84,7 +84,7 @@ def task_of_directory(directory: Path, library: str, options: Mapping[str, Any])
 
 
 def task_of_model(model: Any, library: str, directory: Path, options: Mapping[str, Any]) -> str:  # noqa: ANN401
-    """Return the task of a model in memory, whose configuration is saved in a directory for it."""
+    """Return the task of a model in memory, whose configuration is saved in a directory."""
     from optimum.exporters.tasks import TasksManager
 
     if library == "diffusers":
@@ -96,10 +96,10 @@ def task_of_model(model: Any, library: str, directory: Path, options: Mapping[st
 
 
 def name_architecture(config: Path, model: Any) -> None:  # noqa: ANN401
-    """Name in config.json the class that was exported.
+    """Write the exported class into config.json.
 
-    Optimum keeps what the checkpoint says, which is another class when it was loaded for
-    another task.
+    Optimum keeps the class of the checkpoint, which is wrong if the model was loaded for another
+    task.
     """
     import torch
     from transformers import PreTrainedModel
@@ -125,7 +125,7 @@ def library_of_model(model: Any) -> str:  # noqa: ANN401
     """Return Optimum's name of the library of a model in memory, by the bases of its class.
 
     Raises:
-        UsageError: It is of no library that Optimum exports.
+        UsageError: Optimum exports no models of its library.
     """
     from optimum.exporters.tasks import TasksManager
 

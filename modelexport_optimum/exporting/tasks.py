@@ -1,7 +1,7 @@
 """The names of the tasks that a model can be exported for.
 
-They are Optimum's, whose own list needs PyTorch to be imported, 5 to 20 seconds. A test holds this
-one to it.
+They are Optimum's names. Optimum's own list needs the import of PyTorch, which takes 5 to 20
+seconds. A test compares this list with Optimum's.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SYNONYMS = (
     "vision2seq-lm",
     "zero-shot-classification",
 )
-"""Other names of the same, `TasksManager.synonyms_for_task(task)`."""
+"""Other names of these tasks, `TasksManager.synonyms_for_task(task)`."""
 
 WITH_PAST = (
     "automatic-speech-recognition",
@@ -73,13 +73,13 @@ WITH_PAST = (
     "text-generation",
     "text2text-generation",
 )
-"""The tasks that some architecture exports with a cache of keys and values, too."""
+"""The tasks that some architecture also exports with a cache of keys and values."""
 
 
 def check_task(task: str) -> None:
     """Refuse a task that Optimum does not know.
 
-    Optimum is imported only for a name that is not in our lists, which another version may have.
+    Optimum is imported only for a name that is not in these lists; another version may know it.
 
     Raises:
         UsageError: Optimum does not know it.
@@ -94,7 +94,7 @@ def check_task(task: str) -> None:
 
 
 def optimum_tasks() -> set[str]:
-    """Return the tasks and synonyms of the Optimum that is installed, which is imported for it."""
+    """Import Optimum, and return its tasks and synonyms."""
     from optimum.exporters.tasks import TasksManager
 
     tasks = TasksManager.get_all_tasks()

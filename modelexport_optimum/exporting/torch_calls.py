@@ -1,8 +1,8 @@
 """The outputs of each call of each module while PyTorch runs, and where they are used.
 
-Hooks on the modules see the calls. A dispatch mode sees the operations between them: which
-results no output needs (an exporter leaves them out), which depend on no input (it may hold
-them as constants), what `topk` has chosen, and what was drawn at random.
+Hooks on the modules record the calls. A dispatch mode records the operations between them: the
+results that no output needs (an exporter leaves them out), the results that depend on no input (an
+exporter may store them as constants), the choices of `topk`, and random numbers.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 class TorchCalls:
-    """The calls of a run, written down while it goes on."""
+    """Records the calls of a run."""
 
     def __init__(self, whole: torch.nn.Module, traced: torch.nn.Module, keep: Keep) -> None:
         """Prepare for one run.
 
         Args:
-            whole: The model, or the component of a pipeline, whose paths the calls have.
+            whole: The model, or the component of a pipeline; the calls have its paths.
             traced: The part of it that is run.
             keep: Called with the name and value of each tensor.
         """
@@ -62,7 +62,7 @@ class TorchCalls:
 
     @contextlib.contextmanager
     def recorded(self, inputs: Iterable[torch.Tensor]) -> Iterator[None]:
-        """Record what runs in the block, given the inputs of the whole."""
+        """Record the calls in the block, with the inputs of the whole model."""
         whole = list(inputs)
         self._inputs = {id(tensor): tensor for tensor in whole}
         self._operations.begin(whole)
@@ -78,7 +78,7 @@ class TorchCalls:
                 hook.remove()
 
     def end(self, outputs: Iterable[torch.Tensor]) -> None:
-        """Note what the outputs of the whole depend on."""
+        """Record what the outputs of the whole model depend on."""
         needed = self._operations.before(outputs)
         for index, (call, made_by) in enumerate(zip(self.calls, self._made_by, strict=True)):
             self.calls[index] = replace(
@@ -150,7 +150,7 @@ class TorchCalls:
             self._drawn_by[name] = number
 
     def _note(self, kind: str, sign: str, value: torch.Tensor) -> str:
-        """Keep a value that is made in the innermost call; its name, "" outside of all calls."""
+        """Keep a value of the innermost call; return its name, "" outside of all calls."""
         if not self._stack:
             return ""
         call = self.calls[self._stack[-1]]
@@ -163,10 +163,9 @@ class TorchCalls:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Which operation's result depends on which others', by the memory that they write to.
+    """Records which operations depend on which others, by the memory that they write to.
 
-    A view shares its memory with what it is a view of, so that what is written through one is
-    known of the other.
+    A view shares its memory with its base, so a write to one is also a write to the other.
     """
 
     def __init__(
@@ -183,7 +182,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._writers: dict[int, set[int]] = {}
 
     def begin(self, inputs: Iterable[torch.Tensor]) -> None:
-        """Note the inputs, as what one operation has made."""
+        """Record the inputs as the result of one operation."""
         self._note((), inputs, writes=False)
         self._vary[0] = True
 
@@ -223,11 +222,11 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def vary(self, numbers: Iterable[int]) -> bool:
-        """Tell whether one of the operations depends on an input."""
+        """Return whether one of the operations depends on an input."""
         return any(self._vary[number] for number in numbers)
 
     def are_drawn(self, numbers: Iterable[int]) -> bool:
-        """Tell whether one of the operations depends on what was drawn at random."""
+        """Return whether one of the operations depends on random numbers."""
         return any(self._drawn[number] for number in numbers)
 
     def _note(
@@ -265,7 +264,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor as NumPy has it."""
+    """Return a tensor as a NumPy array."""
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()  # NumPy has no bfloat16
@@ -278,7 +277,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def _name_of(tensor: torch.Tensor, names: WeakTensorKeyDictionary) -> str | None:
-    """Return the name of a tensor that was seen, and was not written to since."""
+    """Return the name of a recorded tensor that was not written to since."""
     if tensor not in names:
         return None
     name, version = names[tensor]

@@ -1,8 +1,8 @@
 """A run of the exported model in PyTorch, with the outputs of each call of each module.
 
-Optimum chooses the parts of the model, the inputs of each and the patches, exactly as for an
-export; in the place where it would trace a part, the part is kept and run. Nothing is
-exported, and no ONNX file is read.
+Optimum chooses the parts of the model, the inputs of each part and the patches, exactly as for an
+export. Instead of tracing a part, this module keeps it and runs it. Nothing is exported, and no
+ONNX file is read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TorchPart:
-    """What Optimum exports into one file.
+    """A part of the model that Optimum exports into one file.
 
     Attributes:
         file: The file, relative to the output directory.
@@ -52,20 +52,20 @@ class TorchPart:
     model_kwargs: Mapping[str, Any]
 
     def inputs(self, seed: int = 0) -> Arrays:
-        """Make example inputs, by the graph's names, the same every time. Nothing is masked."""
+        """Make example inputs, by the graph's names, the same in every run. Nothing is masked."""
         with self._prepared():
             return {name: leaf.numpy() for name, leaf in self._named(self._example(seed)).items()}
 
     def fitted(
         self, wanted: Mapping[str, Sequence[int | str | None]], sizes: Mapping[str, int]
     ) -> TorchPart:
-        """Give the part with sizes of example inputs that its graph and its model take.
+        """Return the part with example inputs of sizes that its graph and its model take.
 
-        What a size changes is seen by changing it: Optimum does not say.
+        The effect of a size is found by changing it, because Optimum does not describe it.
 
         Args:
-            wanted: The shapes of the graph's inputs; sizes that are not fixed are no numbers.
-            sizes: Sizes of example inputs by name, before everything else.
+            wanted: The shapes of the graph's inputs; a size that is not fixed is not a number.
+            sizes: Sizes of example inputs by name, with the highest priority.
         """
         shapes = {**self.shapes, **{k: n for k, n in sizes.items() if k in self.shapes}}
         # Tensors are told apart by their shapes, so no axis is as long as another.
@@ -100,7 +100,7 @@ class TorchPart:
         return getattr(self.whole, "config", None)
 
     def run(self, feeds: Arrays, keep: Keep) -> tuple[list[RecordedCall], Arrays]:
-        """Run the part: its calls in the order in which they began, and the outputs by name."""
+        """Run the part; return its calls in order of their beginning, and the outputs by name."""
         import torch
 
         from modelexport_optimum.exporting.torch_calls import TorchCalls, tensors
@@ -151,7 +151,7 @@ class TorchPart:
         }
 
     def _named(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Return the tensors in the arguments by the name of the graph's input of each."""
+        """Return the tensors in the arguments, by the names of the graph's inputs."""
         from modelexport_optimum.exporting.torch_calls import tensors
 
         names = list(self.config.ordered_inputs(self.model))
@@ -188,7 +188,7 @@ def torch_parts(
     model_kwargs: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> list[TorchPart]:
-    """Load a model, and take it into the parts that Optimum exports.
+    """Load a model, and divide it into the parts that Optimum exports.
 
     Raises:
         ModelExportError: The model cannot be loaded, or Optimum cannot export it.
@@ -216,7 +216,7 @@ def torch_parts(
 
 @contextlib.contextmanager
 def _parts_kept() -> Iterator[list[TorchPart]]:
-    """Keep the parts that Optimum takes a model into, and have it export none of them."""
+    """Keep the parts into which Optimum divides a model, and export none of them."""
     parts: list[TorchPart] = []
     wholes: list[Any] = []
     convert = CONVERSION_OF_MODEL.get()
@@ -249,7 +249,7 @@ def _ignore_stage(name: str) -> None:
 
 
 def _whole_of(part: torch.nn.Module, model: Any) -> torch.nn.Module:  # noqa: ANN401
-    """Return the module tree in which a part stands: the model, or a component of a pipeline."""
+    """Return the module that contains a part: the model, or a component of a pipeline."""
     from modelexport_optimum.module_trees.module_tree import modules_of
 
     for whole in modules_of(model):

@@ -1,8 +1,8 @@
-"""Two questions of Optimum about a file that it has just written, answered from the header.
+"""Two checks by Optimum of a file that it has just written, answered from the file's header.
 
-Optimum loads the file with all its weights twice: into memory, to see whether the exporter put
-weights beside it, and into ONNX Runtime, to see whether an axis of an output has an unknown name.
-The header answers both without the weights; the file is loaded only if an answer is yes.
+Optimum loads the file with all its weights twice: into memory, to see whether the weights are in a
+separate file, and into ONNX Runtime, to see whether an axis of an output has an unknown name. The
+header answers both questions without the weights. The file is loaded only if an answer is yes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def headers_asked_first() -> Iterator[None]:
 
 
 class _Onnx:
-    """Stands for the package onnx where Optimum asks for weights beside a file."""
+    """Replaces the package onnx where Optimum looks for weights in a separate file."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(onnx, name)
 
     def load(self, path: str, *, load_external_data: bool = True) -> Any:  # noqa: ANN401
-        """Load a file, or nothing of one that is asked for weights elsewhere and has none."""
+        """Load a file, or nothing if Optimum only looks for separate weights and there are none."""
         if not load_external_data:
             graph = read_model(Path(path)).graph
             if not any(tensor.location for tensor in walk_initializers(graph)):
@@ -51,9 +51,9 @@ class _Onnx:
 
 
 def _axes_known(config: Any, path: Path) -> bool:  # noqa: ANN401
-    """Tell whether every axis of a file's outputs is a number or has a name that Optimum gave.
+    """Return whether every axis of a file's outputs is a number or has one of Optimum's names.
 
-    What ONNX Runtime infers of such a shape adds numbers, and no names.
+    For such a shape, ONNX Runtime infers only numbers, and no new names.
     """
     known = _names(config.inputs) | _names(config.outputs)
     outputs = read_model(path).graph.outputs

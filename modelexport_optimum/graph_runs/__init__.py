@@ -1,8 +1,8 @@
-"""A tagged graph laid out node by node, and run with what is between its nodes kept.
+"""A tagged graph as a flat list of nodes, and runs of it that keep the values between its nodes.
 
-It gives to others: `flat_graph.flatten`, the nodes of a file in the order in which they run,
-with the calls of modules that they make up; `tapped_run.TappedRun`, a session that gives the
-values asked of it; and `recorded_run.record_graph`, what went into and came out of each call.
+It provides: `flat_graph.flatten`, which returns the nodes of a file in the order in which they run,
+with their module calls; `tapped_run.TappedRun`, a session that returns any requested value; and
+`recorded_run.record_graph`, which records the inputs and outputs of each call.
 
-It must not know what the values are for: comparing and profiling are rooms of their own.
+It must not know the purpose of the values: comparing and profiling are separate rooms.
 """

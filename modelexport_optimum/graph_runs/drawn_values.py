@@ -1,4 +1,4 @@
-"""Which values of a graph are drawn at random, or depend on such."""
+"""The values of a graph that are random, or depend on random values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def drawn_values(graph: FlatGraph, known: Collection[str] = ()) -> set[str]:
-    """Return the values of a graph that are drawn and not known, and those that depend on them."""
+    """Return the values of a graph that are random and not known, and those that depend on them."""
     drawn = {name for n in graph.nodes if _draws(n.proto, graph) for name in n.makes}
     return values_after(graph, drawn.difference(known))
 
 
 def _draws(node: onnx.NodeProto, graph: FlatGraph) -> bool:
-    """Tell whether a node, or one in a graph that stays nested in it, draws random numbers."""
+    """Return whether a node, or one in a graph nested in it, draws random numbers."""
     if node.op_type == "Dropout":  # which does in training alone, from opset 12 on
         return len(node.input) > 2 and node.input[2] != "" and _is_true(graph, node.input[2])
     nested = (n for a in node.attribute for g in (a.g, *a.graphs) for n in g.node)
@@ -31,7 +31,7 @@ def _draws(node: onnx.NodeProto, graph: FlatGraph) -> bool:
 
 
 def _is_true(graph: FlatGraph, name: str) -> bool:
-    """Tell whether a value may be true: it is, unless the file says that it is false."""
+    """Return whether a value may be true, which it may unless the file says that it is false."""
     if name in graph.makers:
         attributes = graph.makers[name].proto.attribute
         tensors = [a.t for a in attributes if a.name == "value"]

@@ -1,9 +1,8 @@
 """A tagged file as one flat list of nodes, each in one call of its module.
 
-What `compare` works on. A branch that an input of the graph chooses (`use_cache_branch` of a
-merged decoder) is laid open: its nodes stand in the list, and the other branch is left out.
-Graphs nested for another reason (a Loop's body) stay inside their node. Nothing is run, and
-no weight is read.
+`compare` works on this list. If an input of the graph chooses a branch (`use_cache_branch` of a
+merged decoder), the list has the nodes of that branch and leaves out the other branch. Other nested
+graphs (the body of a Loop) stay inside their node. Nothing is run, and no weight is read.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Graph, Tensor, Value
 
 _NO_COMPUTATION = {"Constant", "Identity"}
-"""The operators of a weight, or of the same weight under another name."""
+"""Operators whose output is a weight, or the same weight under another name."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,17 +32,17 @@ class ModuleCall:
 
     Attributes:
         module: The module.
-        number: Which of its calls this is, from 0, in the order in which they ran.
+        number: Index of this call among its calls, from 0, in the order in which they ran.
         parent: The call in which it was made; None for the root's.
-        depth: How many calls are around it.
-        outputs: Values that it makes and other calls read, or the graph gives, in file
-            order; without those that depend on weights and constants alone, unless all do.
-        inputs: Values that it reads and that a call around it makes, outside other calls, in
+        depth: Number of calls that contain it.
+        outputs: Values that it computes and that other calls read or the graph returns, in
+            file order; without those that depend only on weights and constants, unless all do.
+        inputs: Values that it reads and that a call around it computes, outside other calls, in
             file order.
-        choices: Indices that a TopK in it gives, outside calls in it, in file order.
+        choices: Indices from a TopK in it, outside calls in it, in file order.
         draws: Values that it draws at random, outside calls in it, in file order.
         has_weights: A node in it reads an initializer.
-        varies: What a node in it makes depends on an input of the graph.
+        varies: The result of a node in it depends on an input of the graph.
     """
 
     module: TaggedModule
@@ -71,10 +70,10 @@ class FlatNode:
 
     Attributes:
         proto: The node.
-        makes: Names of the values that it makes.
-        reads: Names of the values that it reads, those of graphs nested in it included.
+        makes: Names of its outputs.
+        reads: Names of the values that it reads, including those of its nested graphs.
         call: The call that it belongs to; that of the root if it has no tag.
-        constant: It depends on initializers and Constants alone.
+        constant: It depends only on initializers and Constants.
     """
 
     proto: onnx.NodeProto
@@ -91,14 +90,14 @@ class FlatGraph:
     Attributes:
         file: The tagged file.
         branch: Values of the inputs that choose a branch, by name.
-        nodes: The nodes, each after those that make what it reads.
+        nodes: The nodes, each after the nodes whose outputs it reads.
         calls: The calls of modules, outer before inner, in the order in which they ran.
-        makers: The node that makes a value, by the value's name.
-        inputs: Inputs of the graph that are no initializers and choose no branch.
+        makers: The node that computes a value, by the value's name.
+        inputs: Inputs of the graph that are not initializers and choose no branch.
         outputs: Names of the outputs of the graph.
         initializers: Headers of the initializers by name.
         weights: Their data, mapped into memory.
-        nested: Modules whose nodes stand in graphs that stay nested, by path.
+        nested: Modules whose nodes are in graphs that stay nested, by path.
     """
 
     file: TaggedFile
@@ -114,7 +113,7 @@ class FlatGraph:
 
 
 def branches(file: TaggedFile) -> list[dict[str, bool]]:
-    """Return what the inputs that choose a branch may be: one empty choice where there are none."""
+    """Return the possible values of the inputs that choose a branch; else one empty choice."""
     inputs = {value.name for value in file.model.graph.inputs}
     choosing = dict.fromkeys(
         node.inputs[0]
@@ -128,12 +127,12 @@ def branches(file: TaggedFile) -> list[dict[str, bool]]:
 
 
 def branch_in_words(branch: Mapping[str, bool]) -> str:
-    """Return a choice of a branch, as `use_cache_branch=true`."""
+    """Return a choice of a branch, such as `use_cache_branch=true`."""
     return ", ".join(f"{name}={value}".lower() for name, value in branch.items())
 
 
 def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
-    """Lay a tagged file out as one list of nodes, with one of the choices that `branches` gives."""
+    """Return a tagged file as one list of nodes, with one of the choices from `branches`."""
     weights = Weights(file.model)
     tagged = {id(node.node): node for node in file.nodes}
     initializers: dict[str, Tensor] = {}
@@ -181,7 +180,7 @@ def _opened(
     tagged: dict[int, TaggedNode],
     initializers: dict[str, Tensor],
 ) -> Iterator[tuple[onnx.NodeProto, TaggedNode]]:
-    """Yield the nodes of a graph, the chosen branch in the place of each If that is opened."""
+    """Yield the nodes of a graph, with the chosen branch in place of each opened If."""
     initializers.update((tensor.name, tensor) for tensor in graph.initializers)
     for node in graph.nodes:
         if node.op_type == "If" and node.inputs[0] in branch:
@@ -197,7 +196,7 @@ def _opened(
 
 
 def _read_by(node: onnx.NodeProto) -> Iterable[str]:
-    """Return the values that a node reads from its own graph or from those around it."""
+    """Return the values that a node reads from its own graph or from outer graphs."""
     read = dict.fromkeys(name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
@@ -213,7 +212,7 @@ def _read_by(node: onnx.NodeProto) -> Iterable[str]:
 def _sorted(
     nodes: Sequence[tuple[onnx.NodeProto, TaggedNode]],
 ) -> list[tuple[onnx.NodeProto, TaggedNode]]:
-    """Put each node after those that make what it reads, and leave the order as it is otherwise.
+    """Put each node after the nodes whose outputs it reads; else keep the order.
 
     ONNX Runtime's float16 converter adds its Casts at the end, and ONNX Runtime sorts them.
     """
@@ -240,13 +239,13 @@ def _sorted(
 
 
 class _Calls:
-    """Which call of its module each node belongs to.
+    """Finds the call of its module that each node belongs to.
 
-    The tracer counts the calls of a module at the end of the scope that it gives to the nodes
-    which the module makes itself: `attention/Softmax`, `attention_1/Softmax`. The scope of a
-    module inside it is counted on its own, below the uncounted one: `attention/query_1`
-    (torch/csrc/jit/passes/onnx/naming.cpp). So the scope tells the call of the node's own
-    module, and the calls of the modules around it follow from how often each ran.
+    The tracer numbers the calls of a module at the end of the scope of the module's own nodes:
+    `attention/Softmax`, `attention_1/Softmax`. The scope of an inner module is numbered separately,
+    below the scope without a number: `attention/query_1` (torch/csrc/jit/passes/onnx/naming.cpp).
+    So the scope shows the call of the node's own module. The calls of the outer modules follow from
+    how often each ran.
     """
 
     def __init__(self, root: TaggedModule, nodes: Iterable[TaggedNode]) -> None:
@@ -268,7 +267,7 @@ class _Calls:
                 ]
 
     def _times(self, module: TaggedModule) -> int:
-        """Tell how often a module ran: as often as its least called inner module, if unnamed."""
+        """Return how often a module ran: as often as its least called inner module, if unnamed."""
         scopes = self._scopes.get(module.path)
         if scopes:
             return len(scopes)
@@ -277,7 +276,7 @@ class _Calls:
     def call_of(
         self, node: TaggedNode, reads: Iterable[str], makers: dict[str, FlatNode]
     ) -> ModuleCall:
-        """Return the call of a node, given those that make what it reads."""
+        """Return the call of a node, given the calls of the nodes before it."""
         if node.module is None:
             return self._calls[""][0]
         calls = self._calls[node.module.path]
@@ -293,8 +292,8 @@ class _Calls:
     def in_order(self, nodes: Iterable[FlatNode]) -> list[ModuleCall]:
         """Return the calls that compute something, in the order in which they began, outer first.
 
-        One that computes from weights alone (a weight's norm, a table of relative positions)
-        is as good as another, but a Constant or a weight's other name is no computation.
+        A call that computes only from weights (a weight's norm, a table of relative positions)
+        counts, but a Constant or another name of a weight is not a computation.
         """
         first: dict[int, int] = {}
         for index, node in enumerate(nodes):
@@ -307,7 +306,7 @@ class _Calls:
 
 
 def _own_scope(node: TaggedNode) -> str:
-    """Return the scope in a node's name, if it is one of the node's own module."""
+    """Return the scope in a node's name, if it is a scope of the node's own module."""
     names = [name for name in (node.name, *node.node.outputs) if name.startswith("/")]
     if not names or node.module is None:
         return ""
@@ -319,7 +318,7 @@ def _own_scope(node: TaggedNode) -> str:
 
 
 def _find_outputs(graph: FlatGraph) -> None:
-    """Note what leaves each call, and what enters it from the call around it."""
+    """Record the outputs of each call, and its inputs from the call around it."""
     readers: dict[str, list[ModuleCall | None]] = {name: [None] for name in graph.outputs}
     for node in graph.nodes:
         for name in node.reads:
@@ -355,7 +354,7 @@ def _find_readers(node: FlatNode, name: str, readers: Collection[ModuleCall | No
 
 
 def values_after(graph: FlatGraph, names: Collection[str]) -> set[str]:
-    """Return some values of a graph, and those that depend on them."""
+    """Return the given values of a graph, and all values that depend on them."""
     after = set(names)
     for node in graph.nodes:
         if not after.isdisjoint(node.reads):

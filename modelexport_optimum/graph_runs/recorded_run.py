@@ -1,7 +1,7 @@
 """The outputs of each call of each module in one run, on either side of a comparison.
 
-Plain data of a run in ONNX Runtime (made here) or in PyTorch. The values are in a temporary file,
-read on demand.
+These are plain data of a run in ONNX Runtime (recorded here) or in PyTorch. The values are in a
+temporary file and read on demand.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ValueStore:
         return name in self._places
 
     def add(self, name: str, value: np.ndarray) -> None:
-        """Keep a value; one that is there already stays."""
+        """Keep a value, unless there is one of that name."""
         if name not in self._places:
             place = self._file.seek(0, os.SEEK_END)
             self._file.write(_bytes_of(np.ascontiguousarray(value)))
@@ -54,7 +54,7 @@ class ValueStore:
         return value
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a value, which is not read for it."""
+        """Return the shape of a value, without reading it."""
         return self._shapes[name]
 
     def dtype(self, name: str) -> np.dtype[Any]:
@@ -90,7 +90,7 @@ class RecordedRun:
 
     Attributes:
         calls: The calls, in the order in which they began.
-        values: What left them.
+        values: The outputs of the calls.
         outputs: The outputs of the whole graph, by name.
     """
 
@@ -105,7 +105,7 @@ class RecordedRun:
 
 
 def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun:
-    """Run a graph once, and keep what leaves the calls of its modules."""
+    """Run a graph once, and keep the outputs of its module calls."""
     recorded = RecordedRun()
     left = {name for call in graph.calls for name in call.outputs}
     wanted = left.union(*((*call.inputs, *call.choices, *call.draws) for call in graph.calls))

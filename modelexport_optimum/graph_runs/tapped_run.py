@@ -1,7 +1,7 @@
-"""Running a flat graph in ONNX Runtime with any of its values seen, or replaced by others.
+"""Runs of a flat graph in ONNX Runtime that can read out or replace any of its values.
 
-Weights are handed to ONNX Runtime as they lie in the file. Long graphs run piece by piece,
-so that the values that are seen are never all in memory at once.
+ONNX Runtime gets the weights directly from the file. Long graphs run in pieces, so that not all
+values that are read out are in memory at the same time.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     Arrays: TypeAlias = dict[str, np.ndarray]
 
 VALUES_PER_PIECE = 256
-"""Values seen in one piece of a run: some hundred modules, a few times what they compute."""
+"""Maximum bytes of the values read out in one piece of a run: those of some hundred modules."""
 
 _EMBEDDED_BYTES = 1024
-"""Initializers up to this size stand in the model itself: shapes and scalars, which operators
-want to know when a session is built."""
+"""Initializers up to this size are stored in the model itself: shapes and scalars, which operators
+need when a session is built."""
 
 _NUMPY_TYPES = {
     getattr(onnx.TensorProto, name)
@@ -47,12 +47,12 @@ _NUMPY_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some nodes of a graph as a model of their own.
+    """Some nodes of a graph as a separate model.
 
     Attributes:
         model: The model, without its weights.
-        weights: The weights, as they lie in the file.
-        feeds: What the model is run on.
+        weights: The weights, mapped from the file.
+        feeds: The inputs of the run.
     """
 
     model: bytes
@@ -62,7 +62,7 @@ class Part:
     def open(
         self, provider: Provider, options: onnxruntime.SessionOptions
     ) -> onnxruntime.InferenceSession:
-        """Make a session of it. It holds the weights as long as this part does."""
+        """Make a session. It needs the weights as long as this part holds them."""
         import onnxruntime as ort
 
         options.add_external_initializers(
@@ -82,10 +82,10 @@ class TappedRun:
         self._base = _model_without_graph(graph)
         self._arrays: Arrays = {}
         self.chosen: Arrays = {}
-        """Values by name that stand for what the graph makes, wherever a node reads them."""
+        """Values by name that replace the graph's own values wherever a node reads them."""
 
     def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-        """Run the graph and yield the values that are wanted, in the order of the graph."""
+        """Run the graph and yield the wanted values, in the order of the graph."""
         renamed: dict[int, dict[str, str]] = {}
         nodes = self._needed(wanted, renamed)
         chosen = {_stand_in(name): value for name, value in self.chosen.items()}
@@ -112,7 +112,7 @@ class TappedRun:
         is_replaced: Callable[[FlatNode, str], bool],
         replacement: Callable[[str], np.ndarray],
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Run the graph with values that its nodes read replaced by others; yield those wanted."""
+        """Run the graph with some values replaced, and yield the wanted values."""
         names = [name for node in self._graph.nodes for name in node.makes]
         ordered = [name for name in names if name in wanted]
         for start in range(0, len(ordered), VALUES_PER_PIECE):
@@ -134,7 +134,7 @@ class TappedRun:
         renamed: dict[int, dict[str, str]],
         is_replaced: Callable[[FlatNode, str], bool] | None = None,
     ) -> list[FlatNode]:
-        """Find the nodes that make the values, and note which names of theirs are replaced."""
+        """Find the nodes that compute the values, and the names that are replaced."""
         todo = set(wanted)
         needed = []
         for node in reversed(self._graph.nodes):
@@ -157,7 +157,7 @@ class TappedRun:
         outputs: Sequence[str],
         live: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Run some nodes, on values that are known."""
+        """Run some nodes on known values."""
         # OpenVINO cannot read a graph that gives an input or a constant as an output.
         known = _not_computed(nodes, renamed, live)
         known = {name: known[name] for name in outputs if name in known}
@@ -179,9 +179,9 @@ class TappedRun:
         live: Mapping[str, Any],
         renamed: Mapping[int, Mapping[str, str]] | None = None,
     ) -> Part:
-        """Make some nodes a model of their own, with what it is run on.
+        """Make a separate model of some nodes, with its inputs.
 
-        `renamed` has other names for what a node reads, by the node's identity.
+        `renamed` has other names for a node's inputs, by the node's identity.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self._base)
@@ -223,7 +223,7 @@ class TappedRun:
         return Part(model.SerializeToString(), weights, feeds)
 
     def close(self) -> None:
-        """Let go of the weights; a further run reads them again."""
+        """Release the weights; a further run reads them again."""
         self._arrays.clear()
         self._graph.weights.release()
 
@@ -241,7 +241,7 @@ class TappedRun:
 def _not_computed(
     nodes: Iterable[FlatNode], renamed: Mapping[int, Mapping[str, str]], feeds: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the values that an Identity makes of what is fed, and those of Constants."""
+    """Return the values of Constants, and the outputs of Identity nodes on given values."""
     known = {}
     for node in nodes:
         if node.proto.op_type == "Identity":
@@ -268,7 +268,7 @@ def _is_embedded(tensor: Tensor) -> bool:
 
 
 def _external(tensor: Tensor) -> onnx.TensorProto:
-    """Return the header of an initializer whose data is handed over when the session is built."""
+    """Return the header of an initializer whose data is passed when the session is built."""
     proto = onnx.TensorProto(
         name=tensor.name,
         dims=tensor.dims,
@@ -300,7 +300,7 @@ def _element_type(value: np.ndarray, shape: Sequence[int] | None) -> onnx.TypePr
 
 
 def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tuple[int, int]]:
-    """Yield where the pieces of a list of nodes begin and end."""
+    """Yield the beginning and the end of each piece of a list of nodes."""
     start = count = 0
     for index, node in enumerate(nodes, start=1):
         count += sum(name in wanted for name in node.makes)
@@ -314,7 +314,7 @@ def _pieces(nodes: Sequence[FlatNode], wanted: Collection[str]) -> Iterator[tupl
 def whole_feeds(
     session: onnxruntime.InferenceSession, feeds: Arrays, branch: Mapping[str, bool]
 ) -> Arrays:
-    """Return what a session of a whole file takes; zeros for what the branch does not read."""
+    """Return the inputs for a whole file; zeros for inputs that the branch does not read."""
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     given = {**feeds, **{name: np.array([value]) for name, value in branch.items()}}
     for value in session.get_inputs():

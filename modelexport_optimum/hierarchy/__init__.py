@@ -1,9 +1,9 @@
-"""Looking at the hierarchy: what people do with the tags of an exported model.
+"""Views of the hierarchy: the commands that use only the tags of an exported model.
 
-It gives to others: a function for each command of the same name (`inspect`, `diff`, `extract`,
-`view`), and `tagged_model`, a file read with its tags, from which the rooms above it start, too.
+It provides: a function for each command of the same name (`inspect`, `diff`, `extract`, `view`),
+and `tagged_model`, which reads a file with its tags; the rooms above use it, too.
 
-It works from the tagged `.onnx` file alone. It must not know torch, transformers or Optimum, how
-an export is made or checked, and of `tagging` anything but what a tagged file says of itself
-(`carriers`, `model_record`). It runs no model.
+It needs only the tagged `.onnx` file. It must not know torch, transformers or Optimum, or how an
+export is made or checked. It may use `tags`, which reads the tags of a file, but not `tagging`. It
+runs no model.
 """

@@ -1,8 +1,8 @@
-"""What differs between two exports, or two versions of one, by module.
+"""The differences between two exports, or two versions of one export, by module.
 
-Two exports are the same if their modules have the same operators with the same attributes
-and the same parameters to the bit, pass values to each other in the same way, and take and
-give the same tensors. Names of values and the order of nodes do not count.
+Two exports are the same if their modules have the same operators, attributes and parameters (bit
+for bit), the same connections, and the same inputs and outputs. The names of values and the order
+of nodes do not matter.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Diff:
 
     Args:
         a: A tagged `.onnx` file, or a directory with any number of them.
-        b: Another file, or directory; of directories, files of the same name are compared.
+        b: Another file, or another directory. Files of the same name in two directories are
+            compared.
 
     Raises:
-        UsageError: There is no such file, or one is a file and the other one a directory.
+        UsageError: There is no such file, or only one of the two is a directory.
         ModelExportError: A file is not tagged, or cannot be read.
     """
     first, second = Path(a), Path(b)
@@ -159,7 +160,7 @@ def _diff_operators(
 def _attributes(
     module: TaggedModule, operator: str, side: _Side
 ) -> Counter[frozenset[tuple[str, bytes]]]:
-    """Return what the attributes of a module's operators are, of one kind of operator."""
+    """Return the attributes of a module's operators of one kind."""
     opsets = side.file.model.opsets
     with damage_named(side.file.path):
         return Counter(
@@ -175,7 +176,7 @@ def _attributes(
 
 
 def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
-    """Return what an attribute's value is, however and wherever it is stored."""
+    """Return a fingerprint of an attribute's value, however it is stored."""
     parts = []
     for number, _, start, end in bytes_fields(attribute):
         payload = memoryview(attribute)[start:end]
@@ -194,7 +195,7 @@ def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
 
 @functools.cache
 def _defaults(op_type: str, version: int, domain: str) -> frozenset[tuple[str, bytes]]:
-    """Return the attributes that an operator has if they are left out."""
+    """Return the default attributes of an operator."""
     try:
         schema = onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:  # an operator of ONNX Runtime's own
@@ -256,7 +257,7 @@ def _path(tagged: TaggedNode) -> str:
 
 
 def _sources(tagged: TaggedNode) -> list[str]:
-    """Return the modules and inputs of the model that a node's values come from, in order."""
+    """Return the modules and model inputs that a node's inputs come from, in order."""
     sources = []
     for read in tagged.reads:
         if isinstance(read, Value):
@@ -267,7 +268,7 @@ def _sources(tagged: TaggedNode) -> list[str]:
 
 
 def _pairs(a: TaggedFile, b: TaggedFile) -> Iterator[tuple[TaggedNode, TaggedNode]]:
-    """Yield the nodes that are in both files, as their names tell."""
+    """Yield the nodes that are in both files, by their names."""
     others = _by_key(b)
     for key, node in _by_key(a).items():
         if key in others:

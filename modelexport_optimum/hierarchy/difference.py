@@ -1,4 +1,4 @@
-"""What `diff` found: what differs between two exports, file by file, module by module."""
+"""The result of `diff`: the differences between two exports, by file and module."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MOST_CHANGES = 4
-"""Changes of one module that a notebook names."""
+"""Maximum number of changes of one module shown in a notebook."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Change(Displayed):
-    """One thing that differs.
+    """One difference.
 
     Attributes:
         name: Its name: an operator, a parameter, an input or output, an opset.
-        a: What it is in the first export, "" if it is not there.
-        b: The same in the second one.
+        a: The value in the first export, "" if it does not have it.
+        b: The value in the second export.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ModuleChange(Displayed):
         module_class: Its class; of the second export, if the two differ.
         only_in: "a" or "b" if the other export lacks it, else "".
         class_changes: Its class, if it differs.
-        operator_changes: Its own operators, with how many there are, or with "other attributes".
+        operator_changes: Its own operators, with their number, or with "other attributes".
         parameter_changes: Its own parameters, with type and shape, or with "other values".
     """
 
@@ -54,7 +54,7 @@ class ModuleChange(Displayed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NodeChange(Displayed):
-    """A node that is in both exports, in another place.
+    """A node that is in both exports, but in another place.
 
     Attributes:
         name: Node name.
@@ -74,7 +74,7 @@ class FileDiff(Displayed):
     """What differs between two files.
 
     Attributes:
-        file: The file, relative to the directories that were given.
+        file: The file, relative to the given directories.
         only_in: "a" or "b" if the other export lacks it, else "".
         interface: Opsets, inputs and outputs that differ.
         modules: Modules that differ.
@@ -110,7 +110,7 @@ class FileDiff(Displayed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Diff(Displayed):
-    """What differs between two exports, file by file."""
+    """The differences between two exports, by file."""
 
     a: Path
     b: Path
@@ -122,14 +122,14 @@ class Diff(Displayed):
         return all(file.same for file in self.files)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         if self.same:
             return shown(f"{self.a} and {self.b}", table(("", ""), [("modules", "same")]))
         rows = [(file.file, *row) for file in self.files for row in file.rows()]
         return shown(f"a {self.a}, b {self.b}", table(("file", "module", "class", "a → b"), rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the difference as JSON can carry it."""
+        """Return the difference as data for JSON."""
         files = [{"file": file.file, "same": file.same, **asdict(file)} for file in self.files]
         for module in (module for file in files for module in file["modules"]):
             module["class"] = module.pop("module_class")

@@ -1,8 +1,8 @@
-"""One module of a tagged model as a model of its own, to run or to look at alone.
+"""One module of a tagged model as a separate model.
 
-Nodes are copied as they stand, tags included, and weights from file to file: nothing is
-loaded. (`onnx.utils.Extractor` loads the whole model, and wants the tensors to be named
-between which it takes everything.) What belongs to the module is found by `subgraph`.
+Nodes are copied unchanged, with their tags, and weights from file to file, without loading them.
+(`onnx.utils.Extractor` loads the whole model, and needs the names of the tensors that bound the
+part.) `subgraph` finds the nodes of the module.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO 
 _VALUES_OF = {_GRAPH_INPUT: "input", _GRAPH_OUTPUT: "output", _GRAPH_VALUE_INFO: "value_info"}
 
 _PAGE_BYTES = 4096
-"""ONNX Runtime maps external data that begins at a page, and copies other."""
+"""ONNX Runtime maps external data that begins at a page into memory, and copies other data."""
 
 _INVENTED = "unk__"
-"""How shape inference begins the names that it invents for dimensions."""
+"""The prefix of the names that shape inference generates for dimensions."""
 
 _SHAPE_BYTES = 1024
-"""An initializer up to this size may be a shape, whose values decide the shapes of others."""
+"""Maximum size of an initializer that may be a shape, whose values decide other shapes."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,11 +80,11 @@ class Extracted(Displayed):
 
     Attributes:
         file: Its file.
-        source: The file that it was cut out of.
+        source: The file that the module was extracted from.
         module: The module's path.
         module_class: The module's class.
-        inputs: What enters the module.
-        outputs: What leaves it.
+        inputs: The inputs of the module.
+        outputs: The outputs of the module.
         node_count: Number of its nodes, without those in nested graphs.
         bytes: Size of its weights.
     """
@@ -99,7 +99,7 @@ class Extracted(Displayed):
     bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can carry it."""
+        """Return the report as data for JSON."""
         return {
             "file": str(self.file),
             "source": str(self.source),
@@ -119,19 +119,19 @@ def extract(
     *,
     overwrite: bool = False,
 ) -> Extracted:
-    """Cut one module out of a tagged model.
+    """Write one module of a tagged model as a separate model.
 
     Args:
-        path: A tagged `.onnx` file, or a directory of which one file has the module.
+        path: A tagged `.onnx` file, or a directory in which one file has the module.
         module: Module path, as `named_modules()` spells it.
-        output: The `.onnx` file to write. Weights that are external data in the model are
-            so here, in a file of the same name and `.data`.
-        overwrite: Replace what is there.
+        output: The `.onnx` file to write. Weights that are external data in the model stay
+            external, in a file of the same name and `.data`.
+        overwrite: Replace an existing file.
 
     Raises:
-        UsageError: There is no such file or module, or the output is there already.
-        ModelExportError: The module runs several times, or other modules run between its
-            parts, or a file cannot be read or written.
+        UsageError: There is no such file or module, or the output exists.
+        ModelExportError: The module runs several times, or other modules run between its parts, or
+            a file cannot be read or written.
     """
     target = Path(output)
     file = _file_with(Path(path), module)
@@ -178,7 +178,7 @@ def _file_with(path: Path, module: str) -> TaggedFile:
 
 
 def _check_output(file: TaggedFile, target: Path, data: Path | None, *, overwrite: bool) -> None:
-    """Refuse to write over what is read, or over what is there."""
+    """Refuse to overwrite an input file, or an existing file."""
     locations = {tensor.location for tensor in file.initializers if tensor.location}
     sources = [file.path, *(file.path.parent / location for location in locations)]
     for written in (target, data):
@@ -192,7 +192,7 @@ def _check_output(file: TaggedFile, target: Path, data: Path | None, *, overwrit
 
 
 def model_fields(model: memoryview) -> list[Bytes]:
-    """Return all of a ModelProto but its graph and what it is trained with."""
+    """Return all fields of a ModelProto but its graph and its training information."""
     without = (_MODEL_GRAPH, _MODEL_TRAINING)
     return [model[key:end] for number, key, _, end in fields(model) if number not in without]
 
@@ -234,7 +234,7 @@ def _write(descriptor: int, chunks: Iterable[Bytes]) -> None:
 
 
 def _types(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> dict[str, onnx.TypeProto]:
-    """Return the types of what enters and leaves, as the file or shape inference tells them."""
+    """Return the types of the inputs and outputs, from the file or from shape inference."""
     wanted = {*part.inputs, *part.outputs}
     with damage_named(file.path):
         skeleton = _skeleton(file, part, weights)
@@ -259,7 +259,7 @@ def _types(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> dict[str
 
 
 def _inferred(skeleton: onnx.ModelProto) -> onnx.ModelProto:
-    """Infer shapes; those that the file says are believed, unless they contradict its operators.
+    """Infer shapes; those in the file are kept, unless they contradict its operators.
 
     What rewrites a graph may leave the shape that a value had before.
     """
@@ -283,7 +283,7 @@ def _inference_errors_named(path: Path) -> Iterator[None]:
 
 
 def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.ModelProto:
-    """Return the model without weights, down to the graph of the nodes that are cut out."""
+    """Return the model without weights, down to the graph of the extracted nodes."""
     model = onnx.ModelProto()
     model.ParseFromString(b"".join(model_fields(weights.file)))
     model.graph.name = "skeleton"
@@ -316,7 +316,7 @@ def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.
 
 
 def _runtime_types(skeleton: onnx.ModelProto, names: Iterable[str]) -> dict[str, onnx.TypeProto]:
-    """Return the types as ONNX Runtime infers them, which knows its own operators."""
+    """Return the types that ONNX Runtime infers; it also knows its own operators."""
     wanted = sorted(names)
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)

@@ -1,6 +1,6 @@
 """The module tree with its operators and parameters, and the nodes of chosen modules.
 
-It counts what the headers say; no weight is read.
+It reads only the headers of the weights.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Amount(Displayed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ModuleView(Displayed):
-    """One module that is shown.
+    """One module in the view.
 
     Attributes:
         module: The module, in the whole tree.
-        name: Its path from the module on that is shown around it, or its whole path.
-        level: How many modules are shown around it.
-        own: What its own nodes are and read.
-        total: The same of its own nodes and those of all modules inside it.
-        share: Bytes in total as a part of the file's.
+        name: Its path relative to the shown module that contains it, or its whole path.
+        level: Number of shown modules that contain it.
+        own: The counts of its own nodes and their weights.
+        total: The counts of the nodes of the module and its submodules.
+        share: Its total bytes as a fraction of the file's.
     """
 
     module: TaggedModule
@@ -67,7 +67,7 @@ class ModuleView(Displayed):
     share: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the module as JSON can carry it."""
+        """Return the module as data for JSON."""
         return {
             "module": self.module.path,
             "class": self.module.module_class,
@@ -84,11 +84,11 @@ class ModuleView(Displayed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FileView(Displayed):
-    """What was found in one file.
+    """The view of one file.
 
     Attributes:
         file: The file.
-        whole: All its operators and parameters, those without a module included.
+        whole: All its operators and parameters, including those without a module.
         modules: The modules that match and those inside them, outer before inner.
         nodes: Their nodes, in file order.
     """
@@ -99,7 +99,7 @@ class FileView(Displayed):
     nodes: tuple[TaggedNode, ...]
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         parts = [
             Part(
                 level=module.level,
@@ -129,7 +129,7 @@ class FileView(Displayed):
 
     @property
     def selected(self) -> Amount:
-        """What the nodes are and read."""
+        """The counts of the nodes and their weights."""
         return _amount(_op_types(self.nodes), _tensors(self.nodes).values())
 
     @property
@@ -138,7 +138,7 @@ class FileView(Displayed):
         return list(dict.fromkeys(node.name for node in self.nodes if node.name))
 
     def nodes_to_dict(self) -> dict[str, Any]:
-        """Return the nodes as JSON can carry them."""
+        """Return the nodes as data for JSON."""
         return {
             "file": str(self.file.path),
             "class": self.file.root.module_class,
@@ -146,7 +146,7 @@ class FileView(Displayed):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the modules as JSON can carry them."""
+        """Return the modules as data for JSON."""
         return {
             "file": str(self.file.path),
             "class": self.file.root.module_class,
@@ -162,25 +162,25 @@ class FileView(Displayed):
 
 
 class Inspection(tuple[FileView, ...]):
-    """What was found in all files: a tuple with a view for each."""
+    """The views of all files, as a tuple."""
 
     __slots__ = ()
 
     @property
     def files(self) -> tuple[FileView, ...]:
-        """The same, by the name that it has in JSON."""
+        """The views, under the name that they have in JSON."""
         return tuple(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the modules as JSON can carry them."""
+        """Return the modules as data for JSON."""
         return {"files": [view.to_dict() for view in self]}
 
     def nodes_to_dict(self) -> dict[str, Any]:
-        """Return the nodes as JSON can carry them."""
+        """Return the nodes as data for JSON."""
         return {"files": [view.nodes_to_dict() for view in self]}
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         return several(self)
 
 
@@ -192,20 +192,20 @@ def inspect(
     ops: Sequence[str] = (),
     depth: int | None = None,
 ) -> Inspection:
-    """Look at the modules of a tagged export. Filters combine: all must match.
+    """Return the modules of a tagged export. A module must match all filters.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
-        modules: Patterns of module paths. A `*` is any text within one part of the path, a
-            `**` any number of parts. A pattern that no path matches from its beginning is
-            matched from any part on: `encoder.layer.0` finds `bert.encoder.layer.0`.
+        modules: Patterns of module paths. `*` matches any text within one part of the path, `**`
+            any number of parts. If no path matches a pattern from its beginning, the pattern may
+            begin at any part: `encoder.layer.0` finds `bert.encoder.layer.0`.
         classes: Patterns of class names.
-        ops: Patterns of operators: their nodes alone, and what these read, are counted.
+        ops: Patterns of operators: only their nodes, and the weights that these read, are counted.
         depth: Levels of modules to show inside those that match; by default all.
 
     Returns:
-        For each file the modules that match, the modules inside them, and their nodes. The
-        root matches if no module or class is asked for.
+        For each file the modules that match, their submodules, and their nodes. Without filters by
+        module or class, the root matches.
 
     Raises:
         UsageError: There is no such file, or nothing matches a pattern.
@@ -232,9 +232,9 @@ def amounts(file: TaggedFile, ops: Sequence[str] = ()) -> dict[str, tuple[Amount
     """Count the operators and parameters of every module of a file.
 
     Returns:
-        By module path: what is the module's own, and the same with all modules inside it. An
-        initializer that several modules read is each one's own, and counted once in the
-        total of any module around them.
+        By module path: the module's own counts, and the counts with all its submodules. An
+        initializer that several modules read counts as each module's own, and once in the total of
+        a module that contains them.
     """
     own = {
         path: [n for n in m.nodes if _is_any(n.op_type, ops)] for path, m in file.modules.items()
@@ -295,7 +295,7 @@ def _view(
 
 
 def _inside(file: TaggedFile, paths: set[str] | None, classes: Sequence[str]) -> dict[str, int]:
-    """Tell how many levels each module is inside one that matches."""
+    """Return how many levels each module is below a matching one."""
     within: dict[str, tuple[bool, bool]] = {}  # a module, a class that was asked for
     inside: dict[str, int] = {}
     for module in file.modules.values():

@@ -1,6 +1,7 @@
-"""Which part of a graph one module is: its nodes, what enters them and what leaves them.
+"""The part of a graph that is one module: its nodes, its inputs and its outputs.
 
-Pure: a tagged file in, the part out, or the reason why it is none. Writing it is `extract`.
+It takes a tagged file and returns the part, or the reason why the module cannot be extracted.
+`extract` writes the part.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class ModuleSubgraph:
     """The part of a file that is a module.
 
     Attributes:
-        nodes: Its nodes in file order, without those in graphs that they hold: the module's
-            own, those of the modules inside it, and the constants that they read.
+        nodes: Its nodes in file order, without those in graphs that they hold: the module's own,
+            those of the modules inside it, and the constants that they read.
         weights: The initializers that they read.
-        inputs: The values that they read and do not make.
-        outputs: The values that they make and others read.
+        inputs: The values that they read and do not compute.
+        outputs: The values that they compute and other nodes read.
     """
 
     nodes: tuple[TaggedNode, ...]
@@ -40,7 +41,7 @@ class ModuleSubgraph:
 
 @dataclass(slots=True)
 class _Peer:
-    """A node of the graph that is cut, with all that it and the graphs in it read."""
+    """A node of the graph, with all values that it and its nested graphs read."""
 
     node: TaggedNode
     reads: dict[str, Read | None] = field(default_factory=dict)
@@ -74,7 +75,7 @@ def module_subgraph(file: TaggedFile, module: TaggedModule) -> ModuleSubgraph:
 
 
 def _own_nodes(file: TaggedFile, module: TaggedModule) -> list[TaggedNode]:
-    """Return the nodes of a module and of those inside it, without what other ones of them hold."""
+    """Return the nodes of a module and its submodules, without those in the graphs of others."""
     # What is in a function's body runs where that is called.
     ids = {id(node) for node in module.walk_nodes() if not node.in_function}
     # A node that holds nodes of the module and of no other one is the module's, although its
@@ -103,7 +104,7 @@ def _holders(node: TaggedNode) -> Iterator[TaggedNode]:
 
 
 def _peers(file: TaggedFile, one: TaggedNode) -> dict[int, _Peer]:
-    """Return the nodes of the graph that one stands in, in file order, by identity."""
+    """Return the nodes of the graph that contains a node, in file order, by identity."""
     place = (id(one.holder), one.graph)
     peers: dict[int, _Peer] = {}
     held: dict[int, set[int]] = {}  # by peer, what is inside the graphs that it holds
@@ -131,7 +132,7 @@ def _peers(file: TaggedFile, one: TaggedNode) -> dict[int, _Peer]:
 
 
 def _constants(file: TaggedFile) -> set[int]:
-    """Return the nodes whose values depend on initializers and Constants alone."""
+    """Return the nodes whose values depend only on initializers and Constants."""
     constant: set[int] = set()
     for node in file.nodes:
         known = all(
@@ -149,7 +150,7 @@ def _constants(file: TaggedFile) -> set[int]:
 def _between(
     peers: Mapping[int, _Peer], taken: Collection[int], constant: Collection[int]
 ) -> list[TaggedNode]:
-    """Return the nodes outside that read what the part makes and make what it reads."""
+    """Return the nodes outside that are between an output of the part and an input of it."""
     after: set[int] = set()
     for key, peer in peers.items():
         if key not in taken and any(
@@ -171,7 +172,7 @@ def _bounded(
     constant: Collection[int],
     one: TaggedNode,
 ) -> ModuleSubgraph:
-    """Add the constants that the nodes read, and find what enters and what leaves."""
+    """Add the constants that the nodes read, and find the inputs and outputs."""
     copied: dict[int, TaggedNode] = {}
     weights: set[int] = set()
     inputs: dict[str, None] = {}
@@ -213,11 +214,11 @@ def _bounded(
 
 
 def _runs(module: TaggedModule) -> int | None:
-    """Tell how often a module ran, None if neither names nor weights tell.
+    """Return how often a module ran, None if neither names nor weights show it.
 
-    The tracer counts the calls of a scope at its end: `attention`, `attention_1`. A module
-    without such a node of its own ran no more often than any module inside it, and one that
-    has lost its names no more often than a weight of its own was read.
+    The tracer counts the calls of a scope at its end: `attention`, `attention_1`. A module without
+    such a node of its own ran no more often than any module inside it, and one that has lost its
+    names no more often than a weight of its own was read.
     """
     if module.parent is None:
         return 1

@@ -1,7 +1,6 @@
 """A tagged `.onnx` file as a tree of modules with their nodes and weights' headers.
 
-What all views start from. It reads tags, it does not judge or repair them, and it never
-reads a weight.
+All views start with it. It reads tags, does not check or repair them, and never reads a weight.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _NARROW_BITS = {
     for name, bits in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()
     if hasattr(onnx.TensorProto, name)  # the newer ones came with onnx 1.18 and 1.20
 }
-"""Bits of an element, where two or more of them share a byte."""
+"""Bits of an element, for types with several elements in a byte."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -42,14 +41,14 @@ class TaggedNode(Displayed):
     """One node, in its module.
 
     Attributes:
-        node: The node as it stands in the file.
-        graph: Path of the nested graph or the function that it stands in, "" for the top graph.
-        holder: The node that holds that graph, or None if it is the top graph or a function.
+        node: The node in the file.
+        graph: Path of the nested graph or the function that contains it, "" for the main graph.
+        holder: The node that holds that graph, or None for the main graph or a function.
         tag: Its tag, or "" if it has none.
         module: The module that the tag names, or None if it has no tag.
-        evidence: How the node was placed; "carrier" if the record of it is gone.
-        reads: What each of its inputs is: an initializer, what another node makes, or an
-            input of a graph; None where an optional input is left out.
+        evidence: The evidence for the module; "carrier" if it is no longer recorded.
+        reads: The origin of each of its inputs: an initializer, another node, or an input of a
+            graph; None if an optional input is left out.
     """
 
     node: Node
@@ -60,7 +59,7 @@ class TaggedNode(Displayed):
     evidence: str
     reads: tuple[Read | None, ...]
     in_function: bool = False
-    """It stands in the body of a function, and runs where that is called."""
+    """Whether it is in the body of a function, and runs where that function is called."""
 
     @property
     def name(self) -> str:
@@ -73,7 +72,7 @@ class TaggedNode(Displayed):
         return self.node.op_type
 
     def to_dict(self) -> dict[str, str]:
-        """Return the node as JSON can carry it; without a tag its module and class are ""."""
+        """Return the node as data for JSON; without a tag its module and class are ""."""
         return {
             "name": self.name,
             "op_type": self.op_type,
@@ -90,12 +89,12 @@ class TaggedNode(Displayed):
 
 
 Read: TypeAlias = Tensor | TaggedNode | Value
-"""What a name of a graph means: an initializer, what a node makes, an input of the graph."""
+"""The origin of a value: an initializer, a node, or an input of the graph."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class TaggedModule(Displayed):
-    """One module that was called, as the tags tell.
+    """One called module, known from the tags.
 
     Attributes:
         path: Module path, as `named_modules()` spells it; "" for the root.
@@ -120,11 +119,11 @@ class TaggedModule(Displayed):
 
     @property
     def depth(self) -> int:
-        """How many modules are around it."""
+        """Number of modules that contain it."""
         return sum(1 for _ in self.around())
 
     def around(self) -> Iterator[TaggedModule]:
-        """Yield the modules around it, inner before outer."""
+        """Yield the modules that contain it, inner before outer."""
         if self.parent is not None:
             yield self.parent
             yield from self.parent.around()
@@ -153,7 +152,7 @@ class TaggedFile(Displayed):
         root: The module that was exported.
         modules: Every module of the tree by its path, outer before inner.
         nodes: Every node of every graph, in file order.
-        untagged: Those among them that have no tag: a tool has added them to a tagged file.
+        untagged: The nodes without a tag, which a tool added to a tagged file.
         initializers: The headers of the initializers of every graph.
     """
 
@@ -167,7 +166,7 @@ class TaggedFile(Displayed):
 
 
 def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
-    """Read a tagged `.onnx` file, or every one of a directory.
+    """Read a tagged `.onnx` file, or all of a directory.
 
     Raises:
         UsageError: There is no such file, or none in the directory.
@@ -177,12 +176,12 @@ def read_tagged_files(path: str | os.PathLike[str]) -> list[TaggedFile]:
 
 
 def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> TaggedFile:
-    """Read a tagged file: its modules, nodes and weights' headers, and no weight.
+    """Read the modules, the nodes and the headers of the weights of a tagged file; no weight.
 
     Args:
         path: The `.onnx` file.
-        given: What the user gave, to be named where it must be tagged: a file, or a directory
-            of which more files may have no tags.
+        given: The path from the user, for the message about missing tags: a file, or a directory in
+            which other files may lack tags, too.
 
     Raises:
         InvalidModelError: It is not a whole ONNX model.
@@ -234,7 +233,7 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
 
 
 def graph_of(file: TaggedFile, node: TaggedNode) -> Graph:
-    """Return the graph that a node stands in."""
+    """Return the graph that contains a node."""
     if node.holder is None:
         return file.model.graph
     held = (graph for _, graph in node.holder.node.subgraphs)
@@ -259,7 +258,7 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def type_text(elem_type: int, shape: Iterable[int | str | None] | None) -> str:
-    """Return a tensor's type and shape in words, as `float[batch_size, 16]`; `?` is not known."""
+    """Return a tensor's type and shape, such as `float[batch_size, 16]`; `?` is unknown."""
     known = onnx.TensorProto.DataType.values()
     name = onnx.TensorProto.DataType.Name(elem_type) if elem_type in known else f"type{elem_type}"
     dims = "?" if shape is None else ", ".join("?" if d is None else str(d) for d in shape)
@@ -267,7 +266,7 @@ def type_text(elem_type: int, shape: Iterable[int | str | None] | None) -> str:
 
 
 def unknown(kind: str, name: str, path: object, known: Iterable[str]) -> UsageError:
-    """Return the error for a name or pattern that nothing in a file has."""
+    """Return the error for a name or pattern that nothing in a file matches."""
     command = f"modelexport-optimum inspect {shlex.quote(str(path))}"
     hint = did_you_mean(name, known) or f": `{command}` shows what there is"
     return UsageError(f"{path} has no {kind} {name!r}{hint}")
@@ -296,7 +295,7 @@ class _Tree:
         return module
 
     def link(self, nodes: list[TaggedNode]) -> dict[str, TaggedModule]:
-        """Put modules into their parents and nodes into their modules; return these as they ran."""
+        """Link modules to parents and nodes to modules; return the modules in run order."""
         for path, module in self._modules.items():
             outer = (each for each in (*outer_paths(path), "") if each in self._modules)
             module.parent = self._modules[next(outer)] if path else None

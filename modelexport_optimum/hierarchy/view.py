@@ -1,4 +1,4 @@
-"""`view()`: open a tagged export in a viewer that is installed. It draws nothing itself.
+"""`view()`: open a tagged export in an installed viewer. It draws nothing itself.
 
 Model Explorer groups the nodes by module; Netron shows the tag of each node.
 """
@@ -14,7 +14,7 @@ from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
 
 VIEWERS = {"model-explorer": "model_explorer_onnx", "netron": "netron"}
-"""Viewer to the Python package that it needs; the first one that is installed is taken."""
+"""Viewer to the Python package that it needs; the first installed one is used."""
 
 
 def view(
@@ -25,19 +25,18 @@ def view(
     browser: bool = True,
     node_data: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Serve a viewer on this machine, until it is interrupted.
+    """Run a viewer on this machine, until it is interrupted.
 
     Args:
-        path: A tagged `.onnx` file, or a directory with any number of them; Netron opens
-            one file.
-        viewer: "model-explorer" or "netron"; by default the first of them that is installed.
-        port: Port to serve on; by default one that is free.
+        path: A tagged `.onnx` file, or a directory with any number of them; Netron opens one file.
+        viewer: "model-explorer" or "netron"; by default the first one that is installed.
+        port: Port of the viewer; by default a free one.
         browser: Whether to open the browser.
-        node_data: Figures of the nodes to colour them by, which Model Explorer alone shows:
-            the file that `compare` wrote.
+        node_data: A file that `compare` wrote, to colour the nodes by their error. Only Model
+            Explorer shows it.
 
     Raises:
-        UsageError: There is no such file or viewer, or the viewer cannot open that many.
+        UsageError: There is no such file or viewer, or the viewer cannot open several files.
         ModelExportError: A file is not tagged, or the viewer is not installed.
     """
     if node_data is not None and viewer is None:

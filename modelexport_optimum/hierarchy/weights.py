@@ -1,6 +1,6 @@
 """The data of a file's initializers, mapped into memory and not copied.
 
-`diff` compares it and `extract` copies it; the other views want the headers alone.
+`diff` compares the data and `extract` copies it; the other views need only the headers.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Weights:
             self._places.update(self._initializers(graph))
 
     def message(self, tensor: Tensor) -> memoryview:
-        """Return the initializer's TensorProto as it stands in the file."""
+        """Return the initializer's TensorProto from the file."""
         start, end = self._places[id(tensor)]
         return self.file[start:end]
 
     def data(self, tensor: Tensor) -> memoryview:
-        """Return the initializer's data as `raw_data` holds it, wherever it is stored.
+        """Return the initializer's data in the form of `raw_data`, wherever it is stored.
 
         Raises:
             InvalidModelError: The external data file is missing or too short.
@@ -76,7 +76,7 @@ class Weights:
         return data
 
     def release(self) -> None:
-        """Give the memory of what was read back to the system; it is read again on demand."""
+        """Release the memory of the data to the system; it is read again on demand."""
         for mapped in self._maps.values():
             pages = cast("mmap.mmap", mapped.obj)
             if hasattr(pages, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
@@ -122,7 +122,7 @@ def tensor_digest(message: memoryview) -> bytes:
 
 
 def _raw_data(message: memoryview) -> memoryview:
-    """Return the data of a TensorProto without raw_data, as raw_data would hold them.
+    """Return the data of a TensorProto without raw_data, in the form of raw_data.
 
     Raises:
         DecodeError: They are not of the tensor's type and shape.
@@ -135,7 +135,7 @@ def _raw_data(message: memoryview) -> memoryview:
 
 
 def array_or_none(tensor: onnx.TensorProto) -> np.ndarray | None:
-    """Return what a tensor holds, or None if it is damaged or of a type that NumPy lacks."""
+    """Return a tensor's values, or None if it is damaged or has a type that NumPy lacks."""
     try:
         array: np.ndarray = onnx.numpy_helper.to_array(tensor)
     except (LookupError, TypeError, ValueError, NotImplementedError):

@@ -1,9 +1,9 @@
-"""The modules of a model: its paths and classes, and what a config.json says of them.
+"""The modules of a model: their paths and classes, from a model in memory or from config.json.
 
-It gives to others: `module_tree.ModuleTree`, the modules of a model in memory as plain data;
-`model_classes`, models without weights, built of the classes that a config.json may describe; and
-`export_json`, what transformers' own exporter says of its graphs.
+It provides: `module_tree.ModuleTree`, the modules of a model in memory as plain data;
+`model_classes`, which builds models without weights from the classes that a config.json may
+describe; and `export_json`, which reads the file that transformers' own exporter writes.
 
 It must not know the nodes of a graph, and it loads no weight. It imports PyTorch and transformers
-only where a model is built.
+only to build a model.
 """

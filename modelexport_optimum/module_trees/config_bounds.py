@@ -1,7 +1,8 @@
-"""Bounds on the memory and time that a config.json can cost: anybody may have written it.
+"""Limits on the memory and time that a config.json can cost: its author is unknown.
 
-A configuration class makes a list entry for each layer and label that a number counts, and a model
-class builds a module for each. Neither can be stopped from outside, so both are bounded before.
+A configuration class makes one list entry for each layer and label of a number in config.json, and
+a model class builds one module for each. Neither can be stopped from outside, so the numbers are
+checked before.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_COUNT = 1_000_000
-"""Hundreds of times the layers, heads, experts and labels of the largest models there are."""
+"""Hundreds of times the layers, heads, experts and labels of the largest models."""
 
 MIN_MODULES, MODULES_PER_NODE = 5_000, 100
-"""Modules that are built for a graph: so many in any case, and so many for each of its nodes. A
-module that is called leaves a node or holds one that does, but for dropout and the like."""
+"""Maximum number of modules built for a graph: a constant, and a number for each node. A called
+module leaves a node or contains one that does, except for dropout and similar modules."""
 
 
 def check_counts(path: Path) -> None:
-    """Refuse a config.json that counts more layers, heads, experts or labels than any model has.
+    """Refuse a config.json with more layers, heads, experts or labels than any model has.
 
     Counts are named `num_...`, `n_...`, `...layers` and `depth...`, in transformers and diffusers.
 
@@ -53,7 +54,7 @@ def check_counts(path: Path) -> None:
 
 @contextlib.contextmanager
 def bounded_modules(path: Path, nodes: int) -> Iterator[None]:
-    """Stop the building of a model that has far more modules than a graph has nodes.
+    """Stop building a model that has far more modules than a graph has nodes.
 
     Raises:
         ModelExportError: It has.

@@ -1,6 +1,6 @@
-"""export.json, which transformers' own exporter writes beside its graphs.
+"""export.json, which transformers' own exporter writes next to its graphs.
 
-Anybody may have written the file: an entry of another form than expected is ignored.
+The author of the file is unknown: an entry with an unexpected form is ignored.
 """
 
 from __future__ import annotations

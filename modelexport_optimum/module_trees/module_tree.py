@@ -1,7 +1,7 @@
 """The module tree as plain data: path, class, parameters' shapes.
 
-It is made from a model in memory, or, where the classes cannot be known, from the names in a
-graph; `model_classes` builds models without weights for it. It keeps a weak reference to the model.
+It is made from a model in memory or, if the classes are not known, from the names in a graph.
+`model_classes` builds models without weights for it. It keeps a weak reference to the model.
 """
 
 from __future__ import annotations

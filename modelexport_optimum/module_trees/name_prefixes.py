@@ -1,8 +1,8 @@
-"""Names in a graph beside those in a model, where the two differ by what stands before them.
+"""Prefixes by which the names in a graph differ from the names in a model.
 
-An encoder that is exported alone names its modules and parameters from the encoder on, and
-sentence-transformers wraps the model in one of its own: one of the names is the other one with
-a prefix, which is the same for most.
+An encoder that is exported alone names its modules and parameters relative to the encoder, and
+sentence-transformers wraps the model in a module of its own. Then one name is the other name with a
+prefix, and most names have the same prefix.
 """
 
 from __future__ import annotations

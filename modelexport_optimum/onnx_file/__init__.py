@@ -1,9 +1,9 @@
 """The `.onnx` file as a stream of protobuf fields: read and rewritten without its weights.
 
-It gives to others: `reader.read_model`, the graphs, nodes and tensors of a file with their places
-in it; `rewriter`, which writes the file again with edits of single fields; `wire`, protobuf's
-encoding.
+It provides: `reader.read_model`, which returns the graphs, nodes and tensors of a file with their
+positions; `rewriter`, which writes the file again with changes of single fields; and `wire`,
+protobuf's encoding.
 
-It must not know tags, modules or PyTorch. It never holds a weight, and takes no more memory than
-the nodes do.
+It must not know tags, modules or PyTorch. It never holds a weight, so its memory grows only with
+the number of nodes.
 """

@@ -1,7 +1,8 @@
 """Edits padded so that a file system may share the weights' blocks between the old and new file.
 
-XFS and Btrfs share what begins at the same place within a block of both files (man 2
-ioctl_ficlonerange). What is added before the weights moves them: with padding, by whole blocks.
+XFS and Btrfs can share bytes that begin at the same position within a block of both files (man 2
+ioctl_ficlonerange). Bytes added before the weights move them. The padding makes them move by whole
+blocks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The files beside a model that hold its weights, which must be in the model's own directory.
 
-A location is text in the model's file, so whoever wrote the file chose it. What is refused is what
-onnx itself refuses (onnx/checker.cc, `open_external_data`, since onnx 1.20): a location that leads
-out of the directory, a symbolic link on the way, a file with a second hard link, and anything that
-is no regular file. Whatever opens such a file opens it here.
+A location is text in the model's file, so the author of the file chose it. The same locations are
+refused as by onnx itself (onnx/checker.cc, `open_external_data`, since onnx 1.20): a path out of
+the directory, a symbolic link on the way, a file with a second hard link, and anything that is not
+a regular file. All code that opens such a file opens it here.
 """
 
 from __future__ import annotations

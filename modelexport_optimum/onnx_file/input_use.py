@@ -1,7 +1,8 @@
-"""What the nodes of a graph require of its inputs.
+"""The requirements of a graph's nodes on its inputs.
 
-How many rows a table has that an input selects from, how many channels a convolution takes, how
-many positions a table of positions has. No weight is read: shapes and small constants are enough.
+Examples are the number of rows of an embedding table that an input indexes, the channels of a
+convolution, and the number of position embeddings. No weight is read: shapes and small constants
+are enough.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model's skeleton, read off the file: nodes are parsed, weights are stepped over.
+"""A model's skeleton, read from the file: nodes are parsed, weights are skipped.
 
 The file is never parsed as a whole: the fields' keys and lengths are read with `pread`. Field
 numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.

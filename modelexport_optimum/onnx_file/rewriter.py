@@ -1,8 +1,8 @@
-"""The file written anew with other bytes for some of its fields, and everything else copied.
+"""A rewrite of the file with other bytes for some of its fields; everything else is copied.
 
-`Rewrite` knows before it writes whether it can: it fixes the lengths of the messages around
-what is edited, lets the kernel copy what lies between, reads the new file back, and replaces
-the old one atomically.
+`Rewrite` knows before it writes whether the rewrite is possible. It adjusts the lengths of the
+messages that contain the edited fields, lets the kernel copy the bytes between them, reads the new
+file back, and replaces the old file atomically.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model without its weights: what the pass needs of its graphs, and where it lies in the file."""
+"""A model without its weights: the parts of its graphs that the pass needs, and their positions."""
 
 from __future__ import annotations
 

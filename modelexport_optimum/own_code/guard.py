@@ -1,7 +1,7 @@
-"""The guard for all that `find_own_code` could have missed.
+"""The guard against code that `find_own_code` may have missed.
 
-While it is on, Python executes no file of the model's directory or of the caches that such code is
-copied to, and PyTorch unpickles weights only.
+While it is active, Python executes no file in the model's directory or in the caches that such code
+is copied to, and PyTorch unpickles only weights.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 
 _WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": None}
-"""torch.load then unpickles tensors and nothing else, whatever its caller says
+"""With this, torch.load unpickles only tensors, whatever its caller requests
 (torch/serialization.py, since 2.6); of the two variables one alone may be set."""
 
 _active: list[_Guard] = []
-"""The blocks that are guarded now, of all threads."""
+"""The active guarded blocks of all threads."""
 
 _environment: dict[str, str | None] = {}
 """The same variables as they were before the first of these blocks."""
 
 _lock = threading.Lock()
-"""Held while the two are changed."""
+"""Held while these two are changed."""
 
 _installed = False
-"""Whether Python's loaders ask."""
+"""Whether Python's loaders call the guard."""
 
 
 def pickled_code(error: BaseException) -> str | None:
-    """Say what a checkpoint holds besides weights, if it is that which could not be loaded."""
+    """Describe what a checkpoint holds besides weights, if that is why loading failed."""
     for cause in causes(error):
         text = str(cause)
         if "Weights only load failed" in text:
@@ -57,10 +57,11 @@ def pickled_code(error: BaseException) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Guard:
-    """One block that is guarded.
+    """One guarded block.
 
     Attributes:
-        directories: The model's, which may hold a project and its packages, too.
+        directories: The directories of the model, which may also contain a project and its
+            packages.
         caches: Where libraries copy the code of models to.
         refused: The files that would have run.
     """
@@ -70,7 +71,7 @@ class _Guard:
     refused: list[str]
 
     def covers(self, path: str) -> bool:
-        """Tell whether a file of code is the model's."""
+        """Return whether a file of code belongs to the model."""
         real = os.path.realpath(path)
         if any(_is_below(real, cache) for cache in self.caches):
             return True
@@ -87,17 +88,18 @@ class _Guard:
 def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[str]]:
     """Keep code of a model from running while the block loads it.
 
-    It holds for all threads: none of them can import a file of the model meanwhile.
+    It applies to all threads: none of them can import a file of the model in the meantime.
 
     Args:
-        directories: The model's; None for one that its library fetches into its cache.
+        directories: The directories of the model; None for a model that its library downloads into
+            its cache.
         trusted: Whether the code may run; then this does nothing.
 
     Yields:
         The files that were refused so far. A library may swallow the error.
 
     Raises:
-        ModelExportError: From within whatever tried to run a file.
+        ModelExportError: Raised inside the code that tried to run a file.
     """
     refused: list[str] = []
     if trusted:
@@ -121,7 +123,7 @@ def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[
 
 
 def _code_caches() -> tuple[str, ...]:
-    """Return where the code of models goes: the Hub's cache, and where it is copied to import."""
+    """Return the directories of models' code: the Hub's cache, and the copies for import."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return ()  # nor is any library that keeps a cache
     from huggingface_hub import constants
@@ -151,10 +153,10 @@ def _check_file(path: str) -> None:
 
 
 def _install() -> None:
-    """Have Python's loaders of files ask first. All imports of files, and libraries' own, use them.
+    """Make Python's file loaders, which all imports of files use, call the guard first.
 
-    They stay so, and ask nobody when no block is guarded: what is taken back while another thread
-    has put its own in place would be lost or stay for ever.
+    The change stays, and does nothing when no block is guarded. If it were undone while another
+    thread makes its own change, one of the changes could be lost or stay forever.
     """
     global _installed
     if _installed:

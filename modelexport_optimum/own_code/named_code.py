@@ -1,9 +1,9 @@
-"""The names in a model's files that stand for code of its own; nothing is loaded or imported.
+"""The names in a model's files that refer to code of the model; nothing is loaded or imported.
 
-Whoever wrote a model's files chose the names in them, and what loads the model imports some of
-these: classes of transformers (`auto_map`), modules of sentence-transformers (`modules.json`),
-components of diffusers (`model_index.json`). Some loaders ask whether the code is trusted only
-when it comes from the Hub, and some not at all.
+The author of a model chose the names in its files, and the loading library imports some of these
+names: classes of transformers (`auto_map`), modules of sentence-transformers (`modules.json`),
+components of diffusers (`model_index.json`). Some loaders ask whether the code is trusted only if
+it comes from the Hub, and some never ask.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _SHOWN = 3
-"""How many names a message lists."""
+"""Maximum number of names in a message."""
 
 ADVICE = "read it, then add --trust-remote-code"
 
 
 @dataclass(frozen=True, slots=True)
 class OwnCode:
-    """A name in a model's files that stands for code of its own.
+    """A name in a model's files that refers to code of the model.
 
     Attributes:
         file: The file that has the name, below the model's directory.
         name: What would be imported.
-        needed: Whether the model cannot be loaded without it. Otherwise the loader asks whether
-            it is trusted, and has a class of its own or fails.
+        needed: Whether the model cannot be loaded without it. Otherwise the loader asks whether the
+            code is trusted, and else uses its own class or fails.
     """
 
     file: str
@@ -44,12 +44,12 @@ class OwnCode:
     needed: bool
 
     def __str__(self) -> str:
-        """Spell the name and its file, as a message has them."""
+        """Return the name and its file, in the form of a message."""
         return f"{self.name if self.name.isprintable() else repr(self.name)} in {self.file}"
 
 
 def in_words(found: Sequence[OwnCode]) -> str:
-    """Tell in one line what did not run, and how to let it."""
+    """Return in one line which code did not run, and how to allow it."""
     names = list(dict.fromkeys(map(str, found)))
     return f"code of its own, which was not run ({listed(names, _SHOWN)}): {ADVICE}"
 
@@ -78,10 +78,10 @@ _CONFIGS = (
     "generation_config.json",
     "adapter_config.json",
 )
-"""Where transformers looks for `auto_map`, which names classes in `.py` files of the model."""
+"""The files with `auto_map` of transformers, which names classes in `.py` files of the model."""
 
 _CUSTOM_GENERATE = "custom_generate/generate.py"
-"""What transformers puts in the place of a model's `generate` (GenerationMixin)."""
+"""The file that transformers runs instead of a model's `generate` (GenerationMixin)."""
 
 _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 """Keys of a configuration whose value may be `owner/name`: a kernel to fetch from the Hub."""
@@ -90,24 +90,24 @@ _MEGATRON = "megatron_core"
 """Key of an adapter's configuration that peft imports as a module (tuners/lora/tp_layer.py)."""
 
 _MODULES = re.compile(r"sentence_transformers\.(\w+\.)*(models|modules)\.\w+(\.\w+)*")
-"""The modules that sentence-transformers has itself; its functions and losses are none."""
+"""The modules of sentence-transformers itself; its functions and losses are not modules."""
 
 _OWN_CLASSES = ("sentence_transformers.", "torch.nn.")
-"""What else it imports by a name from a file and is no code of the model's."""
+"""Other names in files that it imports and that are not code of the model."""
 
 _PIPELINE_LIBRARIES = ("diffusers", "transformers", "optimum", "onnxruntime")
-"""The packages that a pipeline's components are classes of."""
+"""The packages of the classes of a pipeline's components."""
 
 
 def find_own_code(directory: Path, library: str | None = None) -> list[OwnCode]:
-    """Find what would run if the model were loaded; load and import nothing.
+    """Find the code that would run if the model were loaded; load and import nothing.
 
     Args:
         directory: The model's.
-        library: Optimum's name of the library that will load it; by default any that could.
+        library: Optimum's name of the library that will load it; by default any library.
 
     Raises:
-        ModelExportError: A file sends its library out of the directory.
+        ModelExportError: A file refers its library to a path outside of the directory.
     """
     found = list(_named_in_configs(directory, ""))
     if library in (None, "sentence_transformers"):
@@ -156,7 +156,7 @@ def _named_in_modules(directory: Path) -> Iterator[OwnCode]:
 
 
 def _named_in_module(directory: Path, folder: str) -> Iterator[OwnCode]:
-    """Yield the classes that a module of sentence-transformers is made of, nested ones too."""
+    """Yield the classes in a module of sentence-transformers, including nested ones."""
     if folder:
         yield from _named_in_configs(directory, folder)
     for name in ("router_config.json", "config.json"):
@@ -205,7 +205,7 @@ def _named_in_pipeline(directory: Path) -> Iterator[OwnCode]:
 
 
 def _pipeline_modules() -> list[str]:
-    """Return the modules of diffusers whose components a pipeline names, as a safety checker."""
+    """Return the diffusers modules of the components that a pipeline names."""
     package = importlib.util.find_spec("diffusers")
     if package is None or not package.submodule_search_locations:
         return []
@@ -214,7 +214,7 @@ def _pipeline_modules() -> list[str]:
 
 
 def _check_inside(directory: Path, folder: str, file: str) -> None:
-    """Refuse a folder that a file names and that is not below the directory."""
+    """Refuse a folder in a file if it is not below the directory."""
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ModelExportError(
             f"{directory / file} names {folder!r}, outside of the model's directory: "

@@ -1,7 +1,7 @@
-"""Profiling: where a run's time and memory go, by module, and where each module runs.
+"""Profiling: the time and the memory of each module in a run, and its execution provider.
 
-It gives to others: `profile.profile` and what it gives, a `profile_result.ProfileReport`; and
-`placement`, which execution provider took the nodes of each module.
+It provides: `profile.profile` and its result, a `profile_report.ProfileReport`; and `placement`,
+which finds the execution provider of each module's nodes.
 
-It works from the tagged `.onnx` file alone. It must not know torch, transformers or Optimum.
+It needs only the tagged `.onnx` file. It must not know torch, transformers or Optimum.
 """

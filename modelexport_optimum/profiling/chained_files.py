@@ -1,7 +1,7 @@
-"""The files of an export in the order in which they run, each on the outputs of earlier ones.
+"""The files of an export in the order in which they run, each with the outputs of earlier files.
 
 An encoder's output is the decoder's input, and the decoder's cache is the input of its next step.
-The names that Optimum gives to both tell which output becomes which input.
+Optimum's names for outputs and inputs show which output becomes which input.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def input_name(output: str) -> str:
-    """Return the name of the input that takes an output."""
+    """Return the name of the input that an output is passed to."""
     if output == "last_hidden_state":
         return "encoder_hidden_states"
     return re.sub(r"^present(_key_values)?\.", "past_key_values.", output)
 
 
 def in_order(files: Sequence[TaggedFile]) -> list[TaggedFile]:
-    """Return the files, each after those whose outputs it takes: the more it takes, the later."""
+    """Return the files, each after the files whose outputs it takes."""
 
     def taken(file: TaggedFile) -> int:
         others = (other for other in files if other is not file)

@@ -1,8 +1,8 @@
-"""Each module of a file as a model of its own, measured on a provider with its real inputs.
+"""Each module of a file extracted and measured alone on a provider, with its real inputs.
 
-A provider that compiles runs a graph as one kernel, in which no module can be told from
-another. Cut out, each module can be measured, and has lost what the provider would have
-gained across its edges: so the sum is set beside the whole graph's time.
+A provider that compiles a graph runs it as one kernel, in which the modules cannot be
+distinguished. Each extracted module can be measured, but loses the optimizations across its
+boundary. So the sum is shown together with the time of the whole graph.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _FEWEST = 4
-"""The depth that is taken unless one is asked for is the first that has so many modules."""
+"""The default depth is the first level with at least this many modules."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -44,12 +44,12 @@ class IsolatedModule(Displayed):
         module: Module path; "" for the root.
         module_class: Class name.
         call: Which of the module's calls this is, from 0.
-        node_count: Number of its nodes in the file, constants left out.
-        inputs: Type and shape of what enters it, by name.
-        ms: Milliseconds of one run; None if it could not be run.
-        taken: How many nodes the provider took, of how many that were left of it after ONNX
-            Runtime's first optimizations; None if it is not known.
-        error: Why it could not be run, "" if it could.
+        node_count: Number of its nodes in the file, without constants.
+        inputs: Type and shape of its inputs, by name.
+        ms: Milliseconds of one run; None if it could not run.
+        taken: Number of nodes that the provider took, and number of its nodes after ONNX Runtime's
+            first optimizations; None if not known.
+        error: Why it could not run, "" if it ran.
     """
 
     module: str
@@ -62,7 +62,7 @@ class IsolatedModule(Displayed):
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON can carry it."""
+        """Return the row as data for JSON."""
         taken, of = self.taken or (None, None)
         return {
             "module": self.module,
@@ -82,12 +82,12 @@ class IsolatedRun(Displayed):
     """The modules of one file at one depth, each measured alone, and the whole graph.
 
     Attributes:
-        branch: Which branch of a merged decoder ran; "" where there is one graph.
-        provider: The provider that was asked for.
-        depth: Levels of modules down to which the file was cut.
+        branch: The branch of a merged decoder that ran; "" if there is only one.
+        provider: The requested provider.
+        depth: Depth in the module tree to which the file was divided.
         whole_ms: Milliseconds of one run of the whole graph.
         modules: The modules, in the order in which they ran.
-        outside: Number of nodes that are in none of them: what the modules around do themselves.
+        outside: Number of nodes in none of them, which belong to their parents.
     """
 
     branch: str
@@ -103,7 +103,7 @@ class IsolatedRun(Displayed):
         return sum(module.ms or 0.0 for module in self.modules)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the run as JSON can carry it."""
+        """Return the run as data for JSON."""
         return {
             "branch": self.branch,
             "provider": self.provider,
@@ -151,7 +151,7 @@ def _default_depth(graph: FlatGraph) -> int:
 
 
 def _calls_at(graph: FlatGraph, depth: int) -> list[ModuleCall]:
-    """Return the calls at a depth, and those above it that call no other module."""
+    """Return the calls at a depth, and calls above it that call no other module."""
     outer = {id(call.parent) for call in graph.calls}
     return [
         call
@@ -162,7 +162,7 @@ def _calls_at(graph: FlatGraph, depth: int) -> list[ModuleCall]:
 
 
 def _nodes_of(graph: FlatGraph, call: ModuleCall) -> list[FlatNode]:
-    """Return the nodes of a call and of those inside it, with the constants that they read."""
+    """Return the nodes of a call and the calls inside it, with the constants that they read."""
     todo: set[str] = set()
     found = []
     for node in reversed(graph.nodes):
@@ -174,7 +174,7 @@ def _nodes_of(graph: FlatGraph, call: ModuleCall) -> list[FlatNode]:
 
 
 def _entering(graph: FlatGraph, nodes: Sequence[FlatNode]) -> dict[str, None]:
-    """Return the values that enter some nodes: others make them, or the graph is given them."""
+    """Return the inputs of a group of nodes: results of other nodes, or inputs of the graph."""
     made = {name for node in nodes for name in node.makes}
     known = made | graph.initializers.keys() | graph.branch.keys()
     return {name: None for node in nodes for name in node.reads if name not in known}
@@ -232,7 +232,7 @@ def _milliseconds(
     feeds: Mapping[str, Any],
     iterations: int,
 ) -> float:
-    """Return the mean time of a run, after some to warm up."""
+    """Return the mean time of a run, after warm-up runs."""
     names = list(outputs)
     for _ in range(WARM_UP):
         session.run(names, feeds)

@@ -1,8 +1,8 @@
 """The module of each node of the graph that ONNX Runtime built from a tagged file.
 
-A node has its tag still, or was fused of several: then its module is the nearest one that
-holds all the nodes of the file between what it reads and what it makes. Nodes that ONNX
-Runtime has added make no value of the file, and have no module.
+A node still has its tag, or was fused from several nodes. The module of a fused node is the nearest
+module that contains all nodes of the file between its inputs and its outputs. A node that ONNX
+Runtime added computes no value of the file, and has no module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model, Node
 
 _BLOCKED = "_nchwc"
-"""ONNX Runtime names a convolution in its blocked layout after the value that it makes
+"""ONNX Runtime names a convolution in its blocked layout after its output
 (onnxruntime/core/optimizer/nchwc_transformer.cc)."""
 
 
@@ -28,8 +28,8 @@ class Places:
 
     Args:
         file: The tagged file.
-        optimized: The graph that was built of it; None if it is not known, and then the
-            file's own nodes are found.
+        optimized: The graph that ONNX Runtime built; if None, the modules of the file's own nodes
+            are found.
     """
 
     def __init__(self, file: TaggedFile, optimized: Model | None) -> None:
@@ -77,13 +77,13 @@ class Places:
 
 
 def _values_made(node: Node) -> list[str]:
-    """Return the values that a node makes, by the names that they have in the file."""
+    """Return a node's outputs, by their names in the file."""
     value, blocked, _ = node.name.partition(_BLOCKED)
     return [*node.outputs, *([value] if blocked else [])]
 
 
 def nearest_around(modules: Iterable[TaggedModule | None]) -> TaggedModule | None:
-    """Return the nearest module that holds all of these; None if one is None, or there is none."""
+    """Return the nearest module that contains all of these; None if one of them is None."""
     common: list[TaggedModule] | None = None
     for module in modules:
         if module is None:

@@ -1,8 +1,9 @@
-"""Which provider took each module's nodes, and what crosses between providers.
+"""The provider of each module's nodes, and the tensors that cross between providers.
 
-ONNX Runtime gives the nodes to providers after its first optimizations, which are the same
-for all of them, and before the others. So its record is of the graph that a session on the
-CPU has after these: that graph is made here, and its nodes' modules and values are looked up.
+ONNX Runtime assigns the nodes to providers after its first optimizations, which are the same for
+all providers, and before the other optimizations. So its record names the nodes of the graph that a
+session on the CPU has at that point. That graph is made here, to look up the modules and values of
+its nodes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _BUILT, _WEIGHTS, _SEEN = "built.onnx", "weights", "seen.onnx"
 def place_nodes(
     file: TaggedFile, assignment: Assignment, feeds: Mapping[str, np.ndarray]
 ) -> Placement:
-    """Say which provider took the nodes of which module; with inputs, how large what crosses is."""
+    """Find the provider of each module's nodes and, with inputs, the size of crossing tensors."""
     provider = assignment.provider
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
         built = _built(file.path, Path(scratch))
@@ -66,15 +67,15 @@ def place_nodes(
 
 
 class _Found:
-    """The nodes of the graph that was built, each with its module and its provider.
+    """The nodes of the built graph, each with its module and its provider.
 
     Attributes:
         counted: Number of nodes by provider.
         own: The same by module path and provider.
-        total: The same with those of the modules inside.
+        total: The same, including the modules inside.
         ops: Operators by module path and provider.
         unplaced: Number of nodes that have no module, by provider and operator.
-        crossings: What crosses, by the node that makes it, the tensor and its target.
+        crossings: The crossing tensors, by producing node, tensor and target.
         readers: The modules that read it there, by the same key.
         visible: Names of the values of the top graph.
     """
@@ -104,10 +105,10 @@ class _Found:
     def _walk(
         self, graph: Graph, outer: Mapping[str, _Made], holder: str | None
     ) -> dict[str, _Made]:
-        """Place the nodes of a graph; returns who makes each of its values, and where.
+        """Place the nodes of a graph; return the producer and the provider of each value.
 
-        A provider that is not the CPU's takes a node with the graphs that it holds, whose
-        nodes are not recorded.
+        A provider that is not the CPU's takes a node with the graphs that it holds, whose nodes are
+        not recorded.
         """
         makers = dict(outer)
         for node in graph.nodes:
@@ -155,7 +156,7 @@ class _Found:
         return None if module is None else module.path
 
     def rows(self, module: TaggedModule, provider: str) -> Iterator[PlacedModule]:
-        """Yield the modules that have nodes, each after the one around it."""
+        """Yield the modules that have nodes, each after the module that contains it."""
         path = module.path
         if path not in self.total:
             return
@@ -176,7 +177,7 @@ class _Found:
 
 
 def _built(path: Path, scratch: Path) -> Model | None:
-    """Return the graph whose nodes ONNX Runtime gives to providers; None if it cannot be had."""
+    """Return the graph whose nodes ONNX Runtime assigns to providers; None if not available."""
     import onnxruntime as ort
 
     options = quiet_options()  # what is wrong is said by the session that is measured
@@ -195,7 +196,7 @@ def _built(path: Path, scratch: Path) -> Model | None:
 def _sizes(
     scratch: Path, names: set[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[str, int]]:
-    """Return type and size of values of the graph that was built, in a run on the CPU."""
+    """Return type and size of values of the built graph, in a run on the CPU."""
     import numpy as np
 
     ordered = sorted(names)

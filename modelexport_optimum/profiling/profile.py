@@ -1,7 +1,7 @@
-"""`profile()`: where the time and the memory of a run go, by module.
+"""`profile()`: the time and the memory of each module in a run.
 
-ONNX Runtime runs the model under its profiler, and each kernel's time is given to the module
-that the tags name. It measures and adds up; it optimizes nothing and judges nothing.
+ONNX Runtime runs the model under its profiler, and the time of each kernel is added to the module
+of its tag. This file only measures and adds up.
 """
 
 from __future__ import annotations
@@ -52,27 +52,27 @@ def profile(
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
-        provider: Execution provider: "cpu", "cuda", or any other that ONNX Runtime or an
-            installed package offers. What it does not take runs on the CPU.
-        provider_options: Options of it, by name.
+        provider: Execution provider: "cpu", "cuda", or any other that ONNX Runtime or an installed
+            package has. Nodes that it does not take run on the CPU.
+        provider_options: Its options, by name.
         provider_libraries: Path of its library by its name, if no installed package has it.
         iterations: Number of measured runs.
-        batch_size: Batch size of the inputs that are made up, by default 1; or several, each of
-            which is run with each number of tokens.
-        sequence_length: Their number of tokens, past ones and the encoder's alike; by default
-            as many as the model takes, up to 128; or several.
-        sizes: Sizes of other dimensions of theirs, by name.
-        inputs: A `.npz` file with real inputs, instead.
-        isolated: Also cut each module out and measure it alone, as is needed to see modules on
-            a provider that runs a graph as one kernel.
-        depth: Levels of modules down to which the file is cut then; by default the first that
-            has some modules.
+        batch_size: Batch size of the generated inputs, by default 1; or several. Each of them is
+            run with each number of tokens.
+        sequence_length: Their number of tokens, also of cached tokens and of the encoder's; by
+            default 128, or fewer if the model takes fewer; or several.
+        sizes: Sizes of their other dimensions, by name.
+        inputs: A `.npz` file with real inputs, instead of generated ones.
+        isolated: Also extract each module and measure it alone. This shows the modules on a
+            provider that runs a graph as one kernel.
+        depth: Depth in the module tree to which `isolated` divides the file; by default the first
+            level that has several modules.
 
     Returns:
-        The times of each file, of each in the order of the sizes.
+        The times of each file, in the order of the sizes.
 
     Raises:
-        UsageError: There is no such file or provider, or the inputs cannot be made.
+        UsageError: There is no such file or provider, or the inputs cannot be generated.
         ModelExportError: A file is not tagged, or ONNX Runtime cannot run it.
     """
     if iterations < 1:
@@ -97,7 +97,7 @@ def profile(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """How each file is measured."""
+    """The settings of the measurement, the same for all files."""
 
     provider: Provider
     iterations: int
@@ -110,7 +110,7 @@ def _wishes(
     sequence_length: int | Sequence[int] | None,
     sizes: Mapping[str, int] | None,
 ) -> list[Wishes]:
-    """Return what is asked of the inputs, once for each batch size with each number of tokens."""
+    """Return the requests for the inputs, for each batch size with each number of tokens."""
     several = [
         list(dict.fromkeys(asked)) if isinstance(asked, Sequence) else [asked]
         for asked in (batch_size, sequence_length)
@@ -128,7 +128,7 @@ def _profiles(
     export: Path,
     inputs: str | os.PathLike[str] | None,
 ) -> Iterator[FileProfile]:
-    """Yield the profile of each file, each on what those before it gave."""
+    """Yield the profile of each file, run on the outputs of the files before it."""
     given: Arrays = {}
     for file in files:
         graph = file.model.graph

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.profiling.profile_result import FileProfile, ModuleTime
 
 _SIZES = ("batch_size", "sequence_length")
-"""What may have several sizes, as `FileProfile` names it."""
+"""The sizes that may have several values, as `FileProfile` names them."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -26,14 +26,13 @@ class ModuleGrowth(Displayed):
 
     Attributes:
         module: Module path; "" for the root.
-        name: The path from the module around it on, or the root's class.
+        name: The path relative to its parent, or the root's class.
         module_class: Class name.
-        depth: How many modules are around it.
-        ms: Milliseconds of one run, with those of the modules inside it; 0 where no kernel of
-            it ran.
-        powers: By which power of a size the time grows, by the size's name: 1 where twice the
-            size takes twice the time, 2 where it takes four times as long. Only sizes that
-            several values were asked of.
+        depth: Number of modules that contain it.
+        ms: Milliseconds of one run, including its submodules; 0 if no kernel of it ran.
+        powers: The power of each size by which the time grows, by the size's name: 1 if twice the
+            size takes twice the time, 2 if it takes four times as long. Only sizes with several
+            requested values.
     """
 
     module: str
@@ -44,7 +43,7 @@ class ModuleGrowth(Displayed):
     powers: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON can carry it."""
+        """Return the row as data for JSON."""
         return {
             "module": self.module,
             "class": self.module_class,
@@ -61,10 +60,10 @@ class FileGrowth(Displayed):
     Attributes:
         file: The file.
         name: The file, with the branch that ran if it has several.
-        branch: What the inputs are that choose a branch.
-        sizes: Batch size and number of tokens of each run, None for what was not asked for.
-        run_ms: Milliseconds of one run, what is between the kernels included.
-        powers: By which power of a size that time grows.
+        branch: Values of the inputs that choose a branch.
+        sizes: Batch size and number of tokens of each run, None if not requested.
+        run_ms: Milliseconds of one run, including the time between the kernels.
+        powers: The power of each size by which that time grows.
         modules: The modules in which kernels ran, in the order of the first run.
     """
 
@@ -77,7 +76,7 @@ class FileGrowth(Displayed):
     modules: tuple[ModuleGrowth, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the times as JSON can carry them."""
+        """Return the times as data for JSON."""
         return {
             "file": str(self.file),
             "branch": dict(self.branch),
@@ -89,7 +88,7 @@ class FileGrowth(Displayed):
 
 
 def side_by_side(profiles: Sequence[FileProfile]) -> FileGrowth:
-    """Set the profiles of one file, with several sizes, side by side."""
+    """Combine the profiles of one file with several sizes."""
     first = profiles[0]
     sizes = [{name: getattr(profile, name) for name in _SIZES} for profile in profiles]
     found: dict[str, ModuleTime] = {}

@@ -1,8 +1,8 @@
 """ONNX Runtime's profile of a session: each kernel with its time and its memory.
 
-The events are of `onnxruntime/core/framework/sequential_executor.cc`. A kernel's event has the
-bytes that it gave; from 1.30 on it also has what the provider's memory held when it ended, and
-the most that it ever held.
+The events come from `onnxruntime/core/framework/sequential_executor.cc`. A kernel's event has the
+bytes of its outputs. From 1.30 on it also has the bytes in the provider's memory at the end of the
+kernel, and the largest number so far.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Kernel:
         name: The node's name, "" if it has none.
         op_type: Its operator.
         provider: The provider that ran it.
-        time: Microseconds, without those of the kernels in the graphs that it holds.
-        given: Bytes of the tensors that it gave; 0 for one that holds graphs, whose kernels gave
+        time: Microseconds, without the kernels in its nested graphs.
+        given: Bytes of its output tensors; 0 for a node with nested graphs, whose kernels wrote
             them.
-        in_use: Bytes in use while it ran, beyond those that were before the run; None where
-            ONNX Runtime does not tell.
+        in_use: Bytes in use while it ran, beyond those before the run; None if ONNX Runtime does
+            not report it.
     """
 
     name: str
@@ -52,13 +52,13 @@ def runs_of(log: Sequence[_Event]) -> list[_Event]:
 
 
 def kernels_of(log: Sequence[_Event], runs: Sequence[_Event]) -> Iterator[Kernel]:
-    """Yield each kernel that ran in some of the runs.
+    """Yield each kernel of the given runs.
 
-    A node that runs nested graphs (If, Loop, Scan) is timed with their nodes: these are taken
-    off, so that the times of all kernels add up to that of the outermost ones.
+    A node that runs nested graphs (If, Loop, Scan) is timed together with their nodes. The times of
+    these are subtracted, so that the times of all kernels add up to the time of the outermost ones.
 
-    The memory in use is that of single kernels in a session's first run alone: in the later
-    ones ONNX Runtime allocates for the whole run at its beginning.
+    The memory in use is measured for each kernel only in a session's first run: in later runs ONNX
+    Runtime allocates the memory of the whole run at the beginning.
     """
     spans = [(run["ts"], run["ts"] + run["dur"]) for run in runs]
     events = [
@@ -99,10 +99,10 @@ def _inside(event: _Event, outer: _Event) -> bool:
 
 
 def _in_use(events: Sequence[_Event]) -> list[int | None]:
-    """Return what was in use while each kernel ran, beyond what was before its provider's first.
+    """Return the bytes in use while each kernel ran, beyond those before the provider's first.
 
-    The event says what is in use at the kernel's end. Where the most that was ever in use has
-    risen, the kernel has had that much.
+    The event has the bytes in use at the kernel's end. If the maximum so far has risen, the kernel
+    used that maximum.
     """
     before: dict[str, int] = {}
     highest: dict[str, int] = {}

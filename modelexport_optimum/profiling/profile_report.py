@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ProfileReport(Displayed):
-    """The time of all files, of each with every size of the inputs that was asked for."""
+    """The times of all files, with every requested size of the inputs."""
 
     files: tuple[FileProfile, ...]
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         return several(self.files)
 
     @property
     def growth(self) -> tuple[FileGrowth, ...]:
-        """The times of each file side by side; none if it was run with one size alone."""
+        """The times of each file for several sizes; empty if only one size was run."""
         groups: dict[str, list[FileProfile]] = defaultdict(list)
         for file in self.files:
             groups[file.name].append(file)
         return tuple(side_by_side(group) for group in groups.values() if len(group) > 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can carry it."""
+        """Return the report as data for JSON."""
         return {
             "files": [file.to_dict() for file in self.files],
             "growth": [file.to_dict() for file in self.growth],

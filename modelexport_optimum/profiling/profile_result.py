@@ -1,4 +1,4 @@
-"""What `profile` found: the time and the memory of each module of each file."""
+"""The result of `profile`: the time and the memory of each module of each file."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class FileProfile(Displayed):
         return branch_in_words(self.branch)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         parts = [
             Part(
                 level=module.depth,
@@ -142,18 +142,18 @@ class FileProfile(Displayed):
         )
 
     def milliseconds(self, microseconds: int) -> float:
-        """Return what a time is in one run."""
+        """Return a time in milliseconds of one run."""
         return microseconds / 1000 / self.iterations
 
     def share(self, microseconds: int) -> float:
-        """Return what part of the kernels' time a time is."""
+        """Return a time as a fraction of the kernels' time."""
         return microseconds / self.kernels if self.kernels else 0.0
 
     def repeated(self) -> list[tuple[str, str, int, int]]:
-        """Return the modules by what they do themselves, repeated ones together, slowest first.
+        """Return the modules by their own kernels' time, repeated ones together, slowest first.
 
         Returns:
-            Path with `*` for the numbers that differ, class, number of modules, microseconds.
+            Path with `*` in place of numbers that differ, class, number of modules, microseconds.
         """
         kinds: dict[tuple[str, ...], list[ModuleTime]] = defaultdict(list)
         for module in self.modules:
@@ -168,7 +168,7 @@ class FileProfile(Displayed):
         return sorted((row for row in rows if row[3]), key=lambda row: -row[3])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the profile as JSON can carry it; times in milliseconds of one run."""
+        """Return the profile as data for JSON; times in milliseconds of one run."""
 
         def timed(microseconds: int) -> dict[str, float]:
             return {"ms": self.milliseconds(microseconds), "share": self.share(microseconds)}

@@ -1,4 +1,4 @@
-"""One file run under ONNX Runtime's profiler, and its kernels added up by module."""
+"""A run of one file under ONNX Runtime's profiler, with its kernels added up by module."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def profile_file(
     file: TaggedFile, provider: Provider, iterations: int, arrays: Mapping[str, np.ndarray]
 ) -> tuple[FileProfile, dict[str, Any]]:
-    """Run a file under ONNX Runtime's profiler: its profile, and its last run's outputs by name."""
+    """Run a file under ONNX Runtime's profiler; return its profile and its last outputs by name."""
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch:
         session, optimized, reason = _session(file.path, provider, Path(scratch))
         if session.get_providers()[0] != provider.name:
@@ -81,9 +81,9 @@ def profile_file(
 def _session(
     path: Path, provider: Provider, scratch: Path
 ) -> tuple[onnxruntime.InferenceSession, Model | None, str]:
-    """Return a session with the profiler on, the graph that it runs, and its log's words.
+    """Return a session with the profiler on, the graph that it runs, and its log.
 
-    That graph is None where a provider has compiled parts of it: ONNX Runtime cannot save it.
+    The graph is None if a provider compiled parts of it: ONNX Runtime cannot save such a graph.
     """
 
     def start(save: bool) -> onnxruntime.InferenceSession:
@@ -129,7 +129,7 @@ def _add_up(
     runs: Sequence[dict[str, Any]],
     inputs: dict[str, str],
 ) -> FileProfile:
-    """Add up what the kernels of the measured runs took, and what was in use in the first run."""
+    """Add up the times of the measured runs' kernels, and the memory of the first run."""
     sums = _Sums()
     for kernel in kernels_of(log, runs[WARM_UP:]):
         sums.add(kernel, places.module(kernel.name, kernel.op_type))
@@ -177,7 +177,7 @@ def _add_up(
 
 
 class _Sums:
-    """What kernels took and gave, by module path; of a module alone, and with those inside it."""
+    """Times and outputs of kernels by module path, of the module alone and with its submodules."""
 
     def __init__(self) -> None:
         self.own = Counter[str]()
@@ -192,7 +192,7 @@ class _Sums:
         self.unplaced: dict[str, list[int]] = defaultdict(list)
 
     def add(self, kernel: Kernel, module: TaggedModule | None) -> None:
-        """Add a kernel's time and what it gave."""
+        """Add a kernel's time and its output bytes."""
         self.providers[kernel.provider] += kernel.time
         self.all_given += kernel.given
         if module is None:
@@ -206,7 +206,7 @@ class _Sums:
             self.given[one.path] += kernel.given
 
     def use(self, kernel: Kernel, module: TaggedModule | None) -> None:
-        """Take in what was in use while a kernel ran."""
+        """Record the bytes in use while a kernel ran."""
         if kernel.in_use is None:
             return
         self.peak = max(kernel.in_use, self.peak or 0)

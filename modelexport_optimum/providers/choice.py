@@ -1,4 +1,4 @@
-"""Execution providers chosen by the names and options that a user gives."""
+"""Execution providers for the names and options that a user gives."""
 
 from __future__ import annotations
 

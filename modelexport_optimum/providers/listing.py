@@ -79,7 +79,7 @@ class ProviderList(Displayed):
     providers: tuple[ListedProvider, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the list as JSON can carry it."""
+        """Return the list as data for JSON."""
         return {
             "onnxruntime": self.onnxruntime,
             "providers": [asdict(one) for one in self.providers],

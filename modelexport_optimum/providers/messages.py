@@ -1,4 +1,4 @@
-"""The log of ONNX Runtime while a session is made, and why a provider took no node."""
+"""The log of ONNX Runtime while a session is made: it says why a provider took no node."""
 
 from __future__ import annotations
 

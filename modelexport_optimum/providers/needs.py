@@ -1,4 +1,4 @@
-"""What must be installed for an execution provider."""
+"""The packages that an execution provider needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which provider took the nodes of which module, and where data crosses between providers."""
+"""The provider of each module's nodes, and the tensors that cross between providers."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Placement(Displayed):
         return {op for one in self.modules for op in one.ops if op in words}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the placement as JSON can carry it."""
+        """Return the placement as data for JSON."""
         return {
             "file": str(self.file),
             "provider": self.provider,

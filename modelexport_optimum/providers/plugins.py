@@ -1,10 +1,9 @@
-"""Providers that are packages of their own, beside ONNX Runtime: found, and their libraries loaded.
+"""Plugins: execution providers in separate packages, and the loading of their libraries.
 
-Such a package has a function that gives the path of its library, and says what its providers
-are called. The packages on PyPI have either `get_library_path()` and `get_ep_names()`
-(onnxruntime-ep-webgpu, onnxruntime-ep-openvino) or `library_path()` and `EP_NAME`
-(onnxruntime-ggml). Whether one has them is read from its source; it is imported when its
-provider is asked for.
+Such a package has a function that returns the path of its library, and the names of its providers.
+The packages on PyPI have either `get_library_path()` and `get_ep_names()` (onnxruntime-ep-webgpu,
+onnxruntime-ep-openvino) or `library_path()` and `EP_NAME` (onnxruntime-ggml). Whether a package has
+them is read from its source; the package is imported only when its provider is requested.
 """
 
 from __future__ import annotations

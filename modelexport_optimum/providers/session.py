@@ -1,4 +1,4 @@
-"""A session of ONNX Runtime on a provider: the one place that makes it."""
+"""Sessions of ONNX Runtime on a provider: all of them are made here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The HTML report of tagged files: one page that needs neither network nor server.
 
-It gives to others: `report.report`. What people look at is in `report_page/`.
+It provides: `report.report`. The HTML, the style and the script of the page are in `report_page/`.
 
-It counts nothing itself: the numbers are those of the other views, of a profile and of a
+It counts nothing itself: the numbers come from the other views, from a profile and from a
 comparison. It must not know torch, transformers or Optimum.
 """

@@ -1,9 +1,9 @@
-"""`report()`: one HTML file to share, with the modules of a tagged export, or of two.
+"""`report()`: one HTML file to share, with the modules of one or two tagged exports.
 
-The numbers are those of `inspect` and, if given, of `profile` and `compare`. The page needs no
-network and no server, and holds no weights. Its looks and its script are in `report_page/`:
-plain HTML, as the boxes of no chart library that we know can be reached by keyboard and screen
-reader, and plotly alone makes a page of 4.8 MB.
+The numbers come from `inspect` and, if given, from `profile` and `compare`. The page needs no
+network and no server, and contains no weights. Its style and its script are in `report_page/`. They
+use plain HTML, because no chart library that we know has boxes that work with the keyboard and a
+screen reader, and plotly alone makes a page of 4.8 MB.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ def report(
     comparison: Comparison | _Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write an HTML page about a tagged export, or about two side by side.
+    """Write an HTML page about one tagged export, or about two side by side.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
         output: The `.html` file to write.
-        against: Another export, to be shown beside it.
-        profile: Times to show: what `profile` returned, or the file that its `--json` wrote;
-            or several of these.
-        comparison: Errors to show: what `compare` returned, or the file that its `--json` wrote.
-        overwrite: Replace a file that is there.
+        against: Another export, to show next to the first.
+        profile: Times to show: the result of `profile`, or the file that its `--json` wrote; or
+            several of these.
+        comparison: Errors to show: the result of `compare`, or the file that its `--json` wrote.
+        overwrite: Replace an existing file.
 
     Returns:
         The file that was written.
 
     Raises:
-        UsageError: There is no such file, the output is there already, or a profile or the
-            comparison is not one of these files.
+        UsageError: There is no such file, the output exists, or a profile or the comparison is of
+            other files.
         ModelExportError: A file is not tagged, or the page cannot be written.
     """
     target = Path(output)

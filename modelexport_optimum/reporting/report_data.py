@@ -1,7 +1,7 @@
-"""What the page of `report` shows of one file: facts, measures by module, and the nodes.
+"""The data of one file in the page of `report`: facts, measures by module, and the nodes.
 
-Columns of numbers, which are a fifth of the size of rows; the page's script turns them into
-charts and tables.
+The data are columns of numbers, which are a fifth of the size of rows. The page's script turns them
+into charts and tables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Figures that a report shows beside its own: what `profile` and `compare` found of its files.
+"""Figures of `profile` and `compare` for the files of a report.
 
-They come as results of these functions, or as the files that `--json` wrote, which may be
-anybody's.
+They are results of these functions, or files that `--json` wrote. The author of such a file is
+unknown.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A measure of modules, as the script of `report`'s page takes it."""
+"""A measure of modules, in the form that the script of `report`'s page reads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the page of `report` shows of a profile: measures by module, facts and notes.
+"""The data of a profile in the page of `report`: measures by module, facts and notes.
 
-A file may have been profiled several times: with several sizes of its inputs, in each branch of
-a merged decoder, on several providers.
+A file may have several profiles: with several sizes of its inputs, in each branch of a merged
+decoder, on several providers.
 """
 
 from __future__ import annotations

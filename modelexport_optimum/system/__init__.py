@@ -1,9 +1,9 @@
-"""What every room may use of the system: files, locks, standard streams, packages.
+"""Services of the system that every room may use: files, locks, standard streams, packages.
 
-It gives to others: a file replaced in one step, a lock that dies with its process, the output of
-a whole process sent elsewhere, `version.__version__`, the names of the files that a model's
-directory holds beside its weights, the names of other packages that these do not promise to keep,
-and heavy libraries imported without the extras that they look for.
+It provides: atomic replacement of a file, locks that are released when their process dies,
+redirection of a whole process's output, `version.__version__`, the names of a model's files other
+than its weights, the private names of other packages that are used here, and imports of heavy
+libraries without optional extras.
 
-It must not know what ONNX, PyTorch or a model is, how one is loaded, or any room but `errors`.
+It must not know ONNX, PyTorch or models, or any room but `errors`.
 """

@@ -1,4 +1,4 @@
-"""A file that is replaced in one step: the old one or the new one is there, whole."""
+"""Replacement of a file in one step: at any moment either the old or the new file is complete."""
 
 from __future__ import annotations
 

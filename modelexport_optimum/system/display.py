@@ -1,4 +1,4 @@
-"""How a result shows itself: a short text for `repr`, a table in a notebook."""
+"""The display of results: a short text for `repr`, and a table in a notebook."""
 
 from __future__ import annotations
 

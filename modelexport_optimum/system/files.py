@@ -1,7 +1,7 @@
-"""Calls on files that not every system has, each with what stands in for it elsewhere.
+"""File calls that not every system has, each with its replacement on other systems.
 
-Windows has the fewest: it knows no directory that is open, renames and removes no file that is,
-and changes the line ends of a file that is not opened as bytes.
+Windows has the fewest. It has no descriptors of directories, cannot rename or remove an open file,
+and changes the line ends of a file that is not opened in binary mode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""JSON from files that others wrote, read at one border.
+"""JSON from files of unknown authors: all of it is read here.
 
-Python's own parser takes what no other one agrees on: keys that stand twice, of which it forgets
-one, and characters that cannot be written again. Deep nesting ends it with a RecursionError.
+Python's own parser accepts JSON that parsers read differently: repeated keys, of which it keeps
+only the last, and characters that cannot be encoded again. Deep nesting ends it with a
+RecursionError.
 """
 
 from __future__ import annotations

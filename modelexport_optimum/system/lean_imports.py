@@ -1,8 +1,8 @@
-"""Libraries imported without what they import only because it happens to be installed.
+"""Imports of libraries without the optional packages that they import whenever these are installed.
 
-transformers imports scikit-learn and SciPy for three functions, Optimum's exporter diffusers for
-pipelines. Both ask at the top of their modules whether the other is installed, and are told here
-that it is not. What a module left out for that reason it is given when it is needed.
+transformers imports scikit-learn and SciPy for three functions, and Optimum's exporter imports
+diffusers for pipelines. Both check at the top of their modules whether the package is installed;
+here the check returns False. The missing names of a module are added when they are needed.
 """
 
 from __future__ import annotations

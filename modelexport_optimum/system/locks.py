@@ -1,4 +1,4 @@
-"""Locks between processes, which the system gives back when one dies, and between threads."""
+"""Locks between processes, which the system releases when a process dies, and between threads."""
 
 from __future__ import annotations
 

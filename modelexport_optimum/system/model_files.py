@@ -1,8 +1,8 @@
-"""The files of a model beside its weights and config.json, by what they are for.
+"""The files of a model other than its weights and config.json, by their purpose.
 
-Its users need them beside the graphs as much as beside the weights: a tokenizer's, a
-processor's, those of generation, and what sentence-transformers reads to pool and normalize.
-Only names are looked at here; nothing is loaded.
+Users need them together with the graphs as much as with the weights: the files of a tokenizer, of a
+processor, of generation, and of the pooling and normalization of sentence-transformers. Only names
+are compared here; nothing is loaded.
 """
 
 from __future__ import annotations

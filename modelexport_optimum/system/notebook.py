@@ -1,8 +1,8 @@
-"""What results are made of in a notebook: headings, tables, trees and treemaps, as plain HTML.
+"""The parts of a result in a notebook: headings, tables, trees and treemaps, as plain HTML.
 
-No script and no address: a notebook that is not trusted shows them, too. Text has the notebook's
-own colour and every other colour lets the page shine through, so that one form serves light and
-dark. Names come from anybody's model, and are escaped here and nowhere else.
+The HTML has no script and no URL, so that untrusted notebooks show it, too. Text has the notebook's
+own colour, and all other colours are transparent, so that the same HTML suits light and dark
+themes. Names come from models of unknown authors, and are escaped only here.
 """
 
 from __future__ import annotations

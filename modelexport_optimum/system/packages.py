@@ -1,4 +1,4 @@
-"""Which packages are installed: what reads tagged files does without most of them."""
+"""Checks for installed packages: code that only reads tagged files needs few of them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Names of other packages that we use and that they do not promise to keep, each with its reason.
+"""Private names of other packages that are used here, each with its reason.
 
-A name is looked up when it is used. `tests/test_private_names.py` says which of them the installed
-versions no longer have; whoever uses the package with such a version is told so in one line, with
-the versions that work.
+A name is looked up when it is used. `tests/test_private_names.py` reports the names that the
+installed versions no longer have. If a user has such a version, the error is one line, with the
+versions that work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes that are started and ended, on each kind of system, and how one ended in words."""
+"""Start and end of processes on each kind of system, and the reason why one ended, in words."""
 
 from __future__ import annotations
 

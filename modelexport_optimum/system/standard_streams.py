@@ -1,4 +1,4 @@
-"""Where this process prints to, C++ libraries included."""
+"""The standard streams of this process, including the output of C++ libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from a file or a library, as a terminal or a log may have it."""
+"""Text from a file or a library, made safe for a terminal or a log."""
 
 from __future__ import annotations
 

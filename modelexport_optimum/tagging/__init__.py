@@ -1,8 +1,8 @@
-"""The pass over files: which module each node came from is written onto it, or taken out.
+"""The pass over files: it writes the module of each node onto the node, or removes it again.
 
-It gives to others: `htp.tag`, `htp.strip` and `htp.read_hierarchy`; `explain.explain`, how one
-node is placed; and `tag_report`, what the pass found.
+It provides: `htp.tag`, `htp.strip` and `htp.read_hierarchy`; `explain.explain`, which says how the
+module of one node was found; and `tag_report`, the result of the pass.
 
-It must not know how a file was made or what is checked of it: `tag` works on any `.onnx` file. It
-changes a file through `onnx_file` alone, and never reads a weight.
+It must not know how a file was made or how it is checked: `tag` works on any `.onnx` file. It
+changes files only with `onnx_file`, and never reads a weight.
 """

@@ -1,7 +1,7 @@
-"""The key `htp_metadata` of config.json: written and taken out as text.
+"""The key `htp_metadata` of config.json: written and removed as text.
 
-The key's members are changed and nothing else, to the byte, whatever the file's formatting.
-What the key says of a directory is counted here, too.
+Only the bytes of this key change, whatever the formatting of the file. The values of the key are
+counted here, too.
 """
 
 from __future__ import annotations

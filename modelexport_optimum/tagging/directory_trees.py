@@ -1,7 +1,8 @@
 """The module tree that each file of a directory was traced from.
 
-It is given, or the nodes' own tags or PyTorch's record on them say it, or it is built of the
-classes that config.json names; without any of these it is made of the names alone.
+The tree is given by the caller, or read from the nodes' own tags or PyTorch's record on them, or
+built from the classes that config.json names. Without any of these it is made from the names in the
+graph.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How one node is placed, in words."""
+"""An explanation of how the module of one node was found."""
 
 from __future__ import annotations
 

@@ -52,9 +52,9 @@ class NodeTag:
         tag: The tag.
         module: Path of the node's module, as `named_modules()` spells it.
         module_class: Class name of the module.
-        evidence: How the node was placed, one of `placements.EVIDENCE_KINDS`.
-        graph: Path of the nested graph, or of the function, that the node stands in, "" for the
-            top graph.
+        evidence: The evidence for the module, one of `placements.EVIDENCE_KINDS`.
+        graph: Path of the nested graph, or of the function, that contains the node, "" for the main
+            graph.
     """
 
     name: str
@@ -80,26 +80,26 @@ def tag(
     source: str | None = None,
     traced: Sequence[TracedGraph] = (),
 ) -> TagReport:
-    """Write onto every node which module it came from, in place and atomically.
+    """Write the module of every node onto the node, in place and atomically.
 
-    A file whose nodes all carry their tags is left as it is.
+    A file whose nodes all have their tags is not changed.
 
     Args:
         path: A `.onnx` file, or a directory with any number of them.
-        model: Where the classes are from: a Hub name or directory of the source model, a
-            model in memory, or its `ModuleTree`s. By default the config.json beside each
-            file; without one the tags are made of the paths alone.
-        trust_remote_code: Whether code in the model's repository may be run.
+        model: The source of the classes: a Hub name or directory of the source model, a model in
+            memory, or its `ModuleTree`s. By default the config.json next to each file; without one
+            the tags contain only paths.
+        trust_remote_code: Whether code in the model's repository may run.
         source: Name of the source model for the record; by default that of `model`.
-        traced: What `traced_graphs` noted while the files were exported.
+        traced: The records of `traced_graphs` from the export of the files.
 
     Returns:
-        What was found in each file.
+        A report on each file.
 
     Raises:
         UsageError: There is no such file, or no `.onnx` file in the directory.
         InvalidModelError: A file is not a whole ONNX model.
-        ModelExportError: A file cannot be written. Every file is as it was or tagged whole.
+        ModelExportError: A file cannot be written. Every file is unchanged or completely tagged.
     """
     given = given_trees(model, trust_remote_code)
     if source is None and isinstance(model, str | os.PathLike):
@@ -131,7 +131,7 @@ def tag(
 
 
 def strip(path: str | os.PathLike[str]) -> list[Path]:
-    """Take the tags out again, which gives back the bytes that were there before.
+    """Remove the tags, which restores the original bytes.
 
     Args:
         path: A `.onnx` file, or a directory with any number of them.
@@ -158,7 +158,7 @@ def strip(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_hierarchy(path: str | os.PathLike[str]) -> Iterator[NodeTag]:
-    """Read the tags of a file or a directory, with `onnx` alone.
+    """Read the tags of a file or a directory. This needs only `onnx`.
 
     Args:
         path: A tagged `.onnx` file, or a directory with any number of them.
@@ -167,8 +167,8 @@ def read_hierarchy(path: str | os.PathLike[str]) -> Iterator[NodeTag]:
         Every node of every graph, in file order; the files are read one by one.
 
     Raises:
-        UsageError: There is no such file, at once.
-        ModelExportError: A file is not tagged, or cannot be read, when it is its turn.
+        UsageError: There is no such file. Raised at once.
+        ModelExportError: A file is not tagged, or cannot be read. Raised when that file is reached.
     """
     return _read_nodes(path, onnx_files(Path(path)))
 

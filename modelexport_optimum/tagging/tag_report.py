@@ -1,4 +1,4 @@
-"""What the pass found, in one file and in all."""
+"""The result of the pass, for one file and for all files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FileReport(Displayed):
-    """What the pass found in one file.
+    """The result of the pass for one file.
 
     Attributes:
         file: The file.
-        node_count: Number of nodes, nested graphs and bodies of functions included.
-        modules: Module path to class name, of the modules that stand in any tag.
-        evidence_counts: Number of nodes placed by each evidence.
+        node_count: Number of nodes, including nested graphs and bodies of functions.
+        modules: Module path to class name, of the modules that are in any tag.
+        evidence_counts: Number of nodes for each kind of evidence.
         with_attribute: Number of nodes that carry the attribute.
         on_root: Number of nodes on the root.
         module_class: Class of the root.
-        classes_known: False if the tags were made of paths alone.
+        classes_known: False if the tags contain only paths.
         changed: The file was written.
     """
 
@@ -44,7 +44,7 @@ class FileReport(Displayed):
     changed: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can carry it."""
+        """Return the report as data for JSON."""
         return {
             "file": str(self.file),
             "class": self.module_class,
@@ -61,7 +61,7 @@ class FileReport(Displayed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TagReport(Displayed):
-    """What the pass found in all files."""
+    """The result of the pass for all files."""
 
     files: tuple[FileReport, ...]
 
@@ -90,7 +90,7 @@ class TagReport(Displayed):
         return all(file.classes_known for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can carry it."""
+        """Return the report as data for JSON."""
         return {
             "node_count": self.node_count,
             "module_count": self.module_count,

@@ -1,9 +1,8 @@
-"""What a file says of the modules that its nodes came from.
+"""Tags in a file: their form, and where they are stored.
 
-It gives to others: `carriers`, where a tag stands on a node; `tag_grammar`, how it is spelled;
-`model_record`, what stands in the model's own metadata; `node_names`, what the exporter's names
-tell; and `recorded_call`, a call of a module by the path that tags have.
+It provides: `carriers`, the three places of a tag on a node; `tag_grammar`, the form of a tag;
+`model_record`, the entries in the model's own metadata; `node_names`, which parses the exporter's
+names; and `recorded_call`, a call of a module with its path.
 
-It knows text and bytes alone. It must not know a module tree, PyTorch, or by what evidence a node
-was given its tag.
+It knows only text and bytes. It must not know module trees, PyTorch, or the evidence for a tag.
 """

@@ -1,4 +1,4 @@
-"""The nodes on which the attribute changes nothing in what ONNX Runtime builds."""
+"""The nodes on which the attribute does not change the graph that ONNX Runtime builds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The three carriers of a tag on one node: read, written, taken out.
+"""The three carriers of a tag on one node: read, written and removed.
 
-A tag is written by appending fields to the node's bytes and taken out by removing them:
-in protobuf, appended bytes merge into the message, so that nothing that stood before is
-touched. This module knows one node at a time; where tags come from is the room `attribution`.
+A tag is written by appending fields to the node's bytes, and removed by removing them. In protobuf,
+appended bytes merge into the message, so the bytes that were there before do not change. This
+module handles one node at a time; the room `attribution` finds the tags.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How a tag is spelled and read, and the lists of PyTorch's exporter that say the same.
+"""The form of a tag, written and parsed, and PyTorch's lists with the same content.
 
     tag = "/" RootClass *( "/" Class "." relpath )
 
-It knows text alone: on what it stands is `carriers.py`.
+This file knows only text; `carriers.py` stores it on a node.
 """
 
 from __future__ import annotations

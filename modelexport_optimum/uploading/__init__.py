@@ -1,8 +1,8 @@
-"""A finished export and the Hugging Face Hub: its model card, and its upload.
+"""The upload of a finished export to the Hugging Face Hub, and its model card.
 
-It gives to others: `model_card`, which writes a card of an export, and knows one again; and
-`upload.push`, which uploads a directory and says what became of it.
+It provides: `model_card`, which writes the card of an export and recognizes its own cards; and
+`upload.push`, which uploads a directory and returns the result.
 
-It must not know how an export is made, checked or published, Typer, or batches. The names in a
-card come from anybody's model, and are data there.
+It must not know how an export is made, checked or published, Typer, or batches. The names in a card
+come from models of unknown authors, and are escaped.
 """

@@ -1,8 +1,8 @@
-"""The model card of an export: what it came from, what is in it, and how to load it.
+"""The model card of an export: its source, its modules, and how to load it.
 
-Names of modules and messages come from anybody's model. In the text they stand as code, where
-Markdown and HTML mean nothing, and huggingface_hub writes the YAML. What imports onnx is imported
-where it is used, since a manifest is checked with this module.
+Names of modules and messages come from models of unknown authors. In the text they are formatted as
+code, where Markdown and HTML have no effect, and huggingface_hub writes the YAML. Modules that
+import onnx are imported where they are used, because the check of a manifest imports this module.
 """
 
 from __future__ import annotations

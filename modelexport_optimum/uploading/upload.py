@@ -1,6 +1,6 @@
 """The upload of a finished export to the Hub. The export stays on the disk, whatever happens.
 
-All files are one commit: where it fails, the repository is as it was, or new and empty.
+All files are one commit: if it fails, the repository is unchanged, or new and empty.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Upload(Displayed):
         return self.status == "ok"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the upload as JSON can carry it."""
+        """Return the upload as data for JSON."""
         return asdict(self)
 
 

@@ -1,8 +1,8 @@
 """The names of a graph's axes, which Optimum evaluates as Python when it binds outputs to a device.
 
-`ORTModelMixin._dynamic_axis_inference` (optimum/onnxruntime/base.py, 0.1.0) hands what is not the
-name of an input's axis to `eval`: "past_sequence_length + sequence_length" gives a sum, and any
-other text whatever it says. With CUDA that is the default.
+`ORTModelMixin._dynamic_axis_inference` (optimum/onnxruntime/base.py, 0.1.0) passes every name that
+is not the name of an input's axis to `eval`. "past_sequence_length + sequence_length" gives a sum,
+and any other text runs as code. With CUDA this is the default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model that config.json describes, beside what the graphs carry of it."""
+"""The model that config.json describes, and the parts of it that the graphs contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of the dimensions: the model that config.json describes is the one in the graphs."""
+"""The check of the dimensions: config.json and the graphs have the same shapes and modules."""
 
 from __future__ import annotations
 

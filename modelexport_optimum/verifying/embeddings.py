@@ -1,8 +1,8 @@
 """A sentence-transformers model, loaded as its users load it.
 
-They use `SentenceTransformer(DIR, backend="onnx")`, which runs a graph with the output
-`last_hidden_state` and then its own modules, which pool and normalize. Optimum's own export of
-these models has all of it in the graph, and is for ONNX Runtime itself.
+They use `SentenceTransformer(DIR, backend="onnx")`. It runs a graph with the output
+`last_hidden_state`, and then its own modules, which pool and normalize. Optimum's own export of
+these models has all these steps in the graph, and is meant for plain ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The graphs against export.json, which transformers' own exporter writes beside them."""
+"""The check of the graphs against export.json, which transformers' own exporter writes."""
 
 from __future__ import annotations
 

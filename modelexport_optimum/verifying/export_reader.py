@@ -1,7 +1,7 @@
 """Reading an exported directory: its graphs, its library, config and task.
 
-All of it is read from JSON and from the graphs' headers. Tasks, their outputs and model
-classes are asked of Optimum: there is no table of architectures.
+It reads only JSON and the graphs' headers. Tasks, their outputs and model classes come from
+Optimum: there is no table of architectures.
 """
 
 from __future__ import annotations

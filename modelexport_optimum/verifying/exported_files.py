@@ -1,6 +1,6 @@
-"""An exported directory as it was read: its graphs, its library and task, what config.json says.
+"""The content of an exported directory: its graphs, its library and task, and its config.json.
 
-`verify.py` judges it. No weight is read here and no session opened.
+`verify.py` checks it. No weight is read here, and no session is opened.
 """
 
 from __future__ import annotations

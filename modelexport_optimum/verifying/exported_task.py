@@ -1,4 +1,4 @@
-"""What an export is for: the task that config.json and the outputs of the graphs tell."""
+"""The task of an export, from config.json and the outputs of the graphs."""
 
 from __future__ import annotations
 

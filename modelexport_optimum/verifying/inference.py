@@ -1,4 +1,4 @@
-"""A loaded export run once: a forward pass, generated tokens, a picture, or plain sessions."""
+"""One run of a loaded export: a forward pass, generated tokens, an image, or plain sessions."""
 
 from __future__ import annotations
 

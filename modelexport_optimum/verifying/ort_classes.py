@@ -1,6 +1,6 @@
-"""The `ORTModel` class that the users of an export load it with.
+"""The `ORTModel` class with which users load an export.
 
-Optimum is asked for it: there is no table of architectures. Nothing is loaded here.
+Optimum chooses it: there is no table of architectures. Nothing is loaded here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which node a message of ONNX Runtime names."""
+"""The node that a message of ONNX Runtime names."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Runs on a provider in a process of their own: a crash there does not end this process.
+"""Runs on a provider in a separate process: a crash there does not end this process.
 
-A server process imports PyTorch and Optimum once, and forks for each run, so that each run finds a
-device without remains of another; where processes do not fork, the server does one run itself. It
-ends after a while without a request, and when its parent ends. A request is a folder with
-`plan.pickle`, to which the run adds the other files.
+A server process imports PyTorch and Optimum once, and forks for each run, so that no run finds the
+device in the state of another run. If the system cannot fork, the server does one run itself. It
+ends after some time without a request, and when its parent ends. A request is a folder with
+`plan.pickle`; the run adds the other files to it.
 """
 
 from __future__ import annotations

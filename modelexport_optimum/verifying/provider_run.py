@@ -1,7 +1,7 @@
 """One run of an export on one execution provider, in this process.
 
-Every provider runs the same `RunPlan` with the same inputs. The result, a `Run`, is not judged
-here but in `providers.py`.
+Every provider runs the same `RunPlan` with the same inputs. `providers.py` checks the result, a
+`Run`.
 """
 
 from __future__ import annotations

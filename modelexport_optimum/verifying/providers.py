@@ -1,7 +1,7 @@
-"""Each execution provider: is it here, does the export run on it, and does it compute the same.
+"""The check of each execution provider: it is available, it runs the export, its outputs are right.
 
-The CPU comes first, in this process; every other provider runs in a process of its own and is
-compared with it. Every judgement is one line.
+The CPU runs first, in this process. Every other provider runs in a separate process, and its
+outputs are compared with the CPU's. Every result is one line.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Which modules the graphs show, beside those of the model that config.json describes.
+"""The modules that the graphs show, compared with the model that config.json describes.
 
-A graph shows a module by the tags of its nodes; without tags, by the scopes in the nodes'
-names and by parameters that have kept their names. It may lack modules of the described model
-that left no node: a pooler whose output is not used, a BatchNorm that was folded into its
-convolution, a table that was folded into a constant. A file that was tagged when it was
-exported records these (`model_record.SILENT`), and the comparison is exact. In any other
-file a missing module proves nothing, unless it is the last of equal modules in a list: an
-exporter leaves none of those out.
+A graph shows a module by the tags of its nodes. Without tags it shows a module by the scopes in the
+nodes' names, and by parameters that kept their names. Some modules of the described model may have
+no node: a pooler whose output is not used, a BatchNorm that was folded into its convolution, an
+embedding table that was folded into a constant. A file that was tagged during its export records
+these modules (`model_record.SILENT`), and the comparison is exact. In any other file a missing
+module proves nothing, unless it is the last of equal modules in a list: an exporter never leaves
+out such a module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The check of the source's files: which of them the export lacks, and why."""
+"""The check of the source's files: the files that the export lacks, and the reason."""
 
 from __future__ import annotations
 

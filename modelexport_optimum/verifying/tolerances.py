@@ -1,4 +1,4 @@
-"""How far a provider's outputs may be from the CPU's, and whether they are.
+"""The largest allowed difference of a provider's outputs from the CPU's, and the check of it.
 
 Outputs may differ by rounding in the precision that the provider computes in, which adds up over
 the layers. docs/verify.md has the tolerances in a table, with reasons and sources.

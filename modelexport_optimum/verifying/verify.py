@@ -1,7 +1,7 @@
 """The checks of an exported directory: its config against its graphs, and ONNX Runtime.
 
-`exported_files.py` reads what the directory is, `config_checks.py` judges it, and `providers.py`
-runs it. Every judgement is one line.
+`export_reader.py` reads the directory, `config_checks.py` checks it, and `providers.py` runs it.
+Every result is one line.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 @dataclass(frozen=True, repr=False)
 class VerifyReport(Displayed):
-    """What the checks of one exported directory found.
+    """The result of the checks of one exported directory.
 
     Attributes:
         directory: The export.
-        task: What it is for, in Optimum's words; None if neither config nor graphs tell.
+        task: Its task, in Optimum's name; None if neither the config nor the graphs show it.
         library: The library of the model.
         ort_class: The `ORTModel` class that loads it, None if there is none.
-        checks: config.json against the graphs.
+        checks: The checks of config.json against the graphs.
         providers: One result for each execution provider.
-        placements: Which modules' nodes each provider but the CPU's took, by graph, if that
-            was asked for.
+        placements: For each graph and provider but the CPU's, the nodes of each module that the
+            provider took; empty if this was not requested.
     """
 
     directory: Path
@@ -66,7 +66,7 @@ class VerifyReport(Displayed):
         )
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return the HTML for a notebook."""
         title = f"{self.directory.name}: {self.ort_class or 'no ORTModel'}, {self.task}"
         return shown(title, table(("check", "result", ""), self.rows()))
 
@@ -78,7 +78,7 @@ class VerifyReport(Displayed):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can carry it."""
+        """Return the report as data for JSON."""
         return {
             "ok": self.ok,
             "directory": str(self.directory),
