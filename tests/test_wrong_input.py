@@ -3,11 +3,13 @@ everything as it was."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import hub
 import onnx
 import pytest
 from disks import mounted
+from needs import POSIX
 from typer.testing import CliRunner
 
 from modelexport_optimum.cli.main import app
@@ -22,7 +25,7 @@ from modelexport_optimum.exporting.source import find_source
 from modelexport_optimum.system.packages import OTHER_EXPORTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     ModelDirectory = Callable[[str], Path]
 
@@ -452,6 +455,60 @@ def test_read_only_directory(place: Path) -> None:
     assert status == 1
     assert line.startswith("cannot write next to output fixed/out: ") or "fixed/out" in line
     assert line.endswith("give a writable directory with -o")
+
+
+@contextlib.contextmanager
+def closed(path: Path) -> Iterator[None]:
+    """A path without any permission, also when the test itself fails."""
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        yield
+    finally:
+        path.chmod(mode)
+
+
+def without_privileges(code: str) -> str:
+    """Run code, also where the tests are root's, as somebody whom permissions hold."""
+    command = [sys.executable, "-c", code]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root can lay down its privileges with setpriv alone")
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["out", "out/onnx"])
+def test_export_of_somebody_else_is_not_replaced(place: Path, name: str) -> None:
+    (place / "out" / "onnx").mkdir(parents=True)
+    (place / "out" / "config.json").write_text("{}")
+    (place / name).chmod(0o555)  # else the old one would stay, under a hidden name
+    error = without_privileges(
+        "from modelexport_optimum.exporting.staging import check_output\n"
+        "check_output('out', None, overwrite=True)"
+    )
+    (place / name).chmod(0o755)
+    assert error.splitlines()[-1].endswith(
+        f"output out cannot be replaced, as the files in {place / name} cannot be removed: "
+        "give another directory with -o"
+    )
+
+
+@POSIX
+def test_model_that_may_not_be_read(place: Path) -> None:
+    line = "model {} cannot be read: give yourself the right to, or a copy"
+    find = "from modelexport_optimum.exporting.source import *\nsource = find_source('bert')\n"
+    with closed(place / "bert"):
+        assert without_privileges(find).endswith(f"{line.format('bert')}\n")
+    with closed(place / "bert" / "model.safetensors"):
+        error = without_privileges(
+            f"{find}import safetensors\n"
+            "from modelexport_optimum.exporting.optimum_errors import errors_explained\n"
+            "with errors_explained(source):\n"
+            "    safetensors.safe_open(source.directory / 'model.safetensors', 'numpy')"
+        )
+    assert error.endswith(f"{line.format('bert/model.safetensors')}\n")
 
 
 # --- Files of tag, strip and verify ---------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import traceback
 from typing import TYPE_CHECKING
@@ -36,6 +37,11 @@ def _explain(error: Exception, source: Source) -> str:
     if pickled is not None:
         return f"model {source.name} has {pickled}"
     text = first_line(error)
+    # The reader of safetensors says of a file that may not be read that it is not there.
+    for file in source.directory.rglob("*") if source.directory else ():
+        is_named = file.name in str(error) and os.access(file, os.F_OK)
+        if is_named and not os.access(file, os.R_OK):
+            return f"model {file} cannot be read: give yourself the right to, or a copy"
     if source.own_code and "trust_remote_code" in str(error):
         return f"model {source.name} has {in_words(source.own_code)}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -121,6 +121,10 @@ def _check_directory(directory: Path, subfolder: str) -> None:
     place = directory / subfolder
     if not place.is_dir():
         raise UsageError(f"model {directory} has no subfolder {subfolder}")
+    if not os.access(place, os.R_OK | os.X_OK):
+        raise ModelExportError(
+            f"model {place} cannot be read: give yourself the right to, or a copy"
+        )
     if not any((place / name).is_file() for name in CONFIGS):
         raise ModelExportError(
             f"model {place} has no config.json: give the directory that save_pretrained wrote"

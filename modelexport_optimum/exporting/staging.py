@@ -82,7 +82,20 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
                 f"output {output} is not an export (it has no config.json), so --overwrite does "
                 "not replace it: give another directory with -o"
             )
+        _check_removable(path, output)
     return path
+
+
+def _check_removable(path: Path, output: str | os.PathLike[str]) -> None:
+    """Refuse to replace a directory that would stay, hidden, as its files cannot be removed."""
+    for place in [path, *path.rglob("*")]:
+        if place.is_symlink() or not place.is_dir():
+            continue
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise UsageError(
+                f"output {output} cannot be replaced, as the files in {place} cannot be "
+                "removed: give another directory with -o"
+            )
 
 
 @contextlib.contextmanager
