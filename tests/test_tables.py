@@ -102,7 +102,7 @@ def test_diff(bert: Path, electra: Path, show: Callable[..., list[str]], width: 
 def test_extract(bert: Path, tmp_path: Path, show: Callable[..., list[str]], width: int) -> None:
     found = extract(bert, "bert.encoder.layer.0", tmp_path / "layer.onnx")
     lines = show(view_tables.print_extracted, found)
-    rows = rows_below(lines, "       tensor", width)
+    rows = rows_below(lines, "        tensor", width)
     text = "".join(rows).replace(" ", "")
     for tensor in (*found.inputs, *found.outputs):
         assert tensor.type.partition("[")[0] in text

@@ -18,11 +18,11 @@ NAME = "export.json"
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One graph, as export.json describes it (transformers/exporters/metadata.py).
+    """The description of one graph in export.json (transformers/exporters/metadata.py).
 
     Attributes:
         file: Its file, relative to the directory.
-        architecture: Class of the module that was exported.
+        architecture: Class of the exported module.
         tensors: The type and rank of each argument that is one tensor, by its name.
     """
 
@@ -54,7 +54,7 @@ def read_components(directory: Path) -> list[Component] | None:
 
 
 def exported_architectures(directory: Path) -> list[str]:
-    """Return the classes that transformers' exporter says it exported, each once."""
+    """Return the classes that export.json names, each once."""
     components = read_components(directory) or ()
     return list(dict.fromkeys(one.architecture for one in components if one.architecture))
 

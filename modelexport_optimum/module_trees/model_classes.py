@@ -38,9 +38,9 @@ class Candidate:
     Attributes:
         model_class: The class.
         config: What it is built from.
-        task: Optimum's name of the task it is exported for, or "".
-        outputs: Names of the exported graph's outputs to their named axes, or None if
-            Optimum does not say.
+        task: Optimum's name of the task of its export, or "".
+        outputs: Names of the exported graph's outputs to their named axes, or None if Optimum does
+            not say.
     """
 
     model_class: type
@@ -56,7 +56,7 @@ class Candidate:
 
 
 def _empty_weights() -> list[AbstractContextManager[Any]]:
-    """Return what makes models without weights: since transformers 5, PyTorch's own device."""
+    """Return the context for models without weights: since transformers 5, PyTorch's own device."""
     try:
         return [NO_INITIALIZATION.get()(), EMPTY_WEIGHTS.get()()]
     except ModelExportError:
@@ -66,7 +66,7 @@ def _empty_weights() -> list[AbstractContextManager[Any]]:
 
 
 def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN401
-    """Build a model without weights, in the way that `from_pretrained` prepares one."""
+    """Build a model without weights, prepared as by `from_pretrained`."""
     with contextlib.ExitStack() as stack:
         for context in _empty_weights():
             stack.enter_context(context)
@@ -86,12 +86,11 @@ def build_empty(model_class: type, config: Any) -> torch.nn.Module:  # noqa: ANN
 def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Candidate]:
     """Return the classes that an exported or source directory's config.json may describe.
 
-    The class that the config names comes first; it may be that of the checkpoint rather
-    than of the export, so the other classes of its model type follow, with what Optimum
-    knows of their outputs.
+    The class that the config names comes first; it may be that of the checkpoint rather than of the
+    export, so the other classes of its model type follow, with what Optimum knows of their outputs.
 
     Returns:
-        The classes; none if there is no config, or it describes nothing that is known.
+        The classes; none if there is no config, or it describes no known class.
 
     Raises:
         ModelExportError: The library of the classes is not installed.
@@ -107,7 +106,7 @@ def candidates(directory: Path, *, trust_remote_code: bool = False) -> list[Cand
 
 
 def class_named(name: object, package: ModuleType, base: type) -> Any:  # noqa: ANN401 (a subclass)
-    """Return the class of a package, below a base, that a file names; None if there is none."""
+    """Return a package's class with this name and base class; None if there is none."""
     try:
         found = getattr(package, name, None) if isinstance(name, str) else None
     except ImportError:  # the class needs a library that is not installed
@@ -198,7 +197,7 @@ def exportable_classes(config: Any) -> list[Candidate]:  # noqa: ANN401
 
 
 def source_trees(source: str, *, trust_remote_code: bool = False) -> list[ModuleTree]:
-    """Return the trees of a source model, which is not loaded where its config is enough.
+    """Return the trees of a source model, without loading it if its config is enough.
 
     Raises:
         ModelExportError: There is no such model, or its classes cannot be built.

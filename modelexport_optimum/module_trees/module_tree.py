@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 UNKNOWN_CLASS = "torch.nn.Module"
-"""What every module is, for a tree whose classes cannot be known."""
+"""The class of every module in a tree whose classes are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Module(Segment):
 
     Attributes:
         primary: The first of its paths; equal for all paths of one module.
-        has_forward: It can be called. A ModuleList or ModuleDict cannot.
+        has_forward: Whether it can be called. A ModuleList or ModuleDict cannot.
     """
 
     primary: str
@@ -41,12 +41,12 @@ class ModuleTree:
     """The modules of one model.
 
     Attributes:
-        modules: Every path to its module, in the order of `named_modules`.
+        modules: Path to module, in the order of `named_modules`.
         tensors: Shape of every parameter and buffer, under every name.
-        tied: For each name of a parameter or buffer that has several, all of them.
+        tied: For each name of a parameter or buffer with several names, all its names.
         classes_known: False if the tree was made from names alone.
-        whole: False if it may lack modules: it was made of what some of the nodes carry.
-        build: Gives the model once more, with or without its weights, or None if it cannot.
+        whole: False if it may lack modules, because it was made from some of the nodes.
+        build: Builds the model again, with or without its weights; None if that is not possible.
     """
 
     modules: dict[str, Module] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class ModuleTree:
 
     @classmethod
     def from_module(cls, model: torch.nn.Module) -> ModuleTree:
-        """Read the tree of a model in memory, on any device: names, classes and shapes alone."""
+        """Read the names, classes and shapes of a model in memory, on any device."""
         import torch
 
         tree = cls()
@@ -110,9 +110,9 @@ class ModuleTree:
         return tree
 
     def silent(self, shown: Collection[str]) -> list[str]:
-        """Return the outermost modules with parameters that are in no tag and hold none that is.
+        """Return the outermost modules with parameters that neither are in a tag nor contain one.
 
-        `shown` are the modules that stand in tags.
+        `shown` are the modules in tags.
         """
         modules = self.modules
         primary = {modules[path].primary for path in shown if path in modules}
@@ -127,7 +127,7 @@ def model_trees(model: object) -> list[ModuleTree]:
     """Return the trees of a model in memory: its own, or one for each component of a pipeline.
 
     Raises:
-        ModelExportError: It is neither.
+        ModelExportError: It is neither of these.
     """
     trees = [ModuleTree.from_module(module) for module in modules_of(model)]
     if not trees:
@@ -138,7 +138,7 @@ def model_trees(model: object) -> list[ModuleTree]:
 
 
 def modules_of(model: object) -> list[torch.nn.Module]:
-    """Return a model in memory, or the components of a pipeline that are modules, if it is one."""
+    """Return a model in memory, or the components of a pipeline that are modules."""
     import torch
 
     if isinstance(model, torch.nn.Module):

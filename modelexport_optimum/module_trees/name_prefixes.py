@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def pairs_by_prefixes(
     names: Iterable[str], known: Collection[str]
 ) -> dict[Prefixes, list[tuple[str, str]]]:
-    """Pair names in a graph with those names in a model that differ by a prefix or not at all."""
+    """Pair names in a graph with equal names in a model, or names that differ by a prefix."""
     by_tail: dict[str, list[str]] = {}
     for name in known:
         for tail in _tails(name):

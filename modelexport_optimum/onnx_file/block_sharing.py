@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model
 
 LEAST_SHARED_BYTES = 256 * BLOCK_BYTES
-"""What is shorter is copied within a millisecond, and is not padded for."""
+"""Minimum bytes to share: fewer are copied within a millisecond."""
 
 
 def padded_rewrite(
@@ -29,21 +29,22 @@ def padded_rewrite(
     model_edits: Sequence[Edit],
     padding: Callable[[int], bytes],
 ) -> Rewrite:
-    """Make a `Rewrite` that moves the longest stretch without edits by whole blocks.
+    """Make a `Rewrite` that moves the longest unedited range by whole blocks.
 
-    The padding is appended to the last node of the top graph before that stretch. It depends on
-    where in a block the stretch begins alone: a file that has the right one keeps it.
+    The padding is appended to the last node of the main graph before that range. It depends only on
+    the position of the range in a block, so a file with the right padding keeps it.
 
     Args:
         fd: As for `Rewrite`.
         model: As for `Rewrite`.
         node_edits: As for `Rewrite`, for every node of the top graph.
         model_edits: As for `Rewrite`.
-        padding: Makes a field of so many bytes or, if it cannot, of `BLOCK_BYTES` more.
+        padding: Makes a field of this many bytes or, if that is not possible, of `BLOCK_BYTES`
+            more.
 
     Returns:
-        The rewrite, without padding where nothing long comes after a node, or where it forbids
-        what could be written without.
+        The rewrite. It has no padding if no long range comes after a node, or if the padding does
+        not fit into the file.
 
     Raises:
         ModelExportError: As for `Rewrite`.

@@ -30,7 +30,7 @@ class MissingDataError(InvalidModelError):
 
 
 def check_external_data(model: Model) -> None:
-    """Refuse a model whose weights are somewhere else; missing weights are let pass.
+    """Refuse a model whose weights are outside of its directory; missing weights are allowed.
 
     Raises:
         InvalidModelError: A file that the model names is not one in its directory.
@@ -42,7 +42,7 @@ def check_external_data(model: Model) -> None:
 
 
 def open_external_data(model: Path, location: str) -> int:
-    """Open a file of a model's weights, where the model says it is: its descriptor, for reading.
+    """Open a file of a model's weights at its location, and return the descriptor for reading.
 
     Raises:
         MissingDataError: There is no such file.

@@ -27,11 +27,11 @@ def onnx_files(path: Path) -> list[Path]:
 
 
 def onnx_files_by_name(path: Path) -> dict[str, Path]:
-    """Return the same files by their paths below the directory; a file alone by its own name."""
+    """Return these files by their paths below the directory; a single file by its name."""
     top = path if path.is_dir() else path.parent
     return {file.relative_to(top).as_posix(): file for file in onnx_files(path)}
 
 
 def is_onnx_file(path: Path) -> bool:
-    """Tell whether what is named `*.onnx` may be a model: no hidden file, no directory."""
+    """Return whether a path named `*.onnx` may be a model: it is not hidden and not a directory."""
     return not path.name.startswith(".") and not path.is_dir()

@@ -28,8 +28,8 @@ _PASSES_THROUGH = frozenset(
         *("Squeeze", "Transpose", "Unsqueeze"),
     }
 )
-"""What hands numbers on as they are, from a graph's input to the table that they select from; a
-Gather and a Slice do, where the numbers are what they take from."""
+"""Operators that pass numbers on unchanged, from a graph's input to the table that they index; a
+Gather and a Slice do, if the numbers are their data."""
 
 _MAKES_POSITIONS = frozenset(
     {
@@ -37,8 +37,8 @@ _MAKES_POSITIONS = frozenset(
         *("Mul", "Range", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
     }
 )
-"""What positions are made with. A difference of two, or its logarithm, is relative: it selects
-from a table whose rows say nothing of a length (T5's buckets)."""
+"""Operators that compute positions. A difference of two positions, or its logarithm, is relative:
+it indexes a table whose number of rows is not a length (T5's buckets)."""
 
 
 class InputUse:
@@ -67,15 +67,15 @@ class InputUse:
         return None
 
     def table_rows(self, name: str) -> int | None:
-        """Return the rows of the smallest table that the input selects from, None if of none."""
+        """Return the rows of the smallest table that the input indexes, None if it indexes none."""
         tables = (weight for _, weight in self._weights_met(name, "Gather", 0))
         return min((table.dims[0] for table in tables if table.dims), default=None)
 
     def longest(self) -> int | None:
-        """Return the longest sequence, the cache included, that has a position; None if any has.
+        """Return the longest sequence with positions, including the cache; None if unlimited.
 
-        A table of positions is selected from by numbers that follow from a length alone, or is
-        cut to a length.
+        A table of positions is indexed by numbers that depend only on a length, or is cut to a
+        length.
         """
         found = []
         for node in self._nodes:
@@ -91,10 +91,10 @@ class InputUse:
         return min((length for length in found if length > 0), default=None)
 
     def picture_side(self, name: str) -> int | None:
-        """Return the side of the square pictures that the input is, None if the graph takes any.
+        """Return the side of the square images that the input takes, None if any side is allowed.
 
-        A convolution makes patches of the picture, and to each patch its position is added, from
-        a table of as many rows as there are patches and, before them, up to two more tokens.
+        A convolution makes patches of the image. Each patch gets its position from a table that has
+        one row for each patch, and up to two rows for tokens before them.
         """
         for node, weight in self._weights_met(name, "Conv", 1):
             if len(weight.dims) != 4 or "strides" not in node.attributes:
@@ -110,7 +110,7 @@ class InputUse:
         return None
 
     def _position_counts(self, width: int) -> Iterator[int]:
-        """Yield how many positions of a width are added: a weight's, or a table's rows."""
+        """Yield the numbers of positions of a width: those of a weight, or of a table's rows."""
         for node in self._nodes:
             for read in node.inputs if node.op_type == "Add" else ():
                 weight, maker = self._weight(read), self._makers.get(read)
@@ -123,9 +123,9 @@ class InputUse:
                         yield chosen.size
 
     def _weights_met(self, name: str, op_type: str, position: int) -> Iterator[tuple[Node, Tensor]]:
-        """Yield the nodes of an operator that read a value, with the weight at a position of each.
+        """Yield the nodes of an operator that read a value, each with the weight at one input.
 
-        The value may go through nodes that hand it on, and the weight through an Identity.
+        The value may go through nodes that pass it on, and the weight through an Identity.
         """
         names = {name}
         waiting = [name]
@@ -167,10 +167,10 @@ class InputUse:
             return None
 
     def _offset(self, name: str) -> int | None:
-        """Tell how far the last position is above a length, less one; None if there are no such.
+        """Return the last position minus (length - 1); None if there are no positions.
 
-        Positions begin at 0 (`Range`), or at 1 where a mask is summed up (`CumSum`), and a model
-        may add to them (OPT and BART 2, RoBERTa the number of its padding token).
+        Positions begin at 0 (`Range`), or at 1 if a mask is summed up (`CumSum`). A model may add
+        an offset (OPT and BART 2, RoBERTa the number of its padding token).
         """
         offset = 0
         has_length = False
@@ -223,7 +223,7 @@ def _axis_of(node: Node) -> int:
 
 
 def _number(constant: np.ndarray | None) -> int:
-    """Return the whole number that a constant is, 0 if it is none."""
+    """Return a constant as a whole number, 0 if it is not one."""
     if constant is None or constant.size != 1 or constant.dtype.kind not in "iu":
         return 0
     return int(constant.reshape(-1)[0])

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WHOLE_NODE_BYTES = 64 * 1024
-"""Nodes up to this size are handed to protobuf whole. A longer one holds nested graphs or a large
-tensor: its fields are walked, so that no weight is ever read."""
+"""Nodes up to this size are parsed by protobuf as a whole. A longer node has nested graphs or a
+large tensor: its fields are read one by one, so that no weight is ever read."""
 
 SMALL_TENSOR_BYTES = 1024
 """Initializers and Constants up to this size are compared by value, longer ones by name."""
 
 MAX_DEPTH = 100
-"""protobuf's own parsers read no message that is nested deeper, nor does ONNX Runtime
+"""protobuf's own parsers and ONNX Runtime read no message that is nested deeper
 (google/protobuf/io/coded_stream.h, default_recursion_limit_)."""
 
 _FOLDED_FROM = FOLDED_FROM.encode()
@@ -51,11 +51,11 @@ _MAX_OPSET = 2**31 - 1
 """onnx.defs takes a version as a C int."""
 
 _MAX_ELEMENTS = 2**63 - 1
-"""What no file can hold the data of."""
+"""More elements than any file can hold."""
 
 LEFT_IN_FILE = 1000
-"""Number of a field, far from those of onnx.proto, that stands for a large one: it holds the offset
-of that one's key in the file."""
+"""Field number, far from those of onnx.proto, of a placeholder for a large field: it holds the
+offset of that field's key in the file."""
 
 
 def read_model(path: Path, *, fd: int | None = None) -> Model:
@@ -89,8 +89,8 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
 def damage_named(path: Path) -> Iterator[None]:
     """Name the file in an error about its content.
 
-    protobuf's own parser takes some bytes that a walk over the fields does not (groups, numbers
-    that are padded), so that even a model that was read may have them.
+    protobuf's own parser accepts some bytes that the reader of fields refuses (groups, padded
+    numbers), so even a model that was read may have them.
 
     Raises:
         InvalidModelError: A message in the file is damaged.
@@ -171,7 +171,7 @@ def _read_graph(
 
 
 def _read_function(reader: FieldReader, place: tuple[int, int, int]) -> Function:
-    """Read a FunctionProto, whose nodes stand in a field of another number than a graph's."""
+    """Read a FunctionProto, whose nodes have another field number than a graph's."""
     names = {1: "", 10: "", 13: ""}
     body = Graph(enclosing=[place])
     for number, wire, value, key, offset in reader.fields(*place[1:]):
@@ -238,7 +238,7 @@ _T = TypeVar("_T")
 
 
 def _text(value: _T) -> _T:
-    """Return the value, if it is not what protobuf gives for a string that is not UTF-8: bytes."""
+    """Return a string value; protobuf returns bytes for a string that is not UTF-8."""
     if isinstance(value, bytes):
         raise DecodeError(f"a text in it is not UTF-8: {value[:32]!r}")
     return value
@@ -248,7 +248,7 @@ def parse_length(text: object) -> int:
     """Read an offset or a length of external data.
 
     Raises:
-        DecodeError: It is no decimal number of 64 bits.
+        DecodeError: It is not a decimal number of 64 bits.
     """
     if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,18}", text):
         raise DecodeError(f"the place of its external data is {text!r:.40}")

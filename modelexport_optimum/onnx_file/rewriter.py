@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     """A message in the file: its key's start, its payload's start, its payload's end."""
 
 MAX_MESSAGE_BYTES = 2**31 - 1
-"""A protobuf message is at most 2 GiB - 1 byte long, and ONNX Runtime reads no longer one."""
+"""Maximum size of a protobuf message, 2 GiB - 1 byte; ONNX Runtime reads no longer one."""
 
 BLOCK_BYTES = 4096
-"""A block of the file systems that share blocks between files, XFS and Btrfs, unless they were made
-with another; there, and on others, bytes are copied."""
+"""The default block size of the file systems that share blocks between files, XFS and Btrfs. With
+another block size, and on other file systems, bytes are copied."""
 
 _COPY_BYTES = 1024 * 1024
 
@@ -48,7 +48,7 @@ class Edit:
 
     @property
     def growth(self) -> int:
-        """Bytes that the file gains by it."""
+        """Number of bytes by which the file grows."""
         return len(self.data) - (self.end - self.start)
 
 
@@ -58,7 +58,7 @@ def node_bytes(fd: int, node: Node) -> bytes:
 
 
 class Rewrite:
-    """Edits of one file, which nothing forbids once they are made into this."""
+    """Edits of one file that were checked and can be written."""
 
     def __init__(
         self, fd: int, model: Model, node_edits: dict[int, list[Edit]], model_edits: Sequence[Edit]
@@ -72,8 +72,8 @@ class Rewrite:
             model_edits: Edits of the model's own fields, outside its graph.
 
         Raises:
-            ModelExportError: The file would pass protobuf's limit, or a length of it is
-                padded in a way that cannot be kept.
+            ModelExportError: The file would be larger than protobuf's limit, or has a padded length
+                that cannot be restored.
         """
         self._fd = fd
         self._model = model
@@ -105,7 +105,7 @@ class Rewrite:
 
     @property
     def longest_copy(self) -> tuple[int, int]:
-        """Where the longest stretch of the top graph begins and ends that has no edit."""
+        """The beginning and the end of the longest unedited range of the main graph."""
         _, start, end = self._model.graph.enclosing[0]
         edits = [edit for edit in self._edits if start <= edit.start and edit.end <= end]
         starts = [start, *(edit.end for edit in edits)]
@@ -113,21 +113,21 @@ class Rewrite:
         return max(zip(starts, ends, strict=True), key=lambda stretch: stretch[1] - stretch[0])
 
     def growth_before(self, position: int) -> int:
-        """Tell by how many bytes what stands at a position of the old file is moved."""
+        """Return by how many bytes a position of the old file moves."""
         return sum(edit.growth for edit in self._edits if edit.end <= position)
 
     def write(self, check: Callable[[Model], str | None]) -> None:
-        """Write the new file beside the old one, and rename it over the old one.
+        """Write the new file next to the old one, and rename it over the old one.
 
-        It is flushed to the disk, given the old one's mode, and read back before: killed at
-        any moment, one of the two is there, whole.
+        Before the rename, the new file is flushed to the disk, gets the old file's mode, and is
+        read back. So if the process is killed at any moment, one complete file remains.
 
         Args:
-            check: Says what is wrong with the skeleton that was read back, if anything is.
+            check: Returns what is wrong with the skeleton that was read back, or None.
 
         Raises:
-            ModelExportError: It cannot be written, or does not read back as it must. The old
-                file is as it was, and nothing else is left.
+            ModelExportError: It cannot be written, or does not read back as expected. The old file
+                is unchanged, and no other file is left.
         """
         path = self._model.path
         with replacing(path, like=self._fd) as target:
@@ -194,9 +194,9 @@ def _length_edits(model: Model, node_edits: dict[int, list[Edit]]) -> list[Edit]
 
 
 def _length(model: Model, span: Span, length: int) -> bytes:
-    """Return a message's new length, padded to the old one's width if that was padded.
+    """Return a message's new length, padded to the old width if the old length was padded.
 
-    The padding is what tells, when the edits are undone, how wide the old one was.
+    When the edits are undone, the padding shows the width of the old length.
     """
     key, start, end = span
     number, width = varint(length), start - key - 1
@@ -212,7 +212,7 @@ def _length(model: Model, span: Span, length: int) -> bytes:
 
 
 def _difference(old: Model, new: Model) -> str | None:
-    """Return what of a model's skeleton is another one, where tags change nothing."""
+    """Return the part of a model's skeleton that differs, although tags do not change it."""
     for what in ("ir_version", "producer", "opsets"):
         if getattr(old, what) != getattr(new, what):
             return what
@@ -242,10 +242,10 @@ def _graph_difference(old: Graph, new: Graph) -> str | None:
 
 
 def _copy(source: int, start: int, end: int, target: int) -> None:
-    """Copy bytes to the target's position, in the kernel where it can.
+    """Copy bytes to the target's position, in the kernel if possible.
 
-    A file system that shares blocks does so from the first whole one on. It waits until the old
-    file is on the disk: where the flush is to come later, it has to copy.
+    A file system that shares blocks shares all whole blocks. It waits until the old file is on the
+    disk; if the flush comes later, the bytes are copied.
     """
     if flushes():
         head = min(start + -start % BLOCK_BYTES, end)

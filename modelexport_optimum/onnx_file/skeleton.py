@@ -19,7 +19,7 @@ RANDOM_OPERATORS = frozenset(
 
 
 FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
-"""What names, in the metadata of a value, the values that were folded into it
+"""The metadata key of a value that names the values folded into it
 (onnxscript/optimizer/_constant_folding.py)."""
 
 
@@ -46,7 +46,7 @@ class Tensor:
 
 @dataclass(slots=True)
 class Node:
-    """What the pass needs of a node, and where the node lies in the file.
+    """The parts of a node that the pass needs, and its position in the file.
 
     Attributes:
         key: Offset of the node's field in the file.
@@ -56,10 +56,10 @@ class Node:
         op_type: Operator.
         domain: Operator's domain.
         overload: Which of several functions of one name and domain it calls.
-        inputs: Names of the values it reads; "" where an optional input is left out.
-        outputs: Names of the values it makes.
-        attributes: The attributes other than nested graphs, name to serialized bytes, in
-            which the place of a large field in the file stands for the field.
+        inputs: Names of the values it reads; "" for an omitted optional input.
+        outputs: Names of its outputs.
+        attributes: The attributes other than nested graphs, name to serialized bytes; a large field
+            is replaced by its position in the file.
         doc_string: The node's doc_string.
         metadata: The node's metadata_props in file order.
         subgraphs: Nested graphs, with the name of the attribute that holds each.
@@ -105,8 +105,8 @@ class Graph:
         initializers: The headers of its initializers.
         inputs: Its inputs.
         outputs: Its outputs.
-        metadata: Its own metadata_props, which are not the model's.
-        folded: Of a value what onnxscript has computed it from (`FOLDED_FROM`), as it is written.
+        metadata: Its own metadata_props, not the model's.
+        folded: For a value, the names that onnxscript computed it from (`FOLDED_FROM`), unparsed.
         enclosing: The messages around its nodes, outermost first: offsets of the key, of the
             payload, and of its end.
     """
@@ -131,7 +131,7 @@ class Function:
 
     Attributes:
         key: Its domain, name and overload.
-        body: Its nodes, as those of a graph whose inputs and outputs have names alone.
+        body: Its nodes, as a graph whose inputs and outputs have only names.
     """
 
     key: FunctionKey
@@ -139,7 +139,7 @@ class Function:
 
     @property
     def path(self) -> str:
-        """Its body's path, as `walk_graphs` gives nested graphs one."""
+        """The path of its body, like the paths of nested graphs in `walk_graphs`."""
         return ".".join(part for part in self.key if part)
 
 
@@ -154,7 +154,7 @@ class Model:
         ir_version: Version of the ONNX IR.
         producer: Producer's name and version.
         opsets: Domain to opset version.
-        metadata: The model's metadata_props, each with the range of bytes that it takes.
+        metadata: The model's metadata_props, each with its range of bytes.
         functions: The model-local functions, in file order.
     """
 
@@ -172,8 +172,8 @@ def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
     """Yield the graph and every graph nested in it, outer before inner.
 
     Args:
-        graph: Where to begin.
-        path: Name of that graph in what is yielded, "" for the top graph.
+        graph: The first graph.
+        path: Path of that graph, "" for the main graph.
 
     Yields:
         The nested graph's path (`node/attribute` joined by `/`) and the graph.
@@ -210,7 +210,7 @@ def narrowest_float(tensors: Iterable[Tensor]) -> str:
 
 
 def wanted_inputs(graph: Graph) -> list[Value]:
-    """Return the inputs without a value of their own; before IR version 4, weights are inputs."""
+    """Return the inputs without an initializer; before IR version 4, weights are inputs, too."""
     given = {tensor.name for tensor in graph.initializers}
     return [value for value in graph.inputs if value.name not in given]
 
@@ -233,5 +233,5 @@ def walk_all_nodes(model: Model) -> Iterator[Node]:
 
 
 def function_key(node: Node) -> FunctionKey:
-    """Return the key of the function that a node calls, if the model has one of that key."""
+    """Return the key of the function that a node calls, if the model has that function."""
     return (node.domain, node.op_type, node.overload)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 VARINT, I64, LEN, GROUP, _GROUP_END, I32 = range(6)
 
 WINDOW_BYTES = 256 * 1024
-"""Bytes that a reader holds at a time."""
+"""Number of bytes that a reader holds."""
 
 _ONE_BYTE = [bytes((value,)) for value in range(0x80)]
-"""The encoding of the numbers below 128: most keys and lengths are such."""
+"""The encoding of the numbers below 128, which are most keys and lengths."""
 
 
 def varint(value: int) -> bytes:
@@ -39,7 +39,7 @@ def length_delimited(number: int, payload: bytes) -> bytes:
 
 
 class FieldReader:
-    """Random access to an open file through one window, so that little is ever held."""
+    """Random access to an open file through one small window."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -60,7 +60,7 @@ class FieldReader:
         return self._window[: end - start]
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
-        """Return the number that is encoded at a position, and where it ends."""
+        """Return the number that is encoded at a position, and the end of its encoding."""
         offset = position - self._start
         if position < end and 0 <= offset < len(self._window):
             byte = self._window[offset]
@@ -105,7 +105,7 @@ class FieldReader:
             position = following
 
     def _group_end(self, number: int, start: int, end: int) -> int:
-        """Tell where a group ends, with the key that says so; groups may stand in one another."""
+        """Return the end of a group, after its end key; groups may be nested."""
         opened = [number]
         position = start
         while opened:
@@ -130,7 +130,7 @@ class FieldReader:
         return position
 
     def after(self, wire: int, value: int, start: int, end: int) -> int:
-        """Tell where the field ends whose payload begins at start."""
+        """Return the end of the field whose payload begins at start."""
         return self.varint(start, end)[1] if wire == VARINT else start + value
 
     def text(self, start: int, length: int) -> str:
@@ -139,7 +139,7 @@ class FieldReader:
 
 
 def pread(fd: int, start: int, length: int) -> bytes:
-    """Read exactly so many bytes."""
+    """Read exactly this many bytes."""
     parts = []
     while length:
         part = read_at(fd, length, start)

@@ -18,17 +18,17 @@ CPU = "CPUExecutionProvider"
 _SUFFIX = "executionprovider"
 
 Settings: TypeAlias = Mapping[str, str] | Sequence[str] | None
-"""Texts by name: a mapping, or `NAME=TEXT` as the command line has them."""
+"""Texts by name: a mapping, or a list of `NAME=TEXT` as on the command line."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """An execution provider, as it is asked for. Nothing of it is loaded.
+    """A requested execution provider. Nothing of it is loaded.
 
     Attributes:
         name: ONNX Runtime's name of it.
         available: Whether this ONNX Runtime, or an installed package, has it.
-        library: The path of the library that has it; None if it is built into ONNX Runtime.
+        library: The path of its library; None if it is built into ONNX Runtime.
         options: Its options.
     """
 
@@ -39,7 +39,7 @@ class Provider:
 
 
 def choose_provider(name: str, *, options: Settings = None, libraries: Settings = None) -> Provider:
-    """Return the execution provider of a name, which must be there.
+    """Return the execution provider of a name, which must be available.
 
     Raises:
         UsageError: There is no such provider, or an option is not `NAME=TEXT`.
@@ -68,11 +68,11 @@ def choose_providers(
         names: Full names or without `ExecutionProvider`, in any case.
         options: Options of the one provider among them that is not the CPU's.
         libraries: Paths of providers' libraries, by the providers' names.
-        asked: Whether a user has named them.
+        asked: Whether the user named them.
 
     Raises:
-        UsageError: ONNX Runtime and the installed packages know no such provider, or options
-            or libraries do not fit the providers.
+        UsageError: ONNX Runtime and the installed packages know no such provider, or options or
+            libraries do not fit the providers.
         ModelExportError: ONNX Runtime is not installed.
     """
     require_packages("onnxruntime")
@@ -92,7 +92,7 @@ def choose_providers(
 
 
 def settings_of(given: Settings, form: str) -> dict[str, str]:
-    """Return texts by name, from a mapping or texts `NAME=TEXT`; the form is named in the message.
+    """Return texts by name, from a mapping or texts `NAME=TEXT`; errors name the form.
 
     Raises:
         UsageError: One is not of this form.
@@ -152,7 +152,7 @@ def _plugin_of(short: str) -> Provider | None:
     """Return the provider of that name of an installed package.
 
     Raises:
-        UsageError: The package that is called so does not work.
+        UsageError: The package of that provider does not work.
     """
     for plugin in installed_plugins():
         try:
@@ -177,7 +177,7 @@ def _plugin_names() -> list[str]:
 
 
 def known_provider_names() -> list[str]:
-    """Return the names of all providers that a user may ask for."""
+    """Return the names of all providers that a user may request."""
     import onnxruntime as ort
 
     return list(dict.fromkeys([*ort.get_all_providers(), *_plugin_names()]))

@@ -24,17 +24,17 @@ from modelexport_optimum.system.processes import ending
 BUILT_IN, PLUGIN, MISSING = "built in", "plugin", "missing"
 
 _SECONDS = 120
-"""A library is loaded in a process of its own, which it may crash: seconds that it may take."""
+"""Time for a library to load, in seconds; it is loaded in a separate process, which may crash."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Device(Displayed):
-    """What a provider runs on.
+    """A device of a provider.
 
     Attributes:
         type: "CPU", "GPU" or "NPU".
-        vendor: Who made it.
-        description: What else is said of it, such as its name; may be "".
+        vendor: Its vendor.
+        description: More details, such as its name; may be "".
     """
 
     type: str
@@ -49,12 +49,12 @@ class ListedProvider(Displayed):
     Attributes:
         name: ONNX Runtime's name of it.
         kind: "built in", "plugin" or "missing".
-        package: The package that it comes with; None if it is missing.
+        package: The package that contains it; None if it is missing.
         library: The path of a plugin's library.
-        devices: What it runs on here. A provider that is built in names none where ONNX
-            Runtime does not list them.
-        problem: Why it cannot be used, "" if nothing is known to be wrong.
-        install: The command that installs it; None if it is there, or the command is not known.
+        devices: Its devices on this machine. A built-in provider has none if ONNX Runtime does not
+            list them.
+        problem: Why it cannot be used, "" if no problem is known.
+        install: The command that installs it; None if it is available, or the command is not known.
     """
 
     name: str
@@ -72,7 +72,7 @@ class ProviderList(Displayed):
 
     Attributes:
         onnxruntime: ONNX Runtime's version.
-        providers: Those that are there, and then those that this version knows besides.
+        providers: The available ones, and then the others that this version knows.
     """
 
     onnxruntime: str
@@ -87,11 +87,11 @@ class ProviderList(Displayed):
 
 
 def list_providers(*, libraries: Any = None) -> ProviderList:  # noqa: ANN401
-    """List the providers that this machine has, and what it lacks for the others.
+    """List the providers of this machine, and what the others need.
 
     Args:
-        libraries: Paths of further providers' libraries, by the providers' names, as a
-            mapping or as `NAME=PATH`.
+        libraries: Paths of further providers' libraries, by the providers' names, as a mapping or
+            as `NAME=PATH`.
 
     Raises:
         ModelExportError: ONNX Runtime is not installed.
@@ -130,7 +130,7 @@ def _of_plugin(plugin: Plugin) -> list[ListedProvider]:
 
 
 def _loaded(one: ListedProvider) -> ListedProvider:
-    """Return the provider with its devices, or with why it has none."""
+    """Return the provider with its devices, or with the reason why it has none."""
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; "
         f"from {__name__} import print_devices; print_devices({one.name!r}, {one.library!r})"
@@ -149,7 +149,7 @@ def _loaded(one: ListedProvider) -> ListedProvider:
 
 
 def print_devices(name: str, library: str) -> None:
-    """Print the devices of a provider as one line of JSON, in a process of its own."""
+    """Print the devices of a provider as one line of JSON; runs in a separate process."""
     answer: dict[str, Any] = {}
     try:
         answer["devices"] = [asdict(_device(device)) for device in devices_of(name, library)]

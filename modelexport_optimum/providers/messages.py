@@ -30,7 +30,7 @@ crate tracing, as onnxruntime-ggml does."""
 
 
 def log_reason(log: str) -> str:
-    """Return the first error that was logged, else the first warning; "" if there is none."""
+    """Return the first error in the log, else the first warning; "" if there is none."""
     entries = [(entry["level"][0], entry["message"]) for entry in LOG_ENTRY.finditer(log)]
     entries += [(entry["level"][0], entry["message"]) for entry in _TRACING_ENTRY.finditer(log)]
     errors = [message for level, message in entries if level in "EF"]
@@ -41,14 +41,14 @@ def log_reason(log: str) -> str:
 
 
 class Log:
-    """What was printed, once it is known."""
+    """The captured output, set at the end of the block."""
 
     text = ""
 
 
 @contextlib.contextmanager
 def kept_log() -> Iterator[Log]:
-    """Keep what this process prints, its C++ libraries included, instead of printing it."""
+    """Capture the output of this process, including its C++ libraries."""
     log = Log()
     with tempfile.TemporaryFile() as file:
         try:

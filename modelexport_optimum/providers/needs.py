@@ -20,7 +20,7 @@ _NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 def needs(provider: str) -> str:
-    """Return what to have for a provider."""
+    """Return the requirements of a provider."""
     if provider in _NVIDIA:
         return "it needs an NVIDIA GPU with its driver, a PyTorch with CUDA, and onnxruntime-gpu"
     return (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MOST_NAMED = 3
-"""Modules that the answer names before it counts the rest."""
+"""Maximum number of modules named in the answer; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -24,12 +24,12 @@ class PlacedModule(Displayed):
 
     Attributes:
         module: Module path; "" for the root.
-        name: The path from the module around it on, or the root's class.
+        name: The path relative to its parent, or the root's class.
         module_class: Class name.
-        depth: How many modules are around it.
+        depth: Number of modules that contain it.
         own: Number of its own nodes, by provider.
-        total: The same with those of the modules inside it.
-        ops: Operators of its own nodes that the provider which was asked for left.
+        total: The same, including its submodules.
+        ops: Operators of its own nodes that the requested provider did not take.
     """
 
     module: str
@@ -43,13 +43,13 @@ class PlacedModule(Displayed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Crossing(Displayed):
-    """A tensor that one provider makes and another reads.
+    """A tensor that one provider writes and another reads.
 
     Attributes:
         tensor: Its name.
-        source: The provider that makes it.
+        source: The provider that writes it.
         target: The provider that reads it.
-        source_module: The module that makes it; None if that is not known.
+        source_module: The module that writes it; None if not known.
         target_modules: The modules that read it there.
         type: Type and shape in the run, such as float32[1, 16, 64]; None if not known.
         bytes: Its size there.
@@ -90,22 +90,22 @@ class Placement(Displayed):
 
     @property
     def node_count(self) -> int:
-        """Number of nodes, on whichever provider."""
+        """Number of nodes on all providers."""
         return sum(self.providers.values())
 
     @property
     def fallen_back(self) -> tuple[PlacedModule, ...]:
-        """The modules with nodes of their own that another provider took."""
+        """The modules with own nodes on another provider."""
         return tuple(one for one in self.modules if one.own.keys() - {self.provider})
 
     @property
     def crossing_bytes(self) -> int | None:
-        """Bytes of all that crosses; None if the size of one tensor is not known."""
+        """Bytes of all crossing tensors; None if the size of one is not known."""
         sizes = [one.bytes for one in self.crossings if one.bytes is not None]
         return sum(sizes) if len(sizes) == len(self.crossings) else None
 
     def answer(self) -> str:
-        """Tell in one line whether the whole model runs on the provider, or what keeps it."""
+        """Return in one line whether the provider runs the whole model, or what prevents it."""
         taken = self.providers.get(self.provider, 0)
         others = ", ".join(name for name in self.providers if name != self.provider)
         count = f"{taken:,} of {self.node_count:,} nodes"
@@ -128,7 +128,7 @@ class Placement(Displayed):
         return f"{self.provider} runs {count}; on {others}: {keeping}"
 
     def _modules_left(self, blamed: Collection[str] | None) -> str:
-        """Return the modules whose nodes of these operators fell back, those with most first."""
+        """Return the modules whose nodes of these operators fell back, most nodes first."""
         rows = []
         for path, kind in _kinds(self.fallen_back).items():
             counts = sum((Counter(one.ops) for one in kind), Counter[str]())
@@ -140,7 +140,7 @@ class Placement(Displayed):
         return listed(named, _MOST_NAMED, none="")
 
     def _operators_in_reason(self) -> set[str]:
-        """Return the operators that the provider's own words name, where it took no node."""
+        """Return the operators in the provider's own message, if it took no node."""
         words = set(re.findall(r"\w+", self.reason))
         return {op for one in self.modules for op in one.ops if op in words}
 
@@ -189,7 +189,7 @@ class Placement(Displayed):
 
 
 def _kinds(modules: Iterable[PlacedModule]) -> dict[str, list[PlacedModule]]:
-    """Return repeated modules together, by their path with `*` for the numbers."""
+    """Return repeated modules together, by their path with `*` in place of numbers."""
     found: dict[str, list[PlacedModule]] = defaultdict(list)
     for one in modules:
         parts = one.module.split(".")

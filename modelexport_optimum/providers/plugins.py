@@ -29,22 +29,22 @@ _NAME_FUNCTIONS = ("get_ep_names", "get_ep_name")
 _NAME_CONSTANT = "EP_NAME"
 
 _PREFIX = "onnxruntime-ep-"
-"""A package of this kind is a provider, however it says its name."""
+"""The prefix of packages that are plugins, whatever the names of their providers."""
 
 _loaded: dict[str, set[str]] = {}
-"""The names of the providers of each library that this process has loaded, by its path."""
+"""The names of the providers of each loaded library, by its path."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An installed package that brings a provider, and the module that is imported of it."""
+    """An installed package with a provider, and its module to import."""
 
     package: str
     version: str
     module: str
 
     def names(self) -> tuple[str, ...]:
-        """Return what its providers are called.
+        """Return the names of its providers.
 
         Raises:
             ModelExportError: It cannot be imported.
@@ -64,7 +64,7 @@ class Plugin:
         """Return the path of its library.
 
         Raises:
-            ModelExportError: It has none for this machine, or cannot be imported.
+            ModelExportError: It has no library for this machine, or cannot be imported.
         """
         module = self._imported()
         function = next(
@@ -121,7 +121,7 @@ def _modules(distribution: metadata.Distribution, name: str) -> Iterable[str]:
 
 
 def _is_plugin(module: str, package: str) -> bool:
-    """Tell whether a package's source says that it brings a provider; onnxruntime does not."""
+    """Return whether a package has a provider, read from its source; onnxruntime has none."""
     if module == "onnxruntime":
         return False
     try:
@@ -155,11 +155,11 @@ def built_in_providers() -> list[str]:
 
 
 def devices_of(name: str, library: str) -> list[Any]:
-    """Return what a provider of a library runs on here. Loads the library, once in a process.
+    """Load a library, once in a process, and return the devices of its provider.
 
     Raises:
-        ModelExportError: This ONNX Runtime takes no such libraries, the library cannot be
-            loaded or has no such provider, or it has no device on this machine.
+        ModelExportError: This ONNX Runtime cannot load plugins, the library cannot be loaded or has
+            no such provider, or it has no device on this machine.
     """
     import onnxruntime as ort
 

@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from modelexport_optimum.providers.choice import Provider
 
 _RECORD = "session.record_ep_graph_assignment_info"
-"""ONNX Runtime 1.24 and newer: it keeps which provider took which nodes (an older one ignores
-it)."""
+"""Option of ONNX Runtime 1.24 and newer to record the provider of each node (ignored before)."""
 
 _FATAL = 4
-"""ONNX Runtime's log level that says nothing more."""
+"""ONNX Runtime's log level without any messages."""
 
 KERNEL = "_kernel_time"
 """The end of a kernel's name in ONNX Runtime's profile."""
@@ -37,13 +36,13 @@ class AssignedNode:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Which provider took which nodes of one graph.
+    """The provider of each node of one graph.
 
     Attributes:
-        provider: The provider that was asked for.
+        provider: The requested provider.
         nodes: The nodes.
-        recorded: Whether this is ONNX Runtime's own record; else they are the nodes that ran.
-        reason: Why the provider took none, if it did and said so.
+        recorded: Whether this is ONNX Runtime's own record; otherwise only the nodes that ran.
+        reason: Why the provider took no node, if it said so.
     """
 
     provider: str
@@ -53,7 +52,7 @@ class Assignment:
 
 
 def quiet_options(*, recorded: bool = False) -> onnxruntime.SessionOptions:
-    """Return options of a session that logs nothing: its errors come as exceptions."""
+    """Return options of a session that logs nothing; its errors are exceptions."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -73,12 +72,12 @@ def unfused_options() -> onnxruntime.SessionOptions:
 
 
 def record_assignment(options: onnxruntime.SessionOptions) -> None:
-    """Make a session record which provider took which nodes."""
+    """Make a session record the provider of each node."""
     options.add_session_config_entry(_RECORD, "1")
 
 
 def add_plugin(options: onnxruntime.SessionOptions, provider: Provider) -> None:
-    """Put a provider that is not built in on the options of a session that will be made.
+    """Add a plugin to the options of a new session.
 
     The session must then be made without a list of providers.
 
@@ -94,7 +93,7 @@ def add_plugin(options: onnxruntime.SessionOptions, provider: Provider) -> None:
 def open_session(
     model: str | bytes, provider: Provider, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
-    """Make a session on a provider, which leaves to the CPU what it does not take.
+    """Make a session on a provider; nodes that it does not take run on the CPU.
 
     A plugin is added to the options.
 
@@ -114,7 +113,7 @@ def open_session(
 
 
 def assigned_nodes(session: onnxruntime.InferenceSession) -> tuple[AssignedNode, ...]:
-    """Return the nodes that each provider took; none if ONNX Runtime is too old to keep them."""
+    """Return the provider of each node; none if ONNX Runtime is too old to record it."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return ()
     return tuple(

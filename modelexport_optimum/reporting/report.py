@@ -121,7 +121,7 @@ def page_of(
 
 
 def _labels(exports: Sequence[Path]) -> list[str]:
-    """Return what tells the exports from one another: their names, or their paths."""
+    """Return labels that distinguish the exports: their names, or their paths."""
     names = [export.resolve().name for export in exports]
     return names if len({*names}) == len(names) else [str(export) for export in exports]
 
@@ -141,7 +141,7 @@ def _times(profile: _Profiles, files: Sequence[TaggedFile]) -> dict[int, list[Ti
 def _errors(
     comparison: Comparison | _Path | None, exports: Sequence[dict[str, TaggedFile]]
 ) -> dict[int, Errors]:
-    """Return the errors of each file that was compared, of the last export: the other side."""
+    """Return the errors of each compared file of the last export, the other side."""
     if comparison is None:
         return {}
     files = list(exports[-1].values())
@@ -150,13 +150,13 @@ def _errors(
 
 
 def _script(name: str, document: object) -> str:
-    """Write data for the page's script; no text in it can end the element."""
+    """Return data for the page's script; no text in it can end the HTML element."""
     text = json.dumps(document, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'
 
 
 def _filled(page: str, **values: str) -> str:
-    """Put values into their places; what looks like a place inside a value is left."""
+    """Fill in the placeholders once; text in a value that looks like one stays."""
     first, *parts = page.split("{{")
     filled = [first]
     for part in parts:

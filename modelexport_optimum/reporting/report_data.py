@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from modelexport_optimum.reporting.report_measure import Measure
 
 _DIRECTORIES = re.compile(r"(?<![^\s(])/([^/()]+/)+")
-"""The directories of an absolute path, which do not concern those whom a page is shown to."""
+"""Matches the directories of an absolute path, which a shared page must not show."""
 
 
 def file_data(
     file: TaggedFile, times: Sequence[Times], found: Errors | None, classes: dict[str, int]
 ) -> dict[str, Any]:
-    """Return everything that the page shows of one file of one export.
+    """Return all data of the page for one file of one export.
 
-    `classes` numbers the class names: one that is new gets the next number.
+    `classes` numbers the class names; a new name gets the next number.
     """
     modules = file.modules.values()
     for module in modules:
@@ -59,7 +59,7 @@ def file_data(
 
 
 def _counted(file: TaggedFile) -> list[Measure]:
-    """Return parameters, their bytes, and operators: what is in the file itself."""
+    """Return the measures of the file itself: parameters, bytes and operators."""
     counted = amounts(file)
     first = _first_reader(file)
     drawn = {id(tensor) for tensors in first.values() for tensor in tensors}
@@ -103,7 +103,7 @@ def _counted(file: TaggedFile) -> list[Measure]:
 
 
 def _first_reader(file: TaggedFile) -> dict[str, list[Tensor]]:
-    """Return the weights of each module that no module before it reads."""
+    """Return the weights of each module that no earlier module reads."""
     drawn: set[int] = set()
     first: dict[str, list[Tensor]] = {}
     for module in file.modules.values():
@@ -165,7 +165,7 @@ def _found(found: Errors | None) -> list[str]:
 
 
 def _nodes(file: TaggedFile) -> dict[str, Any]:
-    """Return every node; what many of them share is a number in a list."""
+    """Return every node; shared texts are replaced by their number in a list."""
     place = {path: index for index, path in enumerate(file.modules)}
     columns = {
         "op_type": [node.op_type for node in file.nodes],

@@ -92,21 +92,21 @@ _COMPARISON = {
 """What it shows of what `compare` wrote."""
 
 _BRANCH = re.compile(r"\.onnx \(.*\)$")
-"""The branch that ran, behind the file that has several."""
+"""Matches the name of a branch after the name of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """What a comparison found of one file.
+    """The results of a comparison for one file.
 
     Attributes:
-        reference: The side that is right, in words.
-        other: The side that was compared with it, in words.
-        tolerance: Largest relative difference that is none.
+        reference: The reference, in words.
+        other: The other side, in words.
+        tolerance: Largest relative difference that does not count.
         culprits: Paths of the modules that differ by themselves, worst first.
-        error: The relative difference of what left a module, by its path: the worst of its
-            calls, and `LARGEST_SHOWN` at most. A module that was not compared has none.
-        own: The same when it is given the reference's tensors.
+        error: The relative difference of a module's outputs, by its path: the worst of its calls,
+            at most `LARGEST_SHOWN`. A module that was not compared has no entry.
+        own: The same with the reference's tensors as inputs.
     """
 
     reference: str
@@ -172,10 +172,10 @@ def _completed(document: Any) -> Any:  # noqa: ANN401
 def read_errors(
     comparison: Comparison | str | os.PathLike[str], files: Sequence[TaggedFile]
 ) -> list[Errors | None]:
-    """Return what a comparison found of each file; None where it has nothing of it.
+    """Return the results of a comparison for each file; None for a file without results.
 
-    A comparison names a file by its path in the directory that was compared, so that it fits
-    the same export wherever it lies, and both of the exports that it is of.
+    A comparison names a file by its path in the compared directory. So it fits the same export at
+    any place, and both compared exports.
 
     Raises:
         UsageError: The comparison is not one of these files.
@@ -250,12 +250,12 @@ def _read(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
 
 
 def _has_form(value: object, form: object) -> bool:
-    """Tell whether a value of JSON has a form.
+    """Return whether a JSON value has a form.
 
     Args:
         value: The value.
-        form: A type; a list or an object of forms, of which "*" is that of every key; or a
-            tuple of a form and None, for what may be null.
+        form: A type; a list or an object of forms, where "*" is the form of every key; or a tuple
+            of a form and None, for a value that may be null.
     """
     if isinstance(form, tuple):
         return value is None or _has_form(value, form[0])

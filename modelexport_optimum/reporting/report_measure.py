@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Measure = dict[str, Any]
-"""A measure of modules, as `measure` makes it."""
+"""A measure of modules, made by `measure`."""
 
 
 def measure(
@@ -26,12 +26,12 @@ def measure(
     Args:
         key: Its name for the page's script.
         label: Its name for people.
-        unit: How it is written: "count", "bytes", "ms" or "relative".
-        explained: What it is, in a sentence.
-        total: Of a module with all modules inside it; None where it is not known.
-        own: Of the module alone, each thing once, so that these and `rest` add up to the
-            whole. None for a measure that does not add up.
-        rest: Of no module.
+        unit: Its unit: "count", "bytes", "ms" or "relative".
+        explained: Its explanation, one sentence.
+        total: The values of modules with their submodules; None if not known.
+        own: The values of modules alone, so that these and `rest` add up to the whole. None for a
+            measure that does not add up.
+        rest: The value that belongs to no module.
     """
     whole = None if own is None else sum(own) + rest
     return {

@@ -72,7 +72,7 @@ def profile_notes(times: Sequence[Times]) -> list[str]:
 
 
 def _labels(times: Sequence[Times]) -> list[str]:
-    """Return what tells the runs of one file from one another, each with a blank before it."""
+    """Return labels that distinguish the runs of one file, each with a leading blank."""
     columns = [
         {
             "provider": f" on {_short(_provider(time))}",
@@ -95,7 +95,7 @@ def _labels(times: Sequence[Times]) -> list[str]:
 
 
 def _provider(time: Times) -> str:
-    """Return the provider that was asked for."""
+    """Return the requested provider."""
     name: str = (time["placement"] or time["providers"][0])["provider"]
     return name
 
@@ -105,7 +105,7 @@ def _short(provider: str) -> str:
 
 
 def _time(file: TaggedFile, time: Times, number: int, label: str) -> Measure:
-    """Return the kernels' time."""
+    """Return the measure of the kernels' time."""
     rows = _rows(time)
     nothing = {"ms": 0.0, "own_ms": 0.0}
     return measure(
@@ -124,7 +124,7 @@ def _rows(time: Times) -> Mapping[str, Any]:
 
 
 def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
-    """Yield what the kernels give, and what was in use while they ran."""
+    """Yield the measures of the kernels' outputs, and of the memory in use."""
     rows = _rows(time)
     if time["activation_bytes"] is not None:
         nothing = {"activation_bytes": 0, "own_activation_bytes": 0}
@@ -150,7 +150,7 @@ def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
 
 
 def _placement(file: TaggedFile, time: Times) -> Iterator[Measure]:
-    """Yield the nodes that each provider took, if they are several."""
+    """Yield the measure of each provider's nodes, if there are several providers."""
     placement = time["placement"]
     if placement is None or len(placement["providers"]) < 2:
         return
@@ -170,7 +170,7 @@ def _placement(file: TaggedFile, time: Times) -> Iterator[Measure]:
 
 
 def _isolated(file: TaggedFile, time: Times) -> Iterator[Measure]:
-    """Yield the times of the modules that were measured alone."""
+    """Yield the times of modules measured alone."""
     run = time["isolated"]
     if run is None:
         return
@@ -192,7 +192,7 @@ def _isolated(file: TaggedFile, time: Times) -> Iterator[Measure]:
 
 
 def _with_inner(file: TaggedFile, own: Sequence[float]) -> list[float]:
-    """Return what modules have, with what the modules inside them have."""
+    """Return the values of modules, including their submodules."""
     total = dict(zip(file.modules, own, strict=True))
     for module in reversed(file.modules.values()):
         if module.parent is not None:

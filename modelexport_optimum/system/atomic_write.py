@@ -30,7 +30,7 @@ _flushed = contextvars.ContextVar("_flushed", default=True)
 
 @contextlib.contextmanager
 def unflushed() -> Iterator[None]:
-    """Skip the flush to the disk in the block, for files of an unpublished directory."""
+    """Skip flushes to the disk in the block, for files of an unpublished directory."""
     token = _flushed.set(False)
     try:
         yield
@@ -39,7 +39,7 @@ def unflushed() -> Iterator[None]:
 
 
 def flushes() -> bool:
-    """Tell whether a file that is replaced now is flushed to the disk."""
+    """Return whether a file that is replaced now is flushed to the disk."""
     return _flushed.get()
 
 
@@ -47,19 +47,19 @@ def flushes() -> bool:
 def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
-    The temporary file is locked while it is written: one that is not is what a killed run
-    left, and is removed by the next one.
+    The temporary file is locked while it is written. An unlocked one is left from a killed run, and
+    the next run removes it.
 
     Args:
         path: The file to replace.
-        like: An open file, `path` itself, whose mode and owner the new one gets; without it the
-            mode is what the umask leaves. It may be closed when the block ends.
+        like: An open file, `path` itself, whose mode and owner the new file gets; without it the
+            mode follows the umask. It may be closed when the block ends.
 
     Yields:
         The temporary file's descriptor, open for reading and writing.
 
     Raises:
-        ModelExportError: It cannot be written; `path` is as it was and nothing is left.
+        ModelExportError: It cannot be written; `path` is unchanged, and no other file is left.
     """
     try:
         remove_abandoned(path.parent, lambda name: name == path.name)
@@ -86,7 +86,7 @@ def replacing(path: Path, *, like: int | None = None) -> Iterator[int]:
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
-    """Write all bytes, of which the system takes at most 2 GiB at once."""
+    """Write all bytes; the system takes at most 2 GiB at once."""
     with memoryview(data) as view:
         written = 0
         while written < len(view):
@@ -94,9 +94,9 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def remove_abandoned(directory: Path, matches: Callable[[str], bool]) -> None:
-    """Remove the temporary files of these names that killed runs left, and no live run has locked.
+    """Remove the temporary files of killed runs with these names, which no live run has locked.
 
-    Where there are no locks nothing is removed: it may be a live run's.
+    Without locks nothing is removed, because the files may belong to a live run.
 
     Raises:
         OSError: The directory cannot be read.

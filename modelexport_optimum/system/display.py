@@ -13,20 +13,20 @@ _MOST_CHARACTERS = 80
 _MOST_ITEMS = 3
 
 _MOST_RESULTS = 5
-"""Results of one kind, such as files, that are shown below one another."""
+"""Maximum number of results of one kind, such as files, shown below each other."""
 
 
 class Displayed:
     """A dataclass with a short, bounded `repr`, and a table in a notebook.
 
-    The generated `repr` of a graph's module holds its nodes, theirs the modules again, and so
-    on: with millions of paths through them it never ends.
+    The generated `repr` of a graph's module contains its nodes, these contain the modules again,
+    and so on: with millions of paths it never ends.
     """
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Show the class, and each field on a few characters."""
+        """Show the class, and each field in a few characters."""
         values = [f"{name}={_short(getattr(self, name))}" for name in _fields_of(self)]
         return f"{type(self).__name__}({', '.join(values)})"
 
@@ -43,14 +43,14 @@ class Displayed:
 
 
 def several(results: Sequence[Displayed]) -> str:
-    """Return the first results below one another."""
+    """Return the first results below each other."""
     left = len(results) - _MOST_RESULTS
     more = [f"... {left:,} more"] if left > 0 else []
     return "".join([*(one._repr_html_() for one in results[:_MOST_RESULTS]), *more])
 
 
 def _short(value: Any, depth: int = 1) -> str:  # noqa: ANN401 (a field of any result)
-    """Return a value on a few characters: of a collection its first items, of a result its name."""
+    """Return a value in a few characters: a collection's first items, or a result's name."""
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
@@ -80,7 +80,7 @@ def _first(items: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _named(value: Any) -> str:  # noqa: ANN401
-    """Return the name of a result, or its path: what tells it from the others of its kind."""
+    """Return the name of a result, or its path, which identifies it."""
     for name in ("name", "provider", "file", "module", "path"):
         own = getattr(value, name, None)
         if isinstance(own, str | Path) and str(own):
@@ -93,7 +93,7 @@ def _are_results(value: Any) -> bool:  # noqa: ANN401
 
 
 def _row(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return the columns of a result: those of its JSON, if it has some."""
+    """Return the columns of a result: those of its JSON, if there are any."""
     if hasattr(value, "to_dict"):
         row: dict[str, Any] = value.to_dict()
         return row

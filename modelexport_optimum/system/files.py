@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BYTES: int = getattr(os, "O_BINARY", 0)
-"""A flag for `os.open`, without which Windows opens a file as text."""
+"""A flag for `os.open`; without it Windows opens a file in text mode."""
 
 _NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
-"""To open a pipe would wait for a writer otherwise; on Windows no file is one."""
+"""A flag for `os.open`; without it the opening of a pipe waits for a writer. Windows has no pipes
+among files."""
 
 _DIRECTORY: int = getattr(os, "O_DIRECTORY", 0)
 NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
-"""0 where no directory can be opened, as on Windows."""
+"""0 if directories cannot be opened, as on Windows."""
 
 _ACCESS_DENIED, _SHARING_VIOLATION = 5, 32
-"""What Windows says of a file that is open (System Error Codes)."""
+"""The error codes of Windows for an open file (System Error Codes)."""
 
 _MOUNT_POINT = 0xA0000003
-"""What Windows calls a link from a directory to another (IO_REPARSE_TAG_MOUNT_POINT)."""
+"""The tag of Windows for a link from one directory to another (IO_REPARSE_TAG_MOUNT_POINT)."""
 
 _RENAME_EXCHANGE = 2
 """From linux/fs.h: swap two names in one step."""
@@ -40,15 +41,15 @@ _AT_FDCWD = -100
 
 
 def expand_user(name: str) -> str:
-    """Return a path with `~` replaced, which no shell has done for a name in quotes or in a file.
+    """Return a path with `~` replaced: a shell does not do it for a name in quotes or in a file.
 
-    `Path.expanduser` raises for a user that does not exist.
+    `Path.expanduser` raises an error for an unknown user.
     """
     return os.path.expanduser(name)  # noqa: PTH111
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a directory; `Path.is_dir` raises for a name that is too long."""
+    """Return whether a path is a directory; `Path.is_dir` raises an error for too long a name."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -56,8 +57,8 @@ def open_to_read(path: str | os.PathLike[str]) -> int:
     """Open a file for reading bytes, and return its descriptor.
 
     Raises:
-        OSError: It cannot be read, or is a pipe, which would be waited for, a device, which may
-            have no end, or a directory.
+        OSError: It cannot be read, or is a directory, a pipe (reading it could wait forever) or a
+            device (it may have no end).
     """
     descriptor = os.open(path, os.O_RDONLY | BYTES | _NONBLOCK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -77,7 +78,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_at(descriptor: int, length: int, start: int) -> bytes:
-    """Read at most so many bytes from a place in a file; the file's own position stays."""
+    """Read at most this many bytes from a position in a file; the file's own position stays."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, length, start)
     position = os.lseek(descriptor, 0, os.SEEK_CUR)
@@ -92,7 +93,7 @@ def copy_in_kernel(source: int, start: int, end: int, target: int) -> int:
     """Copy bytes to the target's position in the kernel, as far as it can.
 
     Returns:
-        Where the bytes begin that are still to be copied.
+        The position of the first byte that is still to be copied.
     """
     while start < end and hasattr(os, "copy_file_range"):
         try:
@@ -111,7 +112,7 @@ def copy_in_kernel(source: int, start: int, end: int, target: int) -> int:
 
 
 def open_inside(directory: Path, parts: Sequence[str]) -> int:
-    """Open a file for reading by its path from a directory, and follow no link on the way.
+    """Open a file for reading by its path below a directory, without following links.
 
     Raises:
         OSError: There is a link (ELOOP or ENOTDIR), or the file cannot be opened.
@@ -147,7 +148,7 @@ def _open_checked(directory: Path, parts: Sequence[str]) -> int:
 
 
 def copy_owner_and_mode(source: int, target: int) -> None:
-    """Give an open file the owner and mode of another, where files have them."""
+    """Give an open file the owner and mode of another, if the system has them."""
     status = os.fstat(source)
     if hasattr(os, "fchown"):
         with contextlib.suppress(PermissionError):  # only root may give files away
@@ -157,7 +158,7 @@ def copy_owner_and_mode(source: int, target: int) -> None:
 
 
 def flush(path: Path) -> None:
-    """Write a file, or what a directory says of its files, to the disk."""
+    """Flush a file, or a directory's entries, to the disk."""
     flags = os.O_RDONLY
     if not _DIRECTORY:
         if path.is_dir():
@@ -171,13 +172,13 @@ def flush(path: Path) -> None:
 
 
 def rename_over(path: Path, target: Path, *descriptors: int) -> None:
-    """Give a file the name of another one, which is gone then.
+    """Rename a file over another one.
 
     Args:
         path: The file.
         target: Its new name.
-        descriptors: By which this process has them open. Where open files keep their names,
-            these are closed, and lead to nowhere from then on.
+        descriptors: The descriptors of the two files in this process. If the system cannot rename
+            open files, they are closed and redirected to the null device.
     """
     try:
         path.replace(target)
@@ -191,10 +192,10 @@ def rename_over(path: Path, target: Path, *descriptors: int) -> None:
 
 
 def rename_directory(path: Path, target: Path) -> None:
-    """Give a directory another name, which an empty directory may have.
+    """Rename a directory; the new name may be that of an empty directory.
 
     Raises:
-        OSError: It cannot be done, with ENOTEMPTY or EEXIST if something is there.
+        OSError: It cannot be renamed; with ENOTEMPTY or EEXIST if the new name is taken.
     """
     try:
         path.rename(target)
@@ -204,7 +205,7 @@ def rename_directory(path: Path, target: Path) -> None:
 
 
 def remove_and_close(path: Path, descriptor: int) -> None:
-    """Remove a file that is open and locked, and close it, as far as the system lets us."""
+    """Remove an open and locked file, and close it, as far as the system allows."""
     is_open = False
     try:
         path.unlink(missing_ok=True)
@@ -218,7 +219,7 @@ def remove_and_close(path: Path, descriptor: int) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two directories in one step; False where the system cannot."""
+    """Swap the names of two directories in one step; return False if the system cannot."""
     renameat2 = c_function("renameat2")
     if renameat2 is None:
         return False
@@ -232,7 +233,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def c_function(name: str) -> Any:  # noqa: ANN401 (ctypes')
-    """Return a function of the C library that this process uses; None where it has none."""
+    """Return a function of the C library of this process; None if it does not have it."""
     try:
         return getattr(ctypes.CDLL(None, use_errno=True), name, None)
     except TypeError:  # on Windows a library has to be named

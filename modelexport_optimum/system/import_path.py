@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def forget_current_directory() -> None:
-    """Take the current directory off `sys.path`, so that no file there stands for a library.
+    """Remove the current directory from `sys.path`, so that no file there replaces a library.
 
-    `python -m`, multiprocessing's server (`python -c`) and Ray put it in front; the program
-    `modelexport-optimum` has no such entry. It stays where this package itself lies in it, as in a
+    `python -m`, multiprocessing's server (`python -c`) and Ray put it first; the program
+    `modelexport-optimum` has no such entry. It stays if this package itself is in it, as in a
     checkout.
     """
     current = Path.cwd()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 (what it says)
-    """Return what a JSON file says, None where there is none or it is damaged."""
+    """Return the content of a JSON file, None if it is missing or damaged."""
     try:
         return json.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError):
@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 (what it says)
 
 
 def json_entries(content: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (what it says)
-    """Yield every key of every object in a document with its value, nested ones included."""
+    """Yield every key of every object in a document with its value, also in nested objects."""
     rest = [content]
     while rest:
         value = rest.pop()
@@ -44,12 +44,13 @@ def parse_json(data: str | bytes, *, doubles: bool = False, constants: bool = Tr
 
     Args:
         data: The text; bytes are UTF-8, with or without a byte order mark.
-        doubles: Whether a key may stand twice in an object, of which the last one counts.
-        constants: Whether it may have NaN and Infinity, which Python writes and JSON has not.
+        doubles: Whether an object may repeat a key; the last one counts.
+        constants: Whether it may have NaN and Infinity, which Python writes, but JSON does not
+            allow.
 
     Raises:
-        ValueError: It is none, is nested too deep, has a key twice in one object, or a
-            character that is none of Unicode. The message is one line.
+        ValueError: It is not JSON, is nested too deep, repeats a key in an object, or has a
+            character that is not in Unicode. The message is one line.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
@@ -82,12 +83,12 @@ def _no_constant(name: str) -> None:
 
 
 def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
-    """Read a JSON text that is to be one object, as that of a config.json is.
+    """Read a JSON text that must be one object, such as that of a config.json.
 
-    A key may stand twice, of which the last one counts, as for the libraries that load the model.
+    It may repeat a key; the last one counts, as in the libraries that load the model.
 
     Raises:
-        ModelExportError: It is no such text.
+        ModelExportError: It is not such a text.
     """
     try:
         found = parse_json(data, doubles=True)

@@ -34,10 +34,10 @@ EXPORTER = "optimum.exporters.onnx.__main__"
 """Optimum's exporter, all of it."""
 
 EXPORT_CONFIGS = "optimum.exporters.onnx.model_configs"
-"""What Optimum knows of the architectures that it exports, without the exporter."""
+"""Optimum's configurations of the architectures that it exports, without the exporter."""
 
 _FUNCTIONS_OF = {"sklearn": SKLEARN_AVAILABLE, "scipy": SCIPY_AVAILABLE}
-"""The libraries of which transformers imports single functions."""
+"""The libraries from which transformers imports single functions."""
 
 _LEFT_OUT = {**_FUNCTIONS_OF, "diffusers": DIFFUSERS_AVAILABLE}
 """The libraries that are left out."""
@@ -49,13 +49,13 @@ _frozen_for_good = False
 
 
 def import_lean(module: str) -> None:
-    """Import a module that imports transformers and Optimum, without what needs an extra.
+    """Import a module that imports transformers and Optimum, without optional libraries.
 
-    The garbage collector rests meanwhile: importing makes half a million objects, all of which
-    stay, and it would look through them again and again.
+    The garbage collector is off meanwhile: the import makes half a million objects that all stay,
+    and the collector would scan them again and again.
 
     Raises:
-        ModelExportError: Optimum cannot be imported beside the packages that are installed.
+        ModelExportError: Optimum cannot be imported with the installed packages.
     """
     if module in sys.modules:
         return
@@ -89,7 +89,7 @@ def _import(module: str) -> None:
 
 
 def import_diffusers() -> None:
-    """Import diffusers, where it is installed, into the modules of Optimum that left it out."""
+    """Import diffusers, if it is installed, into the modules of Optimum that left it out."""
     if not _without_diffusers:
         return
     for module in _without_diffusers:
@@ -101,7 +101,7 @@ def import_diffusers() -> None:
 
 
 def freeze_collector_for_good() -> None:
-    """Keep the garbage collector off what is in memory now, in this process and those forked."""
+    """Exclude all current objects from garbage collection, in this process and its forks."""
     global _frozen_for_good
     gc.freeze()
     _frozen_for_good = True
@@ -109,7 +109,7 @@ def freeze_collector_for_good() -> None:
 
 @contextlib.contextmanager
 def collector_frozen() -> Iterator[None]:
-    """Keep the garbage collector off what is in memory at the start of the block."""
+    """Exclude the objects that exist at the start of the block from garbage collection."""
     # To count what is frozen is to walk through all of it.
     spared = gc.isenabled() and not _frozen_for_good and not gc.get_freeze_count()
     if spared:
@@ -123,10 +123,10 @@ def collector_frozen() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _collector_disabled() -> Iterator[None]:
-    """Keep the garbage collector from running in the block, and off what is in memory at its end.
+    """Disable garbage collection in the block, and exclude the objects that exist at its end.
 
-    Enabled again it would at once look through all that the block made. By `freeze` and `unfreeze`
-    that becomes its oldest generation, as if it had done so.
+    When it is enabled again, the collector would at once scan all new objects. `freeze` and
+    `unfreeze` move them to the oldest generation, as if it had done so.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -144,7 +144,8 @@ def _collector_disabled() -> Iterator[None]:
 def _reported_as_missing(available: PrivateName) -> Iterator[bool]:
     """Make a library report another as missing in the block; yield whether it is installed.
 
-    A version that asks in another way imports the other one, which takes longer and is no error.
+    A version that checks in another way imports the other library, which takes longer but is not an
+    error.
     """
     try:
         known = bool(available.get())
@@ -156,7 +157,7 @@ def _reported_as_missing(available: PrivateName) -> Iterator[bool]:
 
 
 def _conditional_statements(module: ModuleType, library: str) -> list[ast.stmt]:
-    """Return what a module does at its top only if a library is installed."""
+    """Return the top-level statements of a module that run only if a library is installed."""
     question = f"is_{library}_"
     if not any(name.startswith(question) for name in vars(module)):
         return []
@@ -168,12 +169,12 @@ def _conditional_statements(module: ModuleType, library: str) -> list[ast.stmt]:
 
 
 def _run(statement: ast.stmt, module: ModuleType) -> None:
-    """Run a statement of a module's own source in it."""
+    """Run a statement of a module's source in the module."""
     exec(compile(ast.Module([statement], []), str(module.__file__), "exec"), vars(module))
 
 
 def _import_when_called(module: ModuleType, library: str) -> None:
-    """Give a module the functions of a library that it left out, imported by their first call."""
+    """Add a library's missing functions to a module; their first call imports them."""
     for statement in _conditional_statements(module, library):
         assert isinstance(statement, ast.If)
         if all(isinstance(inner, ast.ImportFrom) for inner in statement.body):

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ONE_THREAD = threading.RLock()
-"""Who exports, or builds a model without weights, changes globals of PyTorch and of Optimum: the
-tracing state (torch.onnx.utils), `Module.register_parameter` (accelerate's init_empty_weights).
-So the threads of a process do it one after another."""
+"""An export, or a model built without weights, changes globals of PyTorch and of Optimum: the
+tracing state (torch.onnx.utils), `Module.register_parameter` (accelerate's init_empty_weights). So
+only one thread of a process may do it at a time."""
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What a file system says that has none, as Lustre mounted without `flock`."""
+"""The errors of a file system without locks, such as Lustre mounted without `flock`."""
 
 _FLAGS = os.O_RDWR | os.O_CREAT | NOFOLLOW | BYTES
-"""To open a lock: NFS locks no file that is not open for writing, and a link would make a file
-wherever it leads."""
+"""Flags to open a lock: NFS locks only files that are open for writing, and following a link could
+make a file elsewhere."""
 
 _POLL_SECONDS = 0.05
 
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 
 def in_one_thread(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Decorate a function that only one thread of the process may be in at a time."""
+    """Decorate a function so that only one thread of the process runs it at a time."""
 
     @functools.wraps(function)
     def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -53,17 +53,17 @@ class NoLocksError(OSError):
 
 
 def lock(path: Path, *, mode: int = 0o666) -> int | None:
-    """Take the lock that a file stands for, which is made if it is not there.
+    """Take the lock of a file, which is made if it does not exist.
 
     Args:
-        path: The file. Who has the lock may remove it.
-        mode: Of the file, if it is made; the umask is taken off.
+        path: The file. The holder of the lock may remove it.
+        mode: Mode of a new file, reduced by the umask.
 
     Returns:
         The descriptor that holds it; None if another process has it.
 
     Raises:
-        NoLocksError: There are none here.
+        NoLocksError: The file system has no locks.
         OSError: The file cannot be made.
     """
     from filelock import lock_descriptor  # 0.1 s, for who writes alone
@@ -87,14 +87,14 @@ def lock(path: Path, *, mode: int = 0o666) -> int | None:
 
 @contextlib.contextmanager
 def waiting_lock(path: Path, what: str) -> Iterator[bool]:
-    """Hold a lock for the block, after waiting for whoever has it; the file is removed then.
+    """Hold a lock for the block, after waiting for its holder; then remove the file.
 
     Args:
-        path: The file that stands for it.
-        what: What the lock is on, for the line that is logged when there is something to wait for.
+        path: The file of the lock.
+        what: What the lock is for; named in the log if another run holds it.
 
     Yields:
-        Whether it is held; False where the file system has no locks.
+        Whether it is held; False if the file system has no locks.
 
     Raises:
         OSError: The file cannot be made.

@@ -50,11 +50,11 @@ class CompanionFile:
     """A file of the source that its export must have, too.
 
     Attributes:
-        kind: What it is for, one of `PATTERNS`.
-        source: Where it is.
-        folder: Where it belongs in the export: "", or the folder of a pipeline's component.
+        kind: Its purpose, one of `PATTERNS`.
+        source: Its path.
+        folder: Its folder in the export: "", or the folder of a pipeline's component.
         name: Its path below that folder.
-        leads_out: Whether it is a link to something outside the model's directory.
+        leads_out: Whether it is a link out of the model's directory.
     """
 
     kind: str
@@ -73,10 +73,10 @@ def companion_files(source: Path, *, pooled: bool = False) -> list[CompanionFile
     """Return the files of a model that its export must have, too.
 
     Args:
-        source: The model's directory: of transformers, of sentence-transformers, or of a
-            diffusion pipeline.
-        pooled: Whether sentence-transformers' own modules run after the graph, so that
-            their settings and weights are needed, too.
+        source: The directory of a model of transformers or sentence-transformers, or of a diffusion
+            pipeline.
+        pooled: Whether sentence-transformers' own modules run after the graph and need their
+            settings and weights.
     """
     found = []
     pipeline = (source / "model_index.json").is_file()
@@ -92,7 +92,7 @@ def companion_files(source: Path, *, pooled: bool = False) -> list[CompanionFile
 
 
 def component_folders(source: Path) -> list[str]:
-    """Return the folders that a model's tokenizers and processors are in, "" for its own."""
+    """Return the folders of a model's tokenizers and processors, "" for the model's own."""
     index = read_json(source / "model_index.json")
     if isinstance(index, dict):
         return [name for name, value in index.items() if isinstance(value, list) and _inside(name)]
@@ -124,13 +124,13 @@ def _module_files(source: Path) -> list[CompanionFile]:
 
 
 def _inside(folder: str) -> str:
-    """Return a folder that a file names, "" if it leads out of the directory."""
+    """Return a folder named in a file, "" if it is outside of the directory."""
     path = Path(folder)
     return "" if path.is_absolute() or ".." in path.parts or not path.parts else path.as_posix()
 
 
 def _leads_out(file: Path, source: Path) -> bool:
-    """Tell whether a file is elsewhere; the Hub's cache keeps all files beside its snapshots."""
+    """Return whether a file is outside; the Hub's cache keeps all files next to its snapshots."""
     directory = source.resolve()
     inside = [directory]
     if directory.parent.name == "snapshots":
@@ -139,13 +139,13 @@ def _leads_out(file: Path, source: Path) -> bool:
 
 
 def _matches(name: str, kind: str) -> bool:
-    """Tell whether a path below a folder is one of a kind's; a `*` stands for no slash."""
+    """Return whether a path below a folder is of a kind; `*` does not match a slash."""
     patterns = [pattern for pattern in PATTERNS[kind] if pattern.count("/") == name.count("/")]
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of a folder and of the folders in it, hidden ones left out."""
+    """Return the files below a folder that are not hidden."""
     if not folder.is_dir():
         return []
     inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 MOST_ROWS = 30
-"""Rows of a table; a tree shows as many of its levels as fit."""
+"""Maximum rows of a table; a tree shows as many levels as fit."""
 
 _MOST_BOXES = 40
-"""Boxes of a treemap: the largest are divided first."""
+"""Maximum boxes of a treemap; the largest are divided first."""
 
 _MOST_CHARACTERS = 120
 
 _WIDTH, _HEIGHT = 100.0, 36.0
-"""A treemap's sides, for boxes that are as square as can be where it is as wide as text."""
+"""A treemap's sides, chosen for nearly square boxes at the width of text."""
 
 _LEAST_WIDTH, _LEAST_HEIGHT = 6.0, 3.6
-"""The sides of the smallest box with a label."""
+"""Minimum sides of a box with a label."""
 
 _STYLE = """
 .modelexport{font-variant-numeric:tabular-nums;max-width:960px}
@@ -54,16 +54,16 @@ _BAD = {"failed", "differs"}
 
 @dataclass(frozen=True)
 class Part:
-    """A module of a tree, in a form that trees and treemaps are drawn from.
+    """A module of a tree, as data for trees and treemaps.
 
     Attributes:
-        level: How many modules are shown around it.
-        name: What it is called where it stands in the tree.
+        level: Number of shown modules that contain it.
+        name: Its name in the tree.
         path: Its whole path.
         kind: Its class, which decides its colour.
-        size: What it makes up with all that is inside it.
-        own: What it makes up alone.
-        cells: What stands in the further columns of the tree.
+        size: Its size with its submodules.
+        own: Its size alone.
+        cells: The other columns of the tree.
     """
 
     level: int
@@ -76,7 +76,7 @@ class Part:
 
 
 def shown(title: str, *parts: str) -> str:
-    """Return a whole result: its name, and its parts below one another."""
+    """Return a whole result: its name, and its parts below each other."""
     return (
         f"<style>{_STYLE}</style><div class='modelexport'><b>{escaped(title)}</b>"
         f"{''.join(parts)}</div>"
@@ -89,7 +89,7 @@ def line(text: str, kind: str = "dim") -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table, numbers at the right, with the number of the rows that are left out."""
+    """Return a table, with numbers at the right, and the number of omitted rows."""
     every = list(rows)
     head = "".join(f"<th>{escaped(name)}</th>" for name in columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in every[:MOST_ROWS])
@@ -114,7 +114,7 @@ def tree(columns: Sequence[str], parts: Sequence[Part]) -> str:
 def outermost(items: Sequence[_T], level: Callable[[_T], int], most: int) -> Sequence[_T]:
     """Return the items of as many levels as fit into a number of rows.
 
-    Where the first level does not fit, its first rows are kept.
+    If the first level does not fit, its first rows are kept.
     """
     count, deepest = 0, 0
     for at, more in sorted(Counter(map(level, items)).items()):
@@ -128,7 +128,7 @@ def outermost(items: Sequence[_T], level: Callable[[_T], int], most: int) -> Seq
 
 
 def treemap(parts: Sequence[Part], written: Callable[[float], str]) -> str:
-    """Return boxes as large as what modules make up, coloured by class; "" if it is nothing."""
+    """Return boxes as large as the modules' sizes, coloured by class; "" if all are 0."""
     if not parts or parts[0].size <= 0:
         return ""
     boxes = sorted(_divided(parts), key=lambda box: -box[1])
@@ -151,7 +151,7 @@ def treemap(parts: Sequence[Part], written: Callable[[float], str]) -> str:
 
 
 def _divided(parts: Sequence[Part]) -> list[tuple[Part, float]]:
-    """Divide the largest module into what is in it, until there are enough boxes."""
+    """Divide the largest module into its submodules, until there are enough boxes."""
     inside: dict[int, list[int]] = {}
     around: list[int] = []
     for index, part in enumerate(parts):
@@ -208,7 +208,7 @@ def _squarified(sizes: Sequence[float]) -> list[tuple[float, float, float, float
 
 
 def _worst(areas: Sequence[float], side: float) -> float:
-    """Return the proportion of the least square box of a row."""
+    """Return the worst aspect ratio of the boxes in a row."""
     total = sum(areas)
     return max(side**2 * max(areas) / total**2, total**2 / (side**2 * min(areas)))
 
@@ -217,7 +217,7 @@ def _worst(areas: Sequence[float], side: float) -> float:
 
 
 def escaped(text: str) -> str:
-    """Return a text as HTML shows it, shortened, its control characters made visible."""
+    """Return a text for HTML, escaped and shortened, with visible control characters."""
     if len(text) > _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]}..."
     return html.escape(visible(text, keep="\n"))

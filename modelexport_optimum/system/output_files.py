@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def check_output_file(target: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse an output that has another kind of name, or that is there already.
+    """Refuse an output with another suffix, or an existing one.
 
     Args:
         target: The file to write.
         suffixes: The endings that it may have, the usual one first.
-        overwrite: Whether a file that is there is replaced. A directory never is.
+        overwrite: Whether an existing file is replaced. A directory never is.
 
     Raises:
         UsageError: The file cannot be written there.

@@ -45,7 +45,7 @@ def installed_version(package: str) -> str | None:
 
 
 def require_optimum() -> None:
-    """Refuse to go on without Optimum's exporter.
+    """Raise an error if Optimum's exporter is missing.
 
     Raises:
         ModelExportError: It is not installed.
@@ -55,7 +55,7 @@ def require_optimum() -> None:
 
 
 def no_optimum() -> str:
-    """Return the line that says that Optimum's exporter is missing."""
+    """Return the message that Optimum's exporter is missing."""
     return (
         "Optimum's exporter is not installed, but needed here: pip install "
         "'optimum-onnx[onnxruntime]' together with transformers below 4.58; without it, "
@@ -64,10 +64,10 @@ def no_optimum() -> str:
 
 
 def require_packages(*names: str) -> None:
-    """Refuse to go on without some packages; nothing is imported.
+    """Raise an error if some packages are missing; nothing is imported.
 
     Args:
-        *names: Packages that pip knows by the names that they are imported by.
+        *names: Packages whose names for pip and for imports are the same.
 
     Raises:
         ModelExportError: Some are not installed.
@@ -78,7 +78,7 @@ def require_packages(*names: str) -> None:
 
 
 def not_installed(*names: str) -> str:
-    """Return the line that says which packages are missing, and how to install them."""
+    """Return the message that packages are missing, and how to install them."""
     verb = "is" if len(names) == 1 else "are"
     return (
         f"{', '.join(names)} {verb} not installed, but needed here: pip install {' '.join(names)}"
@@ -86,7 +86,7 @@ def not_installed(*names: str) -> str:
 
 
 def tested(*packages: str) -> str:
-    """Return how to install the versions of packages that work."""
+    """Return the command that installs the tested versions of packages."""
     known = TESTED if has_optimum() else TESTED_WITHOUT_OPTIMUM
     versions = [f"{package}=={known[package]}" for package in packages]
     return f"pip install {' '.join(versions)} (with which this was tested)"

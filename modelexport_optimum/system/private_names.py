@@ -27,10 +27,10 @@ class PrivateName:
     Using it with a version that no longer has it raises a ModelExportError that says so.
 
     Attributes:
-        module: Where it is imported from.
+        module: The module that has it.
         path: Its name there, or that of a class and one of its attributes.
-        reason: What it is used for, and why nothing public will do.
-        arguments: The arguments of the function that are named here, for the test.
+        reason: Its use, and why no public name serves.
+        arguments: The arguments that are used here, for the test.
     """
 
     module: str
@@ -40,27 +40,27 @@ class PrivateName:
 
     @property
     def package(self) -> str:
-        """The distribution that has it."""
+        """The distribution that contains it."""
         if self.module.startswith(("optimum.exporters.onnx", "optimum.onnxruntime")):
             return "optimum-onnx"
         return self.module.partition(".")[0]
 
     def get(self) -> Any:  # noqa: ANN401
-        """Look it up."""
+        """Return the object."""
         owner, name = self._owner_and_name()
         return getattr(owner, name)
 
     def of(self, instance: object, default: Any = None) -> Any:  # noqa: ANN401
-        """Look up the attribute of this name of an object that may have it."""
+        """Return the attribute of this name of an object that may have it."""
         return getattr(instance, self.path.rpartition(".")[2], default)
 
     def put(self, value: object) -> None:
-        """Put something else in its place."""
+        """Replace it."""
         setattr(*self._owner_and_name(), value)
 
     @contextlib.contextmanager
     def replaced(self, value: object) -> Iterator[None]:
-        """Put something else in its place for the block."""
+        """Replace it for the block."""
         owner, name = self._owner_and_name()
         original = inspect.getattr_static(owner, name)
         setattr(owner, name, value)
@@ -298,16 +298,16 @@ COMPLETION_SCRIPTS = PrivateName(
 )
 
 ALL = [name for name in tuple(globals().values()) if isinstance(name, PrivateName)]
-"""Every one, for the test."""
+"""All of them, for the test."""
 
 # --- Ray: settings that its documentation does not have -------------------------------------------
 
 RAY_HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-"""Set to 1 in a task's environment, Ray hides the GPUs from a task that asks for none, which it
-otherwise leaves to us (`ray/_private/accelerators/accelerator.py`)."""
+"""If this is 1 in a task's environment, Ray hides the GPUs from a task that requests none; by
+default it does not (`ray/_private/accelerators/accelerator.py`)."""
 
 RAY_OOM_RETRIES = "RAY_task_oom_retries"
-"""How often a task is run again that Ray's memory monitor killed: for ever, by default
+"""How often Ray runs a task again after its memory monitor killed it: without end, by default
 (`src/ray/common/ray_config_def.h`)."""
 
 RAY_CURRENT_CLUSTER = ("ray", "ray_current_cluster")

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
         PipeEnd = connection.Connection
 
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
-"""Whether a process that has imported libraries may be forked: Apple's do not survive it."""
+"""Whether a process with imported libraries may be forked: Apple's libraries do not survive it."""
 
 
 def ending(status: int) -> str:
-    """Tell how a process ended, by its exit code as `subprocess` gives it."""
+    """Return how a process ended, from its exit code in `subprocess`."""
     if status >= 0:
         return f"its process ended with exit status {status}"
     name = signal.Signals(-status).name
@@ -37,7 +37,7 @@ def ending(status: int) -> str:
 def apart_with(pipe: int) -> dict[str, Any]:
     """Return arguments of `subprocess.Popen`: the process has one of our pipes.
 
-    Ctrl-C in our terminal does not reach it, and `kill_group` ends it with what it started.
+    Ctrl-C in this terminal does not reach it, and `kill_group` ends it with its child processes.
 
     Args:
         pipe: The descriptor of the pipe's end, on Windows its handle.
@@ -50,26 +50,26 @@ def apart_with(pipe: int) -> dict[str, Any]:
 
 
 def end_of_pipe(pipe: int) -> PipeEnd:
-    """Return the end of a pipe that `apart_with` has handed to this process."""
+    """Return the end of a pipe that `apart_with` passed to this process."""
     if sys.platform == "win32":
         return connection.PipeConnection(pipe)
     return connection.Connection(pipe)
 
 
 def lead_group() -> None:
-    """Make this process the leader of a group, which has all that it starts from here on."""
+    """Make this process the leader of a group with all its later child processes."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
 
 def kill_group(leader: int, *, wait: float = 0) -> None:
-    """Kill a process and what it started, which goes on without it otherwise.
+    """Kill a process and its child processes, which would otherwise continue.
 
-    Where processes have no groups, what it started is found only while it lives.
+    On a system without process groups, the children are found only while the process lives.
 
     Args:
         leader: The leader of a group.
-        wait: Seconds to wait until what it started is gone.
+        wait: Seconds to wait until its child processes have ended.
     """
     deadline = time.monotonic() + wait
     if hasattr(os, "killpg") and hasattr(signal, "SIGKILL"):
@@ -91,7 +91,7 @@ def kill_group(leader: int, *, wait: float = 0) -> None:
 
 
 def release_memory() -> int:
-    """Give what this process has freed back to the system.
+    """Return freed memory of this process to the system.
 
     Returns:
         The bytes of its memory that are in RAM.

@@ -7,14 +7,14 @@ import signal
 import sys
 
 TERMINAL_CLOSED = [signal.Signals[name] for name in ("SIGHUP", "SIGBREAK") if hasattr(signal, name)]
-"""What all processes of a terminal get when it is closed; the second on Windows."""
+"""The signal to all processes of a terminal that is closed; the second one on Windows."""
 
 TO_END = [signal.SIGTERM, *TERMINAL_CLOSED]
-"""What asks a process to end, beside Ctrl-C."""
+"""The signals that ask a process to end, besides Ctrl-C."""
 
 
 def send_to_self(number: int) -> None:
-    """Send a signal to this process, whose main thread handles it."""
+    """Send a signal to this process; its main thread handles it."""
     if sys.platform == "win32":
         signal.raise_signal(number)  # `os.kill` ends a process there, and no handler is asked
     else:

@@ -16,18 +16,18 @@ _ASCII = {
     **{"│": "|", "├": "|", "└": "`", "─": "-", "━": "-", "╭": "+", "╮": "+", "╰": "+", "╯": "+"},
     **{"→": "->", "…": "...", "✓": "+", "•": "*", "—": "-"},
 }
-"""What is drawn where the encoding of a terminal or a file lacks a character."""
+"""Replacements for characters that the encoding of a terminal or a file lacks."""
 
 _ASCII_ERRORS = "modelexport-optimum-ascii"
-"""The name of the error handler (see `codecs`) that draws it."""
+"""The name of the error handler (see `codecs`) that inserts them."""
 
 
 @contextlib.contextmanager
 def output_to(descriptor: int) -> Iterator[None]:
-    """Send what is printed in the block to a file, whoever prints it.
+    """Redirect all output in the block to a file, including that of C++ libraries.
 
-    It works on the process's file descriptors, which is why only a program of its own does
-    it and no function of the library.
+    It changes the process's file descriptors, so only programs use it, and no function of the
+    library.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -51,8 +51,8 @@ def _flush() -> None:
 class _Descriptor(io.RawIOBase):
     """A file descriptor that keeps its first error, and drops what is written after it.
 
-    So a reader that is gone or a disk that is full ends nothing half-way: the program asks
-    `lost_output` at its end.
+    So a closed reader or a full disk does not stop the program half-way: it calls `lost_output` at
+    its end.
     """
 
     def __init__(self, number: int, *, close: bool = False) -> None:
@@ -85,7 +85,7 @@ class _Descriptor(io.RawIOBase):
 
 
 def open_descriptor(number: int, like: TextIO | None, *, close: bool = False) -> TextIO:
-    """Return a text stream to a descriptor, which never raises and encodes every character.
+    """Return a text stream for a descriptor that never raises and encodes every character.
 
     Its encoding is that of `like`, or UTF-8.
     """
@@ -105,15 +105,15 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def in_ascii(character: str) -> str:
-    r"""Return what stands for a character: of a box its ASCII, of any other its `\u` escape."""
+    r"""Return an ASCII replacement: for a box character a similar one, else its `\u` escape."""
     return _ASCII.get(character) or character.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def open_standard_streams() -> None:
     """Give this program a stdout and a stderr that never raise.
 
-    A descriptor that the shell has closed (`>&-`) becomes /dev/null: the next file that the
-    program opens would have its number otherwise, and take what libraries print.
+    A descriptor that the shell closed (`>&-`) becomes /dev/null. Otherwise the next opened file
+    would get its number, and the output of libraries.
     """
     closed: dict[int, OSError] = {}
     for number in range(3):
@@ -130,7 +130,7 @@ def open_standard_streams() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Tell why what was printed on stdout did not get there, if it did not; once."""
+    """Return why output on stdout was lost, if it was; only once."""
     sys.stdout.flush()
     descriptor = _descriptor_of(sys.stdout)
     if descriptor is None or descriptor.error is None:

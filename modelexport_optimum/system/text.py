@@ -17,7 +17,7 @@ bytes of a file name that is not UTF-8 (PEP 383)."""
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""Show the characters that would steer a terminal, ESC as `\x1b`; those to keep stay."""
+    r"""Escape the characters that control a terminal, ESC as `\x1b`, except those to keep."""
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 

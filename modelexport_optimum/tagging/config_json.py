@@ -27,7 +27,7 @@ NAME = "config.json"
 _KEY = "htp_metadata"
 
 _MODEL_KEYS = {"model_type", "architectures", "_class_name"}
-"""What a model's config.json has one of, in transformers and diffusers."""
+"""Keys of which a model's config.json has one, in transformers and diffusers."""
 
 _STRATEGY = "htp"
 
@@ -46,13 +46,13 @@ class _Member:
 
 @dataclass(frozen=True, slots=True)
 class ConfigJson:
-    """A config.json as it stands.
+    """The text and the content of a config.json.
 
     Attributes:
         path: The file.
         text: Its text, with the byte order mark if there is one.
         members: The members of its object, in order.
-        content: What it says.
+        content: Its parsed content.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class ConfigJson:
         """Read a directory's config.json, if it has one.
 
         Raises:
-            ModelExportError: It is not an object in JSON, or could not be replaced.
+            ModelExportError: It is not a JSON object, or cannot be replaced.
         """
         path = directory / NAME
         try:
@@ -86,28 +86,28 @@ class ConfigJson:
 
     @property
     def is_of_model(self) -> bool:
-        """It describes a model, as transformers and diffusers do."""
+        """Whether it describes a model of transformers or diffusers."""
         return bool(_MODEL_KEYS & self.content.keys())
 
     @property
     def has_key(self) -> bool:
-        """It has the key."""
+        """Whether it has the key."""
         return _KEY in self.content
 
     def check_key(self) -> None:
-        """Raise ModelExportError if the key is there and another tool's."""
+        """Raise ModelExportError if the key belongs to another tool."""
         if any(member.name == _KEY and not self._is_ours(member) for member in self.members):
             raise ModelExportError(
                 f"{self.path} has a key {_KEY} of another tool, which would be lost: rename the key"
             )
 
     def write(self, metadata: Mapping[str, Any] | None) -> bool:
-        """Put the key into the file with this value, or take it out; tell whether the file changed.
+        """Write the key with this value, or remove it; return whether the file changed.
 
-        A key that is there stays where it is; a new one is the last.
+        An existing key keeps its place; a new key is the last one.
 
         Raises:
-            ModelExportError: The file cannot be written; it is as it was.
+            ModelExportError: The file cannot be written; it is unchanged.
         """
         text = self._with(metadata)
         if text == self.text:
@@ -146,7 +146,7 @@ class ConfigJson:
 
     @property
     def _line(self) -> str:
-        """What stands before a member: a line's end and the indentation, or a space, or nothing."""
+        """The text before a member: a line end and the indentation, or a space, or nothing."""
         first = self.text.index("{") + 1
         before = self.text[first : self.members[0].start]
         found = re.search(r"(\r\n|\n|\r)[ \t]*\Z", before)
@@ -161,7 +161,7 @@ class ConfigJson:
         return ":" if self.text[end : member.value] == ":" else ": "
 
     def _spelled(self, metadata: Mapping[str, Any]) -> str:
-        """Return the value as the file's own formatting would have it."""
+        """Return the value in the formatting of the file."""
         line = self._line
         indentation = line.lstrip("\r\n")
         if line == indentation:
@@ -173,7 +173,7 @@ class ConfigJson:
 
 
 def metadata_of(modules: Mapping[str, str]) -> dict[str, Any]:
-    """Return the key's value, given the modules that stand in any tag of the directory's files."""
+    """Return the key's value, given the modules in any tag of the directory's files."""
     return {
         "hierarchy_modules": len(modules),
         "module_types": sorted(set(modules.values())),
@@ -183,7 +183,7 @@ def metadata_of(modules: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _members(text: str) -> Iterator[_Member]:
-    """Yield the members of the object that a text in JSON is, repeated ones too."""
+    """Yield the members of a JSON object, also repeated ones."""
     decoder = json.JSONDecoder()
     position = _after_space(text, text.index("{") + 1)
     while text[position] != "}":

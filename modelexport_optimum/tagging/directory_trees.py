@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def given_trees(model: object, trust_remote_code: bool) -> list[ModuleTree] | None:
-    """Return the trees of what `tag` was given as `model`, None if it was given nothing."""
+    """Return the trees of the argument `model` of `tag`, None if it is None."""
     if model is None:
         return None
     if isinstance(model, ModuleTree):
@@ -61,9 +61,9 @@ def trees_of_files(
     *,
     afresh: bool = False,
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """Find for each file of a directory the tree that it was traced from, and the module.
+    """Find the tree, and the module of it, that each file of a directory was traced from.
 
-    What the nodes themselves say comes before the config, but for what is placed afresh.
+    The nodes' own records come before the config, except if the nodes are placed again.
     """
     if given is not None:
         return _best(group, given)
@@ -77,11 +77,11 @@ def trees_of_files(
 def _known_trees(
     directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> dict[Path, tuple[ModuleTree, str]] | None:
-    """Return the trees that the nodes themselves describe, None if they describe none.
+    """Return the trees in the nodes' own records, None if there are none.
 
-    What transformers' exporter exports for generation may be modules of one model in files of
-    their own, each of which knows itself alone: it is found in the model that config.json
-    describes, by its classes. One that is not found is a root of its own.
+    transformers' exporter may write the modules of one model to separate files for generation. Each
+    file names only itself, and is found by its classes in the model that config.json describes. A
+    file that is not found is a root of its own.
     """
     carried = _carried_tree(group)
     own = {file.path: _carried_tree([file]) or _tracer_tree([file]) for file in group}
@@ -98,7 +98,7 @@ def _known_trees(
 def _part_of(
     whole: ModuleTree | None, own: ModuleTree | None, file: OpenFile
 ) -> tuple[ModuleTree, str]:
-    """Return the tree of a file that knows itself alone, and the module that it was traced from."""
+    """Return the tree of a file that names only itself, and the module that it was traced from."""
     tree = own or _named_tree(file)
     if whole is not None:
         base = tree_choice.place_of(tree, whole, file.model, file.path.stem)
@@ -110,9 +110,9 @@ def _part_of(
 def _whole_tree(
     directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> ModuleTree | None:
-    """Return the tree of the model that config.json describes, None if none can be built here.
+    """Return the tree of the model that config.json describes, None if it cannot be built.
 
-    Its parts can be tagged without it: a description that is of no use is no error.
+    Its parts can be tagged without it, so a useless description is not an error.
     """
     if not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
         return None
@@ -128,7 +128,7 @@ def _whole_tree(
 def _best(
     group: Sequence[OpenFile], trees: Sequence[ModuleTree]
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """Return the one tree that explains all files of a directory best."""
+    """Return the tree that explains all files of a directory best."""
     fits = [[tree_choice.fit(file.model, tree) for file in group] for tree in trees]
     best = max(range(len(trees)), key=lambda index: (tree_choice.total(fits[index]), -index))
     return {
@@ -139,7 +139,7 @@ def _best(
 def _described_trees(
     directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """Return the trees of the classes that config.json may mean, or of the names alone."""
+    """Return the trees of the classes that config.json may mean, or trees made from the names."""
     tried: list[tuple[Any, int, list[tree_choice.Fit], ModuleTree]] = []
     nodes = sum(len(file.carried) for file in group)
     for index, (candidate, tree) in enumerate(_built(directory, trust_remote_code, nodes)):
@@ -167,10 +167,10 @@ def _named_tree(file: OpenFile) -> ModuleTree:
 def _built(
     directory: Path, trust_remote_code: bool, nodes: int
 ) -> Iterator[tuple[Candidate, ModuleTree]]:
-    """Yield the classes that config.json may mean for graphs of so many nodes, with their modules.
+    """Yield the classes that config.json may mean, with their modules.
 
     Raises:
-        ModelExportError: It describes none that can be built; a configuration and a model may
+        ModelExportError: It describes no model that can be built; a configuration and a model may
             raise anything about its values.
     """
     config = directory / "config.json"
@@ -194,7 +194,7 @@ def _built(
 
 
 def _outputs_agree(model: Model, candidate: Candidate) -> bool:
-    """Tell whether the graph's outputs are those that Optimum gives the candidate's task."""
+    """Return whether the graph's outputs are those of the candidate's task in Optimum."""
     if candidate.outputs is None:
         return False
     named = {
@@ -207,7 +207,7 @@ def _outputs_agree(model: Model, candidate: Candidate) -> bool:
 
 
 def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
-    """Return the tree that the nodes' own tags describe, if the files were tagged before."""
+    """Return the tree in the nodes' own tags, if the files were tagged before."""
     tree = ModuleTree(whole=False)
     qualified: dict[str, str] = {}
     for file in group:
@@ -231,7 +231,7 @@ def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
 
 
 def _closed(tree: ModuleTree) -> ModuleTree | None:
-    """Return the tree with the containers that are never called, or None if it has no root."""
+    """Return the tree with its uncalled containers, or None if it has no root."""
     if "" not in tree.modules:
         return None
     for path in list(tree.modules):

@@ -26,7 +26,7 @@ def explain(
     model: Any = None,  # noqa: ANN401
     trust_remote_code: bool = False,
 ) -> list[str]:
-    """Say how a node is placed, changing nothing.
+    """Explain how the module of a node is found, without changing anything.
 
     Args:
         path: A `.onnx` file, or a directory with any number of them.

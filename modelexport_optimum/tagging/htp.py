@@ -204,10 +204,10 @@ def attribute_files(
     afresh: bool,
     traced: Sequence[TracedGraph] = (),
 ) -> dict[Path, placements.Attribution]:
-    """Ask for the module of each node of a directory's files.
+    """Find the module of each node of a directory's files.
 
-    Tags that a node carries are believed unless it is placed afresh. Where the names leave a
-    choice and nothing was noted while the files were made, the model is traced once more.
+    Tags on a node are kept unless it is placed again. If the names leave a choice and nothing was
+    recorded while the files were made, the model is traced again.
     """
     prior = {file.path: {} if afresh else _prior(file, trees[file.path][0]) for file in group}
 
@@ -226,7 +226,7 @@ def attribute_files(
 
 
 def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
-    """Return the placements that nodes carry already, of modules that the tree has."""
+    """Return the placements in the nodes' tags, for modules that the tree has."""
     prior: dict[int, tuple[Paths, str]] = {}
     for node in walk_all_nodes(file.model):
         carried = file.carried[node.start]
@@ -239,13 +239,13 @@ def _prior(file: OpenFile, tree: ModuleTree) -> dict[int, tuple[Paths, str]]:
 
 @dataclass(slots=True)
 class _Plan:
-    """What will be written into one file, once all files are known to be writable.
+    """The changes of one file, made when all files are known to be writable.
 
     Attributes:
         file: The file.
-        rewrite: Its edits, or None if it stays as it is.
-        report: What was found in it; `strip` reports nothing.
-        tags: The tag of each node, in file order, that must be read back; None where none may.
+        rewrite: Its edits, or None if it does not change.
+        report: The report on it; None for `strip`.
+        tags: The tag of each node, in file order, to be read back; None for a node without a tag.
     """
 
     file: OpenFile
@@ -254,7 +254,7 @@ class _Plan:
     tags: Sequence[str | None] = ()
 
     def write(self) -> bool:
-        """Write the file, and say whether there was anything to write."""
+        """Write the file, and return whether there was anything to write."""
         if self.rewrite is None:
             return False
         self.rewrite.write(self._wrong)
@@ -334,7 +334,7 @@ def _removal(file: OpenFile, node: Node, *, aside: bool = False) -> list[Edit]:
 
 
 def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[Edit]]) -> bool:
-    """Tell whether any edit of a node puts other bytes where it takes bytes away."""
+    """Return whether any edit of a node replaces bytes with other bytes."""
     for node in nodes:
         removed = b"".join(
             node_bytes(file.fd, node)[edit.start - node.start : edit.end - node.start]
@@ -348,7 +348,7 @@ def _would_change(file: OpenFile, nodes: Sequence[Node], edits: dict[int, list[E
 def _write_config(
     directory: Path, group: Sequence[OpenFile], modules: Iterable[Mapping[str, str]]
 ) -> bool:
-    """Say in config.json what modules the files' tags have, and tell whether it was changed."""
+    """Write the modules of the files' tags into config.json; return whether it changed."""
     config = ConfigJson.read(directory)
     if config is None or not (config.is_of_model or config.has_key):
         return False

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.tags.carriers import Carried
 
 _LOCK = ".modelexport-optimum.lock"
-"""Held by who writes in the directory."""
+"""The lock of a run that writes in the directory."""
 
 
 @dataclass(slots=True)
@@ -41,12 +41,12 @@ class OpenFile:
 
     @property
     def complete(self) -> bool:
-        """Every node carries its whole tag."""
+        """Whether every node has its complete tag."""
         return self.marked and all(carried.complete for carried in self.carried.values())
 
 
 def writable_files(path: Path) -> list[Path]:
-    """Return the files to write, after checking that they can be written."""
+    """Return the files to write, after a check that they can be written."""
     files = onnx_files(path)
     for file in [path, *files]:
         if file.is_symlink():
@@ -60,13 +60,13 @@ def writable_files(path: Path) -> list[Path]:
 
 
 def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
-    """Open the files that a path means, when no other run works in their directories.
+    """Open the files of a path, when no other run works in their directories.
 
-    What killed runs left there is removed.
+    Files of killed runs are removed.
 
     Raises:
         UsageError: There is no such file, or no `.onnx` file in the directory.
-        ModelExportError: A file cannot be read or written, or is not a whole model.
+        ModelExportError: A file cannot be read or written, or is not a complete model.
     """
     files = writable_files(path)
     names = {file.name for file in files} | {config_json.NAME}
@@ -106,10 +106,10 @@ def _exists(path: Path) -> bool:
 
 
 def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
-    """Return the modules that stand in the tags of the directory's other files.
+    """Return the modules in the tags of the directory's other files.
 
     Returns:
-        Module path to class name. A file that is no whole model has no tags.
+        Module path to class name. A file that is not a complete model has no tags.
     """
     modules: dict[str, str] = {}
     known = {file.path for file in files}
@@ -124,7 +124,7 @@ def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
 
 
 def by_directory(files: Iterable[OpenFile]) -> dict[Path, list[OpenFile]]:
-    """Group files by the directory they are in."""
+    """Group files by their directories."""
     groups: dict[Path, list[OpenFile]] = {}
     for file in files:
         groups.setdefault(file.path.parent, []).append(file)

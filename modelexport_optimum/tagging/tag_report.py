@@ -72,13 +72,13 @@ class TagReport(Displayed):
 
     @property
     def module_count(self) -> int:
-        """Number of modules that stand in any tag of any file."""
+        """Number of modules in any tag of any file."""
         named = {(file.file.parent, path) for file in self.files for path in file.modules}
         return len(named)
 
     @property
     def evidence_counts(self) -> dict[str, int]:
-        """Number of nodes placed by each evidence."""
+        """Number of nodes for each kind of evidence."""
         counts = Counter[str]()
         for file in self.files:
             counts.update(file.evidence_counts)
@@ -86,7 +86,7 @@ class TagReport(Displayed):
 
     @property
     def classes_known(self) -> bool:
-        """False if any file's tags were made of paths alone."""
+        """False if any file's tags contain only paths."""
         return all(file.classes_known for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class TagReport(Displayed):
 
 
 def report_of_carried(file: OpenFile) -> FileReport:
-    """Return the report of a file whose nodes all carry their tags."""
+    """Return the report on a file whose nodes all have their tags."""
     modules: dict[str, str] = {}
     evidence = []
     attribute = on_root = 0

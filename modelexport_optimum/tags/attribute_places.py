@@ -27,17 +27,17 @@ node as `activation_<name>`, which its schema then refuses
 
 PASSED_THROUGH = frozenset({"Cast", "Dropout", "Identity", "Transpose"})
 """ONNX Runtime drops these operators or moves them elsewhere (identity_elimination.cc,
-dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so that what reads their
-output may come to compute the same as what reads their input."""
+dropout_elimination.cc, cast_elimination.cc, transpose_optimizer.cc), so nodes that read their
+output may become equal to nodes that read their input."""
 
 
 def attribute_places(model: Model, tags: Mapping[int, str]) -> set[int]:
-    """Find the starts of nodes on which the attribute changes nothing in what ONNX Runtime builds.
+    """Find the starts of nodes whose attribute does not change the graph of ONNX Runtime.
 
-    Its common-subexpression elimination merges nodes that compute the same, unless their
-    attributes differ. So every node is numbered by what it computes, and the attribute is
-    free where all nodes of one number share a tag. It never stands in the body of a function,
-    which ONNX Runtime copies to each of its calls.
+    Its common-subexpression elimination merges nodes that compute the same value, unless their
+    attributes differ. So every node gets a number for the value that it computes, and the attribute
+    is safe if all nodes with one number share a tag. It is never written in the body of a function,
+    because ONNX Runtime copies the body to each call.
     """
     numbers = _ValueNumbers({function.key for function in model.functions})
     numbers.visit(model.graph, {})

@@ -36,33 +36,34 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Node
 
 ATTRIBUTE = "__hierarchy_tag"
-"""Names that begin with two underscores are the one escape from an operator's schema that
-onnx.checker and ONNX Runtime leave open (ONNX Runtime, graph/graph.cc: "Unrecognized attribute" is
-not raised for them)."""
+"""An attribute name that is not in an operator's schema must begin with two underscores for
+onnx.checker and ONNX Runtime to accept it (ONNX Runtime, graph/graph.cc: "Unrecognized attribute"
+is not raised for them)."""
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 CLASS_HIERARCHY = "pkg.torch.onnx.class_hierarchy"
 NAMESPACE = "namespace"
 EVIDENCE = "modelexport_optimum.evidence"
-"""Ours alone. It stands before the entries that we add, so that these are told from equal ones that
-PyTorch wrote."""
+"""Written only by this tool, before its other entries, to distinguish these from equal entries of
+PyTorch."""
 
 PADDING = "modelexport_optimum.padding"
-"""Ours alone, too: blanks that move the weights by whole blocks of a file system, on one node."""
+"""Written only by this tool, on one node: blanks that move the weights by whole blocks of a file
+system."""
 
 ASIDE = "modelexport_optimum.aside."
-"""Before the key of an entry of the node's own that leads to another module than the tag. Ours
-takes its place, so that whoever reads that key finds the tag's module: keys should be distinct
+"""Prefix of the key of a node's own entry that names another module than the tag. The tool's entry
+takes its place, so that readers of that key find the tag's module, because keys should be distinct
 (onnx.proto, `NodeProto.metadata_props`)."""
 
 CARRIER = "carrier"
-"""The evidence of a tag whose record is gone: ONNX Runtime drops the nodes' metadata_props."""
+"""The evidence of a tag without a record of it: ONNX Runtime drops the nodes' metadata_props."""
 
 _OUR_KEYS = (EVIDENCE, NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE, PADDING)
-"""Keys of metadata_props that `encode` and `padding` write, the one first that tells ours."""
+"""Keys of metadata_props that `encode` and `padding` write; the first identifies this tool."""
 
 _PLACES = (NAME_SCOPES, CLASS_HIERARCHY, NAMESPACE)
-"""Keys of metadata_props that say where a node belongs."""
+"""Keys of metadata_props that name the module of a node."""
 
 _EVIDENCE_TEXT = re.compile(r"[a-z][a-z ]{0,31}")
 
@@ -72,17 +73,16 @@ _ATTRIBUTE_STRING = 4  # AttributeProto.s
 
 @dataclass(slots=True)
 class Carried:
-    """What a node carries of a tag.
+    """The tag of a node, with the state of its carriers.
 
     Attributes:
         tag: The tag, or "" if no carrier has one.
-        modules: (module path, class name) of the tag's modules, root first, or None if the
-            node has no tag.
-        evidence: How the node was placed, or "" if the record of it is gone.
-        complete: All carriers are there and agree; the attribute may be left out.
-        attribute: The node carries the attribute.
-        own_scopes: The scopes in its metadata or their classes are its own, as PyTorch writes
-            them.
+        modules: (module path, class name) of the tag's modules, root first, or None if the node has
+            no tag.
+        evidence: The evidence for the module, or "" if it is no longer recorded.
+        complete: All carriers exist and agree; the attribute may be missing.
+        attribute: The node has the attribute.
+        own_scopes: The scopes or their classes in its metadata are its own, written by PyTorch.
         doc_string: The doc_string without the tag.
     """
 
@@ -96,17 +96,17 @@ class Carried:
 
     @property
     def placed_by(self) -> str:
-        """The evidence of its tag, "carrier" if the record of it is gone; "" without a tag."""
+        """The evidence of its tag, "carrier" if it is no longer recorded; "" without a tag."""
         return (self.evidence or CARRIER) if self.tag else ""
 
 
 def read(node: Node, *, marked: bool) -> Carried:
-    """Read the carriers of a node. What is damaged among them counts as not there.
+    """Read the carriers of a node. A damaged carrier counts as missing.
 
     Args:
         node: The node.
-        marked: The model's own metadata say that its nodes were tagged. Without that, a
-            doc_string that looks like a tag is somebody's text.
+        marked: Whether the model's own metadata say that its nodes were tagged. If not, a
+            doc_string that looks like a tag is other text.
     """
     if not (marked or node.metadata or ATTRIBUTE in node.attributes):
         return Carried("", None, "", False, False, False, node.doc_string)
@@ -140,7 +140,7 @@ def read(node: Node, *, marked: bool) -> Carried:
 
 
 def modules_in_tags(nodes: Iterable[Node], *, marked: bool) -> dict[str, str]:
-    """Return the modules in the tags of nodes, path to class name; `marked` is that of `read`."""
+    """Return the modules in the tags of nodes, path to class name; `marked` as in `read`."""
     modules: dict[str, str] = {}
     for node in nodes:
         modules.update(read(node, marked=marked).modules or ())
@@ -148,7 +148,7 @@ def modules_in_tags(nodes: Iterable[Node], *, marked: bool) -> dict[str, str]:
 
 
 def carries(node: Node, tag: str | None) -> bool:
-    """Tell whether a node carries a tag that was just written; for None, whether it has none."""
+    """Return whether a node has a tag that was just written; for None, whether it has none."""
     ours = any(key == EVIDENCE for key, _ in node.metadata)
     if tag is None:
         return not ours and ATTRIBUTE not in node.attributes
@@ -171,7 +171,7 @@ def _attribute_text(node: Node) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Spelled:
-    """What all nodes of one chain of modules have in common.
+    """The fields that all nodes of one chain of modules share.
 
     Attributes:
         tag: The tag.
@@ -189,11 +189,11 @@ class Spelled:
 
 
 def spell(chain: Chain) -> Spelled:
-    """Spell a chain of modules as the carriers need it.
+    """Return the fields of the carriers for a chain of modules.
 
     Raises:
-        ModelExportError: It cannot be spelled so that `read` reads it: a name has a line's
-            end or is no class's, or there are too many.
+        ModelExportError: The chain has no form that `read` can read: a name has a line end or is
+            not a class name, or there are too many.
     """
     tag = format_tag(chain)
     paths, classes = repr([s.path for s in chain]), repr([s.qualified for s in chain])
@@ -228,15 +228,15 @@ def spell(chain: Chain) -> Spelled:
 def encode(
     node: Node, spelled: Spelled, evidence: str, *, attribute: bool, doc_string: str, aside: bool
 ) -> bytes:
-    """Encode the fields that give a node its tag when they are appended to the node's bytes.
+    """Encode the fields that tag a node when they are appended to its bytes.
 
     Args:
         node: The node.
         spelled: Its chain of modules.
-        evidence: How it was placed.
+        evidence: The evidence for its module.
         attribute: Whether the attribute is written.
-        doc_string: What stood there before, and follows the tag.
-        aside: Whether `removal` sets the node's own entries aside.
+        doc_string: The former text, which follows the tag.
+        aside: Whether `removal` renames the node's own entries.
     """
     doc = spelled.tag.encode()
     if doc_string:
@@ -257,7 +257,7 @@ def encode(
 
 
 def padding(length: int) -> bytes:
-    """Encode a field of so many bytes to append after `encode`'s, or of `BLOCK_BYTES` more.
+    """Encode a field of this many bytes to append after `encode`'s, or of `BLOCK_BYTES` more.
 
     With a value of 128 bytes or more, all lengths in it take two bytes.
     """
@@ -273,12 +273,12 @@ def _entry(key: str, value: bytes) -> bytes:
 
 
 def own_metadata(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the entries that are the node's own, those that are set aside by their own keys."""
+    """Return the node's own entries, with renamed ones under their original keys."""
     return [(key.removeprefix(ASIDE), value) for key, value in _kept(metadata)]
 
 
 def _kept(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the entries that are not ours: ours are the evidence and those after it."""
+    """Return the entries before the evidence; the evidence and those after it are the tool's."""
     kept = []
     ours = False
     for key, value in metadata:
@@ -289,13 +289,13 @@ def _kept(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def removal(node: Node, data: bytes, carried: Carried, *, aside: bool = False) -> list[Edit]:
-    """Return the edits, at offsets of the file, that take the tag out of a node's bytes.
+    """Return the edits, at offsets of the file, that remove the tag from a node's bytes.
 
     Args:
         node: The node.
         data: Its bytes.
-        carried: What it carries.
-        aside: Whether its own entries that say where it belongs are set aside, for a new tag.
+        carried: Its tag and carriers.
+        aside: Whether its own entries that name its module are renamed, for a new tag.
 
     Raises:
         DecodeError: A field is damaged.
@@ -328,7 +328,7 @@ def removal(node: Node, data: bytes, carried: Carried, *, aside: bool = False) -
 
 
 def _moved(entry: bytes, payload: bytes, name: str, *, aside: bool) -> bytes | None:
-    """Return an own entry's field with the key that it is to have; None if it stays as it is."""
+    """Return an own entry's field with its new key; None if it does not change."""
     own = name.removeprefix(ASIDE)
     wanted = ASIDE + own if aside else own
     if own not in _PLACES or wanted == name:
@@ -341,7 +341,7 @@ def _moved(entry: bytes, payload: bytes, name: str, *, aside: bool) -> bytes | N
 def _entry_key(payload: bytes) -> str:
     """Return field 1 of an AttributeProto or a StringStringEntryProto: its name or key.
 
-    What cannot be walked was not written by `encode`, and has none.
+    A field that cannot be parsed was not written by `encode`, and has none.
     """
     name = b""
     with contextlib.suppress(DecodeError):

@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from modelexport_optimum.tags import tag_grammar
 
 PREFIX = "modelexport_optimum."
-"""What our keys of the model's own metadata_props begin with."""
+"""The prefix of this tool's keys in the model's own metadata_props."""
 
 _VERSION = f"{PREFIX}version"
 SOURCE = f"{PREFIX}source"
 CLASSES = f"{PREFIX}classes"
 SILENT = f"{PREFIX}silent"
-"""The modules of the exported model that have parameters and no node in the file: a pooler that
-nobody asks for, a BatchNorm that was folded into its convolution, the other half of a model that
-is exported in two. Of those inside each other, the outermost."""
+"""The modules of the exported model with parameters, but without a node in the file: a pooler that
+is not used, a BatchNorm that was folded into its convolution, the other half of a model that is
+exported in two parts. Of nested modules only the outermost."""
 
 RECORDED_PACKAGES = ("torch", "transformers", "optimum")
 
 
 @functools.cache
 def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of packages, of those that are installed."""
+    """Return the versions of those packages that are installed."""
     versions = {package: installed_version(package) for package in packages}
     return {package: version for package, version in versions.items() if version is not None}
 
 
 def is_marked(model: Model) -> bool:
-    """Tell whether the model says that its nodes were tagged."""
+    """Return whether the model's metadata say that its nodes were tagged."""
     return any(key == _VERSION for key, *_ in model.metadata)
 
 
 def record_of(model: Model) -> dict[str, str]:
-    """Return what the model's metadata says of how it was made and tagged, by its short keys."""
+    """Return the record of the export and the tags in the model's metadata, by short keys."""
     return {
         key.removeprefix(PREFIX): value
         for key, value, *_ in model.metadata
@@ -53,7 +53,7 @@ def record_of(model: Model) -> dict[str, str]:
 
 
 def read_classes(text: str) -> dict[str, str]:
-    """Return the qualified classes of the record by their names; none of a damaged one."""
+    """Return the qualified classes of the record by their names; none if it is damaged."""
     try:
         found = parse_json(text)
     except ValueError:
@@ -87,8 +87,8 @@ def record_edits(
 ) -> list[Edit]:
     """Return the edits that write the record into the model's own metadata_props.
 
-    `silent` are the exported model's modules without nodes (`SILENT`); None leaves those that the
-    file has recorded.
+    `silent` are the exported model's modules without nodes (`SILENT`); None keeps those in the
+    file's record.
     """
     from modelexport_optimum.system.version import __version__
 
@@ -120,7 +120,7 @@ def record_edits(
 
 
 def record_removal(model: Model) -> list[Edit]:
-    """Return the edits that take the record out."""
+    """Return the edits that remove the record."""
     return [
         Edit(start, end, b"") for key, _, start, end in model.metadata if key.startswith(PREFIX)
     ]

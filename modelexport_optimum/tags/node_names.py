@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.onnx_file.skeleton import Model, Node
 
 _CALL_COUNT = re.compile(r"_\d+$")
-"""The count of the calls of one scope, at the scope's end: `attention_1`."""
+"""The number of the call, at the end of a scope: `attention_1`."""
 
 _OUTPUT_NAME = re.compile(r"_output_\d+$")
 
@@ -39,9 +39,9 @@ def node_scope(node: Node) -> str | None:
 
 
 def name_from_output(node: Node) -> str | None:
-    """Return the name that the exporter gave the node, if a value that the node makes tells it.
+    """Return the exporter's name for the node, if an output of the node shows it.
 
-    What fuses or replaces nodes keeps the names of the values that others read.
+    A fusion or a replacement keeps the names of the outputs that other nodes read.
     """
     for name in node.outputs:
         match = _OUTPUT_NAME.search(name)
@@ -51,7 +51,7 @@ def name_from_output(node: Node) -> str | None:
 
 
 def is_scoped(name: str) -> bool:
-    """Tell whether a name begins as those with a scope do: any text may be a name."""
+    """Return whether a name begins like names with a scope: any text may be a name."""
     return name.startswith("/") and name.count("/") <= MAX_MODULES and "\n" not in name
 
 
@@ -62,7 +62,7 @@ def _uncounted(scope: str) -> str | None:
 
 
 def spellings(scope: str) -> list[str]:
-    """Return the labels that a scope in a name may stand for: as it is, and without a count."""
+    """Return the labels that a scope in a name may stand for: unchanged, and without a count."""
     uncounted = _uncounted(scope)
     return [scope] if uncounted is None else [scope, uncounted]
 
@@ -92,6 +92,6 @@ def scopes_of(model: Model) -> dict[str, None]:
 
 
 def called_scopes(model: Model) -> list[str]:
-    """Return the scopes without the counts of calls, as far as the names themselves tell."""
+    """Return the scopes without the counts of calls, as far as the names show them."""
     scopes = scopes_of(model)
     return [next(s for s in reversed(spellings(scope)) if s in scopes) for scope in scopes]

@@ -12,13 +12,13 @@ class RecordedCall:
     Attributes:
         path: Module path in the whole model.
         module_class: Class name.
-        number: Which of the module's calls this is, from 0.
+        number: Index of this call among the module's calls, from 0.
         caller: Path of the module that called it; "" for the root, too.
-        outputs: Names of the values that left it.
-        reads: Names of the values that it read and that had left another call.
-        given: Names of the other values that it read, which calls around it had made.
-        choices: Names of the indices that a TopK gave in it, outside calls in it.
-        draws: Names of the values that it drew at random, outside calls in it.
+        outputs: Names of its outputs.
+        reads: Names of the values that it read from the outputs of other calls.
+        given: Names of the other values that it read, from the calls around it.
+        choices: Names of the indices from a TopK in it, outside calls in it.
+        draws: Names of its random values, outside calls in it.
         passes_through: Its output equals its input, as in a Dropout that is not training.
         has_weights: It, or a module inside it, has weights.
         needed: An output of the whole depends on what left it.

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 MAX_MODULES = 128
-"""Python ends a forward at some 300 modules that call one another: 1,000 frames, three for each
-call (torch/nn/modules/module.py). The bound keeps what a hostile tag costs near its length, since
-each of its modules has a path of its own."""
+"""Maximum number of modules in a tag. Python ends a forward at about 300 nested modules: 1,000
+frames, three for each call (torch/nn/modules/module.py). The limit keeps the cost of a hostile tag
+near its length, because each of its modules has its own path."""
 
 MAX_TAG_CHARACTERS = 16 * 1024
 
@@ -31,7 +31,7 @@ _CLASS = re.compile(r"[^\s./:]+")
 QUALIFIED_CLASS = re.compile(r"(?:[^\s/:]*\.)?[^\s./:]+")
 
 _UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
-"""What makes a list one that has to be read string by string."""
+"""Matches a list that must be parsed string by string."""
 
 _STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
 
@@ -65,12 +65,12 @@ Modules = tuple[tuple[str, str], ...]
 
 
 def format_tag(chain: Chain) -> str:
-    """Spell the tag of a chain of modules, root first, each inside the one before it."""
+    """Return the tag of a chain of modules, root first, each inside the one before it."""
     return tag_of([(segment.path, segment.module_class) for segment in chain])
 
 
 def tag_of(modules: Sequence[tuple[str, str]]) -> str:
-    """Spell the tag of modules, (path, class name) of each, root first."""
+    """Return the tag of modules given as (path, class name), root first."""
     parts = ["/", modules[0][1]]
     for (outer, _), (path, name) in itertools.pairwise(modules):
         parts += ["/", name, ".", path[len(outer) + 1 :] if outer else path]
@@ -79,7 +79,7 @@ def tag_of(modules: Sequence[tuple[str, str]]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def parse_tag(tag: str) -> Modules | None:
-    """Read a tag: (module path, class name) of each module, root first; None if it is no tag."""
+    """Read a tag: (module path, class name) of each module, root first; None if it is not a tag."""
     if not tag.startswith("/") or len(tag) > MAX_TAG_CHARACTERS or "\n" in tag:
         return None
     # A slash inside a module's name: what follows it has no class before a dot.
@@ -107,7 +107,7 @@ def _is_class(text: str) -> bool:
 
 
 def parse_texts(text: str) -> list[str] | None:
-    r"""Read a list of strings as PyTorch's exporter and `encode` write it.
+    r"""Read a list of strings in the form of PyTorch's exporter and of `encode`.
 
         list   = "[" [ string *( ", " string ) ] "]"
         string = "'" *character "'" / DQUOTE *character DQUOTE
@@ -115,7 +115,7 @@ def parse_texts(text: str) -> list[str] | None:
             that Python's `repr` writes: \\ \' \" \n \r \t \xHH \uHHHH \UHHHHHHHH
 
     Returns:
-        The strings, or None if it is no such list, or longer than a tag's.
+        The strings, or None if it is not such a list, or longer than that of a tag.
     """
     if len(text) > MAX_SCOPES_CHARACTERS or text[:1] != "[" or text[-1:] != "]":
         return None
@@ -143,7 +143,7 @@ def parse_texts(text: str) -> list[str] | None:
 
 
 def _unescaped(text: str) -> str | None:
-    """Return a string without its escapes, None if one is none or is no character of Unicode."""
+    """Return a string without its escapes, None if an escape is not valid."""
     if "\\" not in text:
         return text
     codes = []
@@ -160,8 +160,8 @@ def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
     """Read name_scopes and class_hierarchy.
 
     Returns:
-        (module path, qualified class) of each module, root first, without the node itself;
-        None if the two are not such lists, of one length and with a root.
+        (module path, qualified class) of each module, root first, without the node itself; None if
+        the two are not such lists of equal length with a root.
     """
     paths = parse_texts(scopes)
     names = parse_texts(classes)
@@ -174,19 +174,19 @@ def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
 
 
 def is_inside(path: str, outer: str) -> bool:
-    """Tell whether a module is another one or inside it."""
+    """Return whether a module is another one or inside it."""
     return not outer or path == outer or path.startswith(f"{outer}.")
 
 
 def outer_paths(path: str) -> Iterator[str]:
-    """Yield the paths of all modules around a module or a parameter, the innermost first."""
+    """Yield the paths of all modules that contain a module or a parameter, innermost first."""
     while "." in path:
         path = path.rpartition(".")[0]
         yield path
 
 
 def is_tag_of(modules: Modules, tag: str) -> bool:
-    """Tell whether a tag is that of a chain of modules, each inside the one before it."""
+    """Return whether a tag is that of a chain of modules, each inside the one before it."""
     if not modules or modules[0][0]:
         return False
     outer = ""

@@ -28,7 +28,7 @@ CARD = "README.md"
 """The file that the Hub shows as a repository's card."""
 
 _MOST_ROWS = 24
-"""Modules of a file that are shown: as many levels as fit, and at least the first."""
+"""Maximum number of modules of a file in the card; at least the first level is shown."""
 
 _MOST_CHARACTERS = 200
 
@@ -36,7 +36,7 @@ _END = "<!-- Written by modelexport-optimum, which replaces it unless it was edi
 _WRITTEN = re.compile(re.escape(_END).replace(r"\{digest\}", "([0-9a-f]{64})") + r"\s*\Z")
 
 _PLAIN = re.compile(r"(?:[A-Za-z0-9 ,;()'%=+-]|[.:](?![A-Za-z0-9])|(?<=[0-9])\.(?=[0-9]))*")
-"""Words and numbers, which mean nothing in Markdown: no address, no emphasis, no tag."""
+"""Matches words and numbers without a meaning in Markdown: no address, no emphasis, no tag."""
 
 _HUB_TASKS = {
     "semantic-segmentation": "image-segmentation",
@@ -47,21 +47,21 @@ _HUB_TASKS = {
     "inpainting": "image-to-image",
     "auto": None,  # it could not be found out
 }
-"""The Hub's names of tasks (https://huggingface.co/tasks), where Optimum has others."""
+"""The Hub's names of tasks (https://huggingface.co/tasks), if Optimum's differ."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says that the directory does not.
+    """The facts of a card that are not in the directory.
 
     Attributes:
         source: The model's name on the Hub, the last part of its directory's, or its class.
         on_hub: Whether the source is a name on the Hub.
-        task: What it was exported for.
-        library: Its library, as Optimum names it.
+        task: The task of the export.
+        library: Its library, in Optimum's name.
         ort_class: The class that loads it, None if plain ONNX Runtime does.
         checks: Name, status and message of each check.
-        loaded_from: What the example loads: the repository, or the directory's name.
+        loaded_from: The argument of the example: the repository, or the directory's name.
     """
 
     source: str
@@ -104,24 +104,24 @@ def card_of(directory: Path, facts: CardFacts) -> str:
 
 
 def is_own(card: str) -> bool:
-    """Tell whether a card is one that `card_of` wrote and nobody has edited since."""
+    """Return whether `card_of` wrote a card, and nobody has edited it."""
     found = _WRITTEN.search(card)
     return found is not None and found[1] == _digest(card[: found.start()])
 
 
 def is_own_file(path: Path) -> bool:
-    """Tell whether a file is a card that `card_of` wrote and nobody has edited since."""
+    """Return whether a file is a card that `card_of` wrote, and nobody has edited it."""
     return is_own(path.read_bytes().decode("utf-8", errors="replace"))
 
 
 def has_card_of_others(directory: Path) -> bool:
-    """Tell whether a directory has a card that is not our own."""
+    """Return whether a directory has a card that this tool did not write."""
     path = directory / CARD
     return path.is_file() and not is_own_file(path)
 
 
 def check_card(directory: Path) -> None:
-    """Refuse to write a card where there is one that is not our own.
+    """Refuse to replace a card that this tool did not write.
 
     Raises:
         UsageError: There is one.
@@ -134,10 +134,10 @@ def check_card(directory: Path) -> None:
 
 
 def place_card(directory: Path, replaced: Path, card: str | None) -> list[str]:
-    """Write the card of an export, or keep the one that somebody wrote for the export before it.
+    """Write the card of an export, or keep the card that somebody wrote for the old export.
 
     Returns:
-        What to know of it, a line each.
+        Warnings about it, one line each.
     """
     if card is not None:
         (directory / CARD).write_text(card, encoding="utf-8", errors="replace")
@@ -169,7 +169,7 @@ def _metadata(facts: CardFacts) -> str:
 
 
 def _word(name: str) -> str | None:
-    """Return a name that has the form of the Hub's, which cannot end the YAML; else None."""
+    """Return a name in the form of the Hub's names, which is safe in YAML; else None."""
     return name if re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) else None
 
 
@@ -199,7 +199,7 @@ def _example(directory: Path, facts: CardFacts) -> Iterator[str]:
 
 
 def _python(text: str) -> str:
-    """Return a text as Python's source, in characters that mean nothing in Markdown."""
+    """Return a text as Python source, in characters without a meaning in Markdown."""
     return '"' + ascii(text)[1:-1].replace('"', '\\"').replace("`", "\\x60") + '"'
 
 
@@ -256,7 +256,7 @@ def _code(text: str) -> str:
 
 
 def _text(message: str) -> str:
-    """Return a message as it is where it is plain words, and as code otherwise."""
+    """Return a message unchanged if it is plain words, and as code otherwise."""
     shown = _shortened(message)
     return shown if _PLAIN.fullmatch(shown) and "www" not in shown.lower() else _code(message)
 

@@ -27,12 +27,12 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 @dataclass(frozen=True, repr=False)
 class Upload(Displayed):
-    """What became of an upload.
+    """The result of an upload.
 
     Attributes:
-        repository: Its name on the Hub, as it was given.
-        status: "ok", "failed", or "skipped" where the export was not good enough.
-        message: One line: where it is, or what went wrong and what to do.
+        repository: Its name on the Hub, as given.
+        status: "ok", "failed", or "skipped" if a check of the export failed.
+        message: One line: the repository, or what went wrong and what to do.
         url: The repository's address; None if nothing was uploaded.
         commit: The commit with the files; None if nothing was uploaded.
         private: Whether the repository is private; None if nothing was uploaded.
@@ -56,10 +56,10 @@ class Upload(Displayed):
 
 
 def check_repository(repository: str | None, *, private: bool) -> None:
-    """Refuse what can be seen to be wrong before anything is exported.
+    """Refuse wrong arguments before the export.
 
     Raises:
-        UsageError: This is no name on the Hub, or there is nothing to make public.
+        UsageError: This is not a name on the Hub, or there is nothing to make public.
     """
     if repository is None:
         if not private:
@@ -84,16 +84,16 @@ def push(
     private: bool,
     token: bool | str | None = None,
 ) -> Upload:
-    """Upload an export. It raises nothing: a failure is in what it returns.
+    """Upload an export. It raises nothing: a failure is in the result.
 
     Args:
         directory: The export.
         files: The files to upload, by their paths below the directory.
         card: The card of the repository, unless the directory has one.
-        repository: Its name on the Hub; it is created if it is not there.
-        private: Whether a new repository is private. One that is there and public is refused
-            where this is True.
-        token: What the Hub is shown; None for that of the environment or of the login.
+        repository: Its name on the Hub; it is created if it does not exist.
+        private: Whether a new repository is private. If True, an existing public repository is
+            refused.
+        token: The token for the Hub; None for the token of the environment or of the login.
     """
     try:
         return _push(directory, files, card, repository, private=private, token=token)
@@ -112,12 +112,12 @@ def push(
 
 
 def skipped(repository: str) -> Upload:
-    """Say of an export whose checks failed that it was not uploaded."""
+    """Return the result for an export that was not uploaded because a check failed."""
     return Upload(repository, "skipped", f"not uploaded to {repository}, because a check failed")
 
 
 class _PublicRepositoryError(ModelExportError):
-    """The repository is there and public, and `hf upload --private` would not mind."""
+    """The repository is public, which `hf upload --private` would not refuse."""
 
 
 def _push(
@@ -164,14 +164,14 @@ def _push(
 
 
 def _has_card_of_others(api: HfApi, repository: str) -> bool:
-    """Tell whether the repository has a card that this program has not written."""
+    """Return whether the repository has a card that this program did not write."""
     if not api.file_exists(repository, CARD):
         return False
     return not is_own_file(Path(api.hf_hub_download(repository, CARD)))
 
 
 def _explained(error: BaseException, repository: str) -> str | None:
-    """Tell in one line what the Hub answered, if that is what went wrong."""
+    """Return the Hub's answer in one line, if it caused the error."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
