@@ -53,17 +53,18 @@ STAGES = {
 }
 
 _SIGPIPE_STATUS = 128 + 13  # Windows has no SIGPIPE
-"""The exit status that a shell gives a program whose reader is gone."""
+"""The exit status that a shell gives a program whose reader has ended."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet computes (https://owasp.org/www-community/attacks/CSV_Injection)."""
+"""First characters of a cell that a spreadsheet reads as a formula
+(https://owasp.org/www-community/attacks/CSV_Injection)."""
 
 
 # --- A command, from its beginning to its end -----------------------------------------------------
 
 
 def run_program(app: typer.Typer) -> NoReturn:
-    """Run the program, whatever became of its stdout, and exit."""
+    """Run the program, even if its stdout is lost, and exit."""
     open_standard_streams()
     try:
         app()
@@ -87,9 +88,9 @@ def run_program(app: typer.Typer) -> NoReturn:
 def command(
     stage: str | None = None, *, as_json: bool = False, verbose: bool = False
 ) -> Iterator[Progress]:
-    """Run a command's function: quietly, its stages shown, its failure told in one line.
+    """Run a command's function: show its stages, hide other output, print an error in one line.
 
-    `stage` is the only one of a function that reports none itself.
+    `stage` is the only stage of a function that reports none itself.
     """
     with (
         exit_on_error(as_json=as_json, verbose=verbose),
@@ -109,7 +110,7 @@ def command(
 def exit_on_error(
     *, as_json: bool, verbose: bool = False, status: int | None = None
 ) -> Iterator[None]:
-    """Print an error in one line, and exit with its status or the one that is given."""
+    """Print an error in one line, and exit with its status or the given one."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -130,7 +131,7 @@ def exit_on_error(
 def print_error(
     message: str, status: int, problems: Sequence[str] = (), *, as_json: bool = False
 ) -> None:
-    """Print an error, and as a JSON document on stdout if that was asked for."""
+    """Print an error, also as a JSON document on stdout if requested."""
     if as_json:
         more = {"problems": list(problems)} if problems else {}
         print_json({"ok": False, "error": message, "exit_status": status, **more})
@@ -146,12 +147,12 @@ def finish(status: int = 0, *, written: bool = False, lost: int = 1) -> NoReturn
 
     Args:
         status: The exit status.
-        written: The command has written files, which count more than what it prints of them.
-        lost: The exit status if it has written none, and they could not be printed.
+        written: The command has written files, which matter more than its output.
+        lost: The exit status if it has written no file, and the results could not be printed.
 
     Raises:
-        typer.Exit: Always; with the status of a program that SIGPIPE ended, if the reader of
-            stdout is gone.
+        typer.Exit: Always; with the status of a program that SIGPIPE ended, if the reader of stdout
+            is gone.
     """
     error = lost_output()
     if error is None:
@@ -168,7 +169,7 @@ def finish(status: int = 0, *, written: bool = False, lost: int = 1) -> NoReturn
 
 @contextlib.contextmanager
 def quiet() -> Iterator[IO[str]]:
-    """Send what is printed to nowhere; yields our stderr."""
+    """Discard all output in the block; yields the program's stderr."""
     with contextlib.ExitStack() as stack:
         stream: IO[str] = sys.stderr
         if _descriptor(sys.stderr) == 2:
@@ -191,7 +192,7 @@ def _descriptor(stream: IO[str]) -> int | None:
 
 @contextlib.contextmanager
 def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
-    """Show a spinner with the running stage and a line for each that is done; in a pipe, lines."""
+    """Show a spinner, and a line for each stage that is done; in a pipe, only the lines."""
     if plain:
 
         def write(name: str, seconds: float | None) -> None:
@@ -229,7 +230,7 @@ def _stages(stream: IO[str], *, plain: bool) -> Iterator[Progress]:
 
 
 def can_draw(stream: IO[str]) -> bool:
-    """Tell whether a stream's encoding has the characters of trees and spinners."""
+    """Return whether a stream's encoding has the characters of trees and spinners."""
     try:
         "├─ ⠋ → … ✓".encode(getattr(stream, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -241,15 +242,15 @@ def can_draw(stream: IO[str]) -> bool:
 
 
 def print_json(document: object) -> None:
-    """Print the one thing on stdout of a command with `--json`."""
+    """Print the only output of a command with `--json`."""
     typer.echo(json.dumps(document, indent=2))
 
 
 def chosen_format(**formats: bool) -> str:
-    """Return the one format that was asked for, by default "tree".
+    """Return the requested format, by default "tree".
 
     Raises:
-        UsageError: Two were asked for.
+        UsageError: Two formats were requested.
     """
     names = [name for name, asked in formats.items() if asked]
     if len(names) > 1:
@@ -271,7 +272,7 @@ def print_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], sty
 
 
 def _csv_cell(cell: object) -> object:
-    """Return a cell that is data to a spreadsheet, too, whatever the names in a file are."""
+    """Return a cell that a spreadsheet reads as data, even if it looks like a formula."""
     if isinstance(cell, int | float):
         return cell
     text = str(cell)

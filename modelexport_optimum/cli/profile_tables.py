@@ -38,7 +38,7 @@ PROFILE_FIELDS = (
 """The columns of `profile --csv` and `--markdown`."""
 
 _SLOWEST = 10
-"""Rows of the list of what is slowest."""
+"""Maximum rows of the list of the slowest modules."""
 
 _TIMES = (
     Column("module", shrinks="path"),
@@ -72,7 +72,7 @@ _SIZE_WORDS = {"batch_size": "batch", "sequence_length": "tokens"}
 
 
 def profile_rows(report: ProfileReport) -> Iterator[dict[str, Any]]:
-    """Yield what `profile` found as rows of `PROFILE_FIELDS`."""
+    """Yield the results of `profile` as rows of `PROFILE_FIELDS`."""
     for profile in report.files:
         file = profile.to_dict()
         for module in file["modules"]:
@@ -81,7 +81,7 @@ def profile_rows(report: ProfileReport) -> Iterator[dict[str, Any]]:
 
 
 def print_profiles(report: ProfileReport, *, depth: int | None, legend: bool = False) -> None:
-    """Print what `profile` found: the tree of each file, or its times side by side."""
+    """Print the results of `profile`: the tree of each file, or its times side by side."""
     compared = {growth.name: growth for growth in report.growth}
     placed: set[str] = set()
     for profile in report.files:
@@ -138,7 +138,7 @@ def _print_profile(profile: FileProfile, *, depth: int | None) -> None:
 
 
 def _print_slowest(profile: FileProfile) -> None:
-    """Print what is slowest; nothing where a provider has compiled all into kernels of its own."""
+    """Print the slowest modules; nothing if a provider compiled everything."""
     slowest: list[Row] = [
         (
             Cell(path or "(root)", "bold"),
@@ -166,7 +166,7 @@ def _memory_in_words(profile: FileProfile) -> str:
 
 
 def _without_repeats(inputs: Mapping[str, str]) -> str:
-    """Return the inputs' shapes, what is cached of each layer told once."""
+    """Return the inputs' shapes, with the cache of all layers shown once."""
     kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, shape in inputs.items():
         kinds[re.sub(r"\.\d+\.", ".*.", name), shape].append(name)

@@ -33,7 +33,7 @@ CONTEXT = {
 """Settings of the command line, the same for all commands."""
 
 _LIKE_A_COMMAND = 0.75
-"""Above this likeness (difflib's ratio) a word is a mistyped command, not a model of that name.
+"""Minimum similarity (difflib's ratio) of a mistyped command; otherwise a word is a model's name.
 `verfy` and `verify` have 0.91; `opt` and `export`, `bart` and `batch` 0.67."""
 
 
@@ -53,7 +53,7 @@ class Command(_FlagsHaveNoType, TyperCommand):
     """A command of the program."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
-        """Parse the arguments; an empty path, of a variable that is not set, is not `.` here."""
+        """Parse the arguments; refuse an empty path, for example from an unset variable."""
         given = [*args]
         rest = super().parse_args(ctx, args)
         if any(arg == "" or arg.endswith("=") for arg in given) and not ctx.resilient_parsing:
@@ -67,12 +67,12 @@ class Command(_FlagsHaveNoType, TyperCommand):
 
 
 def _listed(value: Any) -> list[Any]:  # noqa: ANN401
-    """Return the values of a parameter, of which most have one."""
+    """Return the values of a parameter as a list."""
     return value if isinstance(value, list) else [value]
 
 
 class BatchCommand(Command):
-    """`--ray` stands alone or takes an address, for which Typer has no kind of option."""
+    """`--ray` has an optional value, an address, which Typer does not support."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
         """Parse the arguments, `--ray` without an address as `--ray=`."""
@@ -89,7 +89,7 @@ def _is_address(text: str) -> bool:
 
 
 class Commands(_FlagsHaveNoType, TyperGroup):
-    """The program: what is no command is what `export` is given, a model or an option."""
+    """The program. A first word that is not a command is an argument of `export`."""
 
     _given: "list[str]" = []  # noqa: RUF012 (replaced, never changed)
     _without_options = False
@@ -112,7 +112,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
         print_options(options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
-        """Parse the arguments, with `export` before what is no command."""
+        """Parse the arguments, with `export` added before a word that is not a command."""
         self._given = list(args)
         if args and args[0] in ("--install-completion", "--show-completion"):
             mend_zsh()
@@ -136,7 +136,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
             )
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
-        """Run the command that was named."""
+        """Run the named command."""
         with self._explained():
             return super().invoke(ctx)
 
@@ -151,7 +151,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
             raise
 
     def _explain(self, error: Any) -> None:  # noqa: ANN401
-        """Say of a wrong command line what was meant, and say it as JSON if that was asked for."""
+        """Add to the error of a wrong command line what was meant; also as JSON if requested."""
         context = getattr(error, "ctx", None)
         if hasattr(error, "possibilities") and context is not None:
             name = next(
@@ -184,7 +184,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
 
 @dataclass
 class StopMessage:
-    """What to print when a command is stopped: what it has written, and how to go on."""
+    """The message when a command is stopped: what it has written, and how to continue."""
 
     message: str
 
@@ -194,7 +194,7 @@ def message_when_stopped(message: str) -> "Iterator[StopMessage]":
     """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
 
     Yields:
-        The same, for a block in which it changes.
+        The message, which the block may change.
     """
     stop = StopMessage(message)
     try:

@@ -49,7 +49,7 @@ _ISOLATED = (
 )
 
 _MOST_CROSSINGS = 20
-"""Tensors that are listed; `--json` has all."""
+"""Maximum number of listed tensors; `--json` has all."""
 
 
 def print_providers(found: ProviderList) -> None:
@@ -59,7 +59,7 @@ def print_providers(found: ProviderList) -> None:
 
 
 def print_installs(commands: Iterable[tuple[str, str | None]]) -> None:
-    """Print the commands that install what is lacking, by provider, each on a line to paste."""
+    """Print the commands that install missing providers, each on a line to paste."""
     for name, command in commands:
         if command:
             print_blank()
@@ -75,7 +75,7 @@ def _devices(one: ListedProvider) -> str:
 
 
 def print_placement(placement: Placement, *, depth: int | None) -> None:
-    """Print which provider took the nodes of which module, and what crosses between them."""
+    """Print the provider of each module's nodes, and the tensors that cross between providers."""
     whole = list(placement.providers) == [placement.provider]
     print_line(
         (str(placement.file), "bold"), "  ", (placement.answer(), "green" if whole else "red")
@@ -121,7 +121,7 @@ def print_placement(placement: Placement, *, depth: int | None) -> None:
 
 
 def print_isolated(run: IsolatedRun) -> None:
-    """Print the times of modules that were measured alone, beside the whole graph's."""
+    """Print the times of modules measured alone, with the whole graph's time."""
     ratio = f", {run.sum_ms / run.whole_ms:.1f} times as much" if run.whole_ms else ""
     print_line(
         f"each module alone on {run.provider}{f' ({run.branch})' if run.branch else ''}: ",

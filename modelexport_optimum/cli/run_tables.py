@@ -87,7 +87,7 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
 
 
 def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> None:
-    """Print what the pass did, file by file, and by which evidence the nodes were placed."""
+    """Print the result of the pass for each file, with the evidence of its nodes."""
     print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}), elsewhere="--json has all")
     if legend:
         print_legend({name: text for name, text in _LEGEND.items() if name != "size"})
@@ -122,7 +122,7 @@ def _file_rows(report: TagReport, directory: Path, sizes: Mapping[str, int]) -> 
 
 
 def print_explanation(paragraphs: Sequence[str]) -> None:
-    """Print how a node was placed, in each file that has it."""
+    """Print how the module of a node was found, in each file that has the node."""
     for number, paragraph in enumerate(paragraphs):
         if number:
             print_blank()
@@ -131,7 +131,7 @@ def print_explanation(paragraphs: Sequence[str]) -> None:
 
 
 def print_stripped(changed: Sequence[Path]) -> None:
-    """Print the files that tags were taken out of."""
+    """Print the files whose tags were removed."""
     for path in changed:
         print_line(f"stripped {from_here(path)}")
     if not changed:

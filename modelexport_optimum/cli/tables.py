@@ -30,10 +30,10 @@ DIM = "bright_black"
 _GAP = "  "
 
 _READABLE = {"path": 28, "name": 16, "text": 30}
-"""The width that a column keeps, if it has it, as long as there is another to leave out."""
+"""The width that a column keeps as long as another column can be left out."""
 
 _LEAST = {"path": 10, "name": 8, "text": 16}
-"""The width that it keeps in any case, beside the lines of a tree."""
+"""The width that it keeps in any case, without the lines of a tree."""
 
 _STATUS_STYLES = {
     "ok": "green",
@@ -56,7 +56,7 @@ EVIDENCE_LEGEND = {
     "  root": "nothing shows a more exact module than the root",
     "  carrier": "it already had the tag",
 }
-"""What a node may be placed by."""
+"""The kinds of evidence, explained."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class Column:
 
     Attributes:
         name: Its title.
-        right: Set to the right, as numbers are.
-        shrinks: How it gives way: a path or a name is shortened in its middle, a text is wrapped.
+        right: Whether it is aligned to the right, as numbers are.
+        shrinks: How it gets narrower: a path or a name is shortened in the middle, a text is
+            wrapped.
         drop: Its place in the order in which columns are left out; None if it never is.
     """
 
@@ -78,11 +79,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a row.
+    """One cell of a row.
 
     Attributes:
         text: The text.
-        style: Its style, as rich names it.
+        style: Its style, in rich's name.
         guide: The lines of a tree before it, which are not shortened.
     """
 
@@ -100,12 +101,12 @@ def status_cell(status: str) -> Cell:
 
 
 def stdout() -> Console:
-    """Return the terminal, or what stands in its place."""
+    """Return the terminal, or its replacement."""
     return Console(file=sys.stdout, highlight=False, markup=False)
 
 
 def print_line(*parts: str | tuple[str, str], style: str = "") -> None:
-    """Print a line, which is broken nowhere: what is to be pasted can be."""
+    """Print a line without wrapping it, so that it can be pasted."""
     shown = [(_drawn(p), "") if isinstance(p, str) else (_drawn(p[0]), p[1]) for p in parts]
     _print(stdout(), Text.assemble(*shown, style=style))
 
@@ -118,8 +119,8 @@ def print_blank() -> None:
 def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: str = "") -> None:
     """Print a table at the width of the terminal.
 
-    A column that is empty in every row is not shown. `elsewhere` says where those are that have
-    no room, as "--json has them".
+    A column that is empty in every row is not shown. `elsewhere` says where the omitted columns
+    are, such as "--json has them".
     """
     console = stdout()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -141,14 +142,14 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: st
 
 
 def print_legend(legend: Mapping[str, str]) -> None:
-    """Print what columns and values mean."""
+    """Print the meaning of columns and values."""
     print_blank()
     rows = [(Cell(name, DIM), text) for name, text in legend.items()]
     print_table((Column(""), Column("", shrinks="text")), rows)
 
 
 def guides(levels: Sequence[int]) -> list[str]:
-    """Return the lines of a tree before each row, from the rows' levels, outer before inner."""
+    """Return the tree lines before each row, from the rows' levels, outer before inner."""
     lines: list[str] = []
     goes_on: set[int] = set()  # the levels on which another row follows below
     for level in reversed(levels):
@@ -160,7 +161,7 @@ def guides(levels: Sequence[int]) -> list[str]:
 
 
 def shortened(text: str, width: int) -> str:
-    """Return a text in at most so many columns, without its middle if it must be."""
+    """Return a text in at most this many columns, without its middle if necessary."""
     if cell_len(text) <= width:
         return text
     sign = _drawn("…")
@@ -171,7 +172,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def from_here(path: Path, start: Path | None = None) -> str:
-    """Return a path from here on, or from another start, if it is below."""
+    """Return a path relative to the current or another directory, if it is below it."""
     relative = os.path.relpath(path, start)
     return str(path) if relative.startswith("..") else relative
 
@@ -187,7 +188,7 @@ def counted(number: int, noun: str) -> str:
 def _layout(
     columns: Sequence[Column], table: Sequence[Sequence[Cell]], width: int | None
 ) -> tuple[list[int], list[int]]:
-    """Return the columns to show, by their place, and the width of each."""
+    """Return the columns to show, by index, and the width of each."""
     natural = [
         max(cell_len(row[i].guide + row[i].text) for row in table) for i in range(len(columns))
     ]
@@ -266,7 +267,7 @@ def _shown(cell: str | Cell) -> Cell:
 
 
 def _drawn(text: str) -> str:
-    """Return a text as this stdout can show it."""
+    """Return a text in the characters that this stdout can show."""
     text = visible(text)
     if text.isascii() or can_draw(sys.stdout):
         return text
@@ -282,5 +283,5 @@ def _print(console: Console, line: Text) -> None:
 
 
 def share_cell(share: float) -> Cell:
-    """Return a part of a whole, the large ones set off."""
+    """Return a percentage; large ones are emphasized."""
     return Cell(f"{share:.1%}", "green" if share >= 0.1 else DIM)

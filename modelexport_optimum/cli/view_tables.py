@@ -40,7 +40,7 @@ NODE_FIELDS = ("file", "name", "op_type", "module", "class", "evidence", "graph"
 """The columns of `inspect --nodes --csv` and `--markdown`."""
 
 _MOST_CHANGES = 8
-"""Changes of one module that are printed."""
+"""Maximum number of changes printed for one module."""
 
 _MODULES = (
     Column("module", shrinks="path"),
@@ -83,7 +83,7 @@ _TENSORS = (Column(""), Column("tensor", shrinks="path"), Column("type", shrinks
 
 
 def module_rows(views: Iterable[FileView]) -> Iterator[dict[str, Any]]:
-    """Yield what `inspect` found as rows of `MODULE_FIELDS`."""
+    """Yield the results of `inspect` as rows of `MODULE_FIELDS`."""
     for view in views:
         for module in view.modules:
             yield {"file": view.file.path, **module.to_dict()}
@@ -156,7 +156,7 @@ def print_nodes(views: Iterable[FileView], *, legend: bool = False) -> None:
 
 
 def print_diff(found: Diff) -> None:
-    """Print what `diff` found: modules whose paths and changes differ in numbers alone as one."""
+    """Print the results of `diff`; modules that differ only in numbers share a row."""
     if found.same:
         print_line(f"{found.a} and {found.b} are the same")
         return
@@ -230,7 +230,7 @@ def _arrow(a: str, b: str) -> str:
 
 
 def _starred(text: str) -> str:
-    """Put a star for the numbers that tell layers and the exporter's names apart."""
+    """Replace the numbers of layers and in the exporter's names by a star."""
     return re.sub(r"(?<=[._])\d+(?![\d\]])", "*", text)
 
 
@@ -238,7 +238,7 @@ def _starred(text: str) -> str:
 
 
 def print_extracted(found: Extracted) -> None:
-    """Print what `extract` wrote."""
+    """Print the result of `extract`."""
     print_line(
         (str(found.file), "bold"),
         f"  {found.module or '(root)'} ",

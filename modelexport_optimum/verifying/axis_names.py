@@ -19,11 +19,12 @@ _ARITHMETIC = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Name, ast.Load, ast.Constant),
     *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.USub),
 )
-"""What a sum or product of sizes is made of. A power may take for ever, a call may do anything."""
+"""The syntax of sums and products of sizes. A power may take very long, and a call may do anything.
+"""
 
 
 def refuse_evaluated_axes(session: onnxruntime.InferenceSession) -> None:
-    """Refuse a graph that would run code if its outputs' axes were evaluated.
+    """Refuse a graph whose output axes would run code when Optimum evaluates them.
 
     Raises:
         ModelExportError: An axis has such a name.
@@ -38,7 +39,7 @@ def refuse_evaluated_axes(session: onnxruntime.InferenceSession) -> None:
 
 
 def _is_harmless(name: str) -> bool:
-    """Tell whether evaluating it gives a number or fails."""
+    """Return whether its evaluation only gives a number or fails."""
     try:
         tree = ast.parse(name.strip(), mode="eval")
     except SyntaxError:

@@ -33,9 +33,9 @@ class Check(Displayed):
     """One check of the configuration against the graphs.
 
     Attributes:
-        name: What is checked.
-        status: "ok", "failed", or "unavailable" where it could not be checked.
-        message: One line: what was found, or what is wrong and what to do.
+        name: The name of the check.
+        status: "ok", "failed", or "unavailable" if the check was not possible.
+        message: One line: the result, or what is wrong and what to do.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Check(Displayed):
 
 
 def check_all(exported: Exported, cpu: Run | None, model: Path | None) -> Iterator[Check]:
-    """Yield the checks of an export that need no execution provider, in the order to be read."""
+    """Yield the checks of an export that need no execution provider, in the order of display."""
     yield Check("graphs", *_check_graphs(exported))
     yield Check("config", *_check_config(exported))
     if exported.settings_error:

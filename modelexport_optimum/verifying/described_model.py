@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modelexport_optimum.verifying.exported_files import Exported
 
 _MERGED = re.compile(r"_merged_\d+$")
-"""What Optimum's `merge_decoders` appends to the weights that two decoders share."""
+"""The suffix that Optimum's `merge_decoders` adds to the weights that two decoders share."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Described:
     Attributes:
         tree: Its modules, parameters and buffers.
         parameters: The names of its parameters.
-        encoder: The path of what Optimum exports as its encoder, "" if it has none.
+        encoder: The path of the module that Optimum exports as its encoder, "" if it has none.
     """
 
     tree: ModuleTree
@@ -38,7 +38,7 @@ class Described:
 
 
 def described_models(exported: Exported) -> dict[str, Described]:
-    """Return what config.json describes, built on the meta device; no weight is loaded.
+    """Return the models that config.json describes, built on the meta device without weights.
 
     Returns:
         A model for each folder that has its own config.json: "" alone, or the components of a
@@ -79,7 +79,7 @@ def _is_encoder_decoder(candidate: Candidate) -> bool:
 
 @dataclass(frozen=True)
 class NamedShape:
-    """A tensor that a graph carries under its own name: its shape as described and as carried."""
+    """A tensor with its own name in a graph: its shape in the described model and in the graph."""
 
     name: str
     described: tuple[int, ...]
@@ -104,9 +104,9 @@ def compared_shapes(
 def _pair(
     initializers: Iterable[Tensor], tensors: Mapping[str, tuple[int, ...]]
 ) -> list[NamedShape]:
-    """Pair by name, whatever module of the model the graph was traced from.
+    """Pair by name, for any module of the model that the graph was traced from.
 
-    The prefixes are those of most names; of equals, those of most shapes.
+    The prefixes are those that match most names and, among equals, most shapes.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for tensor in initializers:

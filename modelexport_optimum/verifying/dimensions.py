@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from modelexport_optimum.verifying.exported_files import Exported
 
 NAMED = 5
-"""How many modules to name: of a layer too many, the first ones tell which."""
+"""Maximum number of modules named: the first ones show which layer is too many."""
 
 
 def check_dimensions(exported: Exported) -> tuple[str, str]:
-    """Tell whether the graphs have the modules and the parameters that config.json describes."""
+    """Check that the graphs have the modules and the parameters that config.json describes."""
     if exported.library == "timm":
         return "unavailable", "models of timm are not built from their config.json"
     named = {found.model_class.__name__ for found in exported.classes}
@@ -59,5 +59,5 @@ def check_dimensions(exported: Exported) -> tuple[str, str]:
 
 
 def first_of(problems: list[str]) -> str:
-    """Return the first problem, and how many there are besides."""
+    """Return the first problem, and the number of others."""
     return problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")

@@ -33,11 +33,11 @@ SENTENCES = [
 ]
 
 TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
-"""Of the norm of the difference to that of the embedding: half precision keeps 11 bits, bfloat16 8,
-and errors add up over the layers."""
+"""Largest norm of the difference, relative to the norm of the embedding: half precision keeps 11
+bits, bfloat16 8, and errors add up over the layers."""
 
 EMBEDDING = "sentence_embedding"
-"""The output that Optimum gives the graphs of this library."""
+"""The name of the embedding output in Optimum's graphs of this library."""
 
 USED_BY_ITSELF = (
     "for ONNX Runtime and ORTModelForCustomTasks; for SentenceTransformer(DIR, "
@@ -47,14 +47,14 @@ USED_BY_ITSELF = (
 
 
 def is_of_sentences(exported: Exported) -> bool:
-    """Tell whether the export gives embeddings of sentences."""
+    """Return whether the export gives embeddings of sentences."""
     if exported.library == "sentence_transformers":
         return EMBEDDING in exported.outputs
     return is_pooled_outside(exported) and bool(module_folders(exported.directory))
 
 
 def check_embeddings(exported: Exported, model: Path | None) -> tuple[str, str]:
-    """Tell whether the export gives the model's embeddings in the way that users ask for them."""
+    """Check that the export gives the model's embeddings, run as users run it."""
     inside = exported.library == "sentence_transformers"
     try:
         import sentence_transformers  # noqa: F401
@@ -99,7 +99,7 @@ def _load(exported: Exported, directory: Path, backend: Literal["torch", "onnx"]
 
 
 def _run_graph(exported: Exported, source: Any) -> NDArray[Any]:  # noqa: ANN401
-    """Return the graph's own embeddings of the sentences, of tokens as the model makes them."""
+    """Return the graph's own embeddings of the sentences, with the model's tokenizer."""
     file = next(
         file
         for file, graph in exported.graphs.items()

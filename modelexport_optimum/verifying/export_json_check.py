@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_export_json(exported: Exported) -> tuple[str, str] | None:
-    """Tell whether the graphs are what export.json describes; None if there is none."""
+    """Check that the graphs match export.json; None if there is none."""
     components = read_components(exported.directory)
     if components is None:
         return None

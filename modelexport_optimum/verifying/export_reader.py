@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def read_exported(
     directory: Path, *, task: str | None, library: str | None, trust_remote_code: bool
 ) -> Exported:
-    """Read what can be read of an exported directory.
+    """Read an exported directory, as far as possible.
 
     Raises:
         UsageError: There is nothing to check, or no such task.
@@ -95,7 +95,7 @@ def _read_settings(directory: Path) -> tuple[dict[str, Any], str]:
 
 
 def _known_task(task: str) -> str:
-    """Return Optimum's own name of a task, without the suffix that tells how decoders are split."""
+    """Return Optimum's own name of a task, without the suffix for the split of decoders."""
     if not has_optimum():
         return task.removesuffix("-with-past")
     from optimum.exporters.tasks import TasksManager
@@ -124,7 +124,7 @@ def _find_library(directory: Path, settings: Mapping[str, Any]) -> str:
 
 
 def _pipeline_task(index: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return the task of a diffusion pipeline, and what is wrong with its class."""
+    """Return the task of a diffusion pipeline, and the problem with its class."""
     from optimum.exporters.tasks import TasksManager
 
     import_diffusers()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Shape = tuple[int | str | None, ...]
 
 CACHE_PREFIXES = ("past_key_values", "present")
-"""How Optimum's names of a decoder's cached keys and values begin, as inputs and outputs."""
+"""The prefixes of Optimum's names of cached keys and values, as inputs and outputs."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Exported:
         directory: Where it is.
         models: The `.onnx` files that could be read, by path below the directory.
         unreadable: The other `.onnx` files, each with the reason.
-        settings: config.json, or model_index.json, as it stands.
+        settings: config.json or model_index.json, unchanged.
         settings_error: What is wrong with it, "" if nothing is.
-        config: What transformers makes of config.json.
-        library: Optimum's name of the library that the model is of.
+        config: The configuration that transformers reads from config.json.
+        library: Optimum's name of the model's library.
         classes: The classes that config.json may describe, with their tasks.
-        declared: The tasks of those that `architectures` names.
+        declared: The tasks of the classes in `architectures`.
         shown: The tasks whose outputs the graphs have.
         task: What the export is for, None if neither tells.
         trust_remote_code: Whether code in the directory may run.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def with_tasks(exported: Exported) -> Exported:
-    """Find the tasks that `architectures` and the graphs tell, and decide for one."""
+    """Find the tasks of `architectures` and of the graphs, and choose one."""
     assert exported.config is not None
     try:
         classes = candidates(exported.directory, trust_remote_code=exported.trust_remote_code)
@@ -66,7 +66,7 @@ def _task_of_class(model_class: type) -> str:
 
 
 def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
-    """Return the tasks of named classes of custom code: of the auto classes that load them."""
+    """Return the tasks of classes of custom code: the tasks of the auto classes that load them."""
     import transformers
 
     return {
@@ -80,7 +80,7 @@ def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
 def _tasks_of_outputs(
     outputs: Mapping[str, Shape], known: Mapping[str, Mapping[str, Mapping[int, str]]]
 ) -> tuple[tuple[int, ...], list[str]]:
-    """Return the tasks whose outputs these are, with how badly they fit; of several, the best."""
+    """Return the tasks that fit the outputs best, each with its mismatch."""
     mismatches = {task: _mismatch(outputs, expected) for task, expected in known.items()}
     found = {task: mismatch for task, mismatch in mismatches.items() if mismatch is not None}
     best = min(found.values(), default=(sys.maxsize,))
@@ -90,10 +90,10 @@ def _tasks_of_outputs(
 def _mismatch(
     outputs: Mapping[str, Shape], expected: Mapping[str, Mapping[int, str]]
 ) -> tuple[int, ...] | None:
-    """Tell how badly the outputs fit a task's, None if they cannot be its outputs.
+    """Return how much the outputs differ from a task's, None if they cannot be its outputs.
 
-    Counts outputs whose dynamic axes are others, outputs that are missing, and axes that
-    have another name: the exporter gives the graph's axes the names of the task's.
+    It counts outputs with other dynamic axes, missing outputs, and axes with another name; the
+    exporter gives the graph's axes the names of the task's axes.
     """
     expected = {n: axes for n, axes in expected.items() if not n.startswith(CACHE_PREFIXES)}
     if not outputs or not outputs.keys() <= expected.keys():
@@ -111,7 +111,7 @@ def _mismatch(
 
 
 def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
-    """Return what Optimum's export configurations give by default to each task."""
+    """Return the default outputs of each task in Optimum's export configurations."""
     if not has_optimum():
         return {}
     common: Mapping[str, Mapping[str, Mapping[int, str]]] = COMMON_OUTPUTS.get()
@@ -119,7 +119,7 @@ def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
 
 
 def _wrapped_outputs(config: PretrainedConfig) -> Mapping[str, Mapping[str, Mapping[int, str]]]:
-    """Return the outputs of a model of sentence-transformers, by the task that it is exported for.
+    """Return the outputs of a sentence-transformers model, by the task of its export.
 
     There are none if Optimum exports no such model.
     """
@@ -139,7 +139,7 @@ def _wrapped_outputs(config: PretrainedConfig) -> Mapping[str, Mapping[str, Mapp
 
 
 def _decide(exported: Exported) -> str | None:
-    """Decide between the tasks that the outputs and the architecture leave open."""
+    """Choose among the tasks that fit the outputs and the architecture."""
     both = [task for task in exported.shown if task in exported.declared]
     tasks = both or list(exported.shown) or list(exported.declared)
     if len(tasks) > 1:
@@ -156,6 +156,6 @@ def _decide(exported: Exported) -> str | None:
 
 
 def has_common_outputs(exported: Exported, task: str) -> bool:
-    """Tell whether the graphs have the outputs that a task's models have in common in Optimum."""
+    """Return whether the graphs have the common outputs of a task's models in Optimum."""
     common = _common_outputs().get(task)
     return common is not None and common.keys() <= exported.outputs.keys()

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from modelexport_optimum.verifying.run_plan import Outputs, RunPlan
 
 NEW_TOKENS = 3
-"""Tokens to generate: the second is the first that comes from cached keys and values."""
+"""Number of tokens to generate: the second is the first one with cached keys and values."""
 
 SIDE = 128
-"""Largest side, in pixels, of the picture that a diffusion pipeline is asked for."""
+"""Largest side, in pixels, of the image from a diffusion pipeline."""
 
 
 def infer(plan: RunPlan, model: Any) -> tuple[str, Outputs]:  # noqa: ANN401
     """Run a loaded export once.
 
     Args:
-        plan: What is run.
+        plan: The plan of the run.
         model: An `ORTModel`, a pipeline, or sessions by file.
 
     Returns:
-        What was run, "forward", "generate", "pipeline" or "session", and the outputs by name.
+        The kind of run ("forward", "generate", "pipeline" or "session"), and the outputs by name.
     """
     import torch
 
@@ -87,14 +87,14 @@ def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
 
 
 class _Steps:
-    """The tokens that `generate` chooses, and the logits that it chooses them by.
+    """Records the tokens that `generate` chooses, and their logits.
 
-    `return_dict_in_generate` would return both, but not beside transformers 5 for Whisper: it
-    returns the cache, too, and takes that for one of transformers' own, which Optimum's is not
+    `return_dict_in_generate` would return both, but not for Whisper with transformers 5: there it
+    also returns the cache, and expects one of transformers' own, which Optimum's is not
     (transformers/models/whisper/generation_whisper.py, `_postprocess_outputs`).
 
     Attributes:
-        tokens: For each step the tokens that were chosen.
+        tokens: For each step the chosen tokens.
         logits: For each call of the model the logits of the last position.
     """
 
@@ -108,7 +108,7 @@ class _Steps:
         scores: object,
         **_: object,
     ) -> torch.Tensor:
-        """Note a token, as a stopping criterion that stops nothing."""
+        """Record a token; this is a stopping criterion that never stops."""
         import torch
 
         chosen = input_ids[:, -1]
@@ -117,7 +117,7 @@ class _Steps:
 
     @contextlib.contextmanager
     def noted(self, model: Any) -> Iterator[None]:  # noqa: ANN401
-        """Note the logits of each call of the model in the block."""
+        """Record the logits of each call of the model in the block."""
         forward = model.forward
 
         @functools.wraps(forward)  # `generate` reads its signature

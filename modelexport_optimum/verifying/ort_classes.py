@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loader:
-    """How the export is loaded.
+    """The way to load the export.
 
     Attributes:
-        ort_class: The class of Optimum that its users load it with, None for plain sessions.
-        reason: Why it is not the class of the task, "" if it is.
+        ort_class: The class of Optimum with which users load it, None for plain sessions.
+        reason: Why it is not the class of the task; "" if it is.
     """
 
     ort_class: Any
@@ -91,7 +91,7 @@ def _class_of_task(exported: Exported, task: str) -> Any:  # noqa: ANN401 (class
 
 
 def _subclasses(base: Any) -> Iterator[Any]:  # noqa: ANN401
-    """Yield Optimum's subclasses that stand for a class of transformers of their own."""
+    """Yield Optimum's subclasses that have their own class of transformers."""
     for subclass in base.__subclasses__():
         if subclass.__module__.startswith("optimum.") and "auto_model_class" in vars(subclass):
             yield subclass

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def named_node(message: str, graph: Graph) -> Node | None:
-    """Return the node that a message names, by its own name or by that of a value that it makes.
+    """Return the node that a message names, by its own name or the name of an output.
 
-    Of several the one with the longest name: a node's name may begin as its module's does.
+    If there are several, it is the one with the longest name: a node's name may begin with the name
+    of its module.
     """
     found: tuple[int, Node] | None = None
     for node in walk_nodes(graph):

@@ -45,27 +45,27 @@ if TYPE_CHECKING:
     from modelexport_optimum.verifying.run_plan import RunPlan
 
 _PLAN, _RUN, _LOG, _AT = "plan.pickle", "run.pickle", "log", "at"
-"""The files of a request: what to run, what came of it, what was printed, where it is at."""
+"""The files of a request: the plan, the result, the output, and the current stage."""
 
 _IDLE_SECONDS = 60
-"""How long a server waits for another run before it ends."""
+"""Seconds that a server waits for another run before it ends."""
 
 _START_SECONDS = 300
-"""What a server may take to import PyTorch and Optimum: seconds, or minutes on a cold disk."""
+"""Time for a server to import PyTorch and Optimum: seconds, or minutes on a cold disk."""
 
 _BEGUN = b"begun"
 
 _waiting: list[_Server] = []
-"""The servers of this process that have nothing to do."""
+"""The idle servers of this process."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run in another process.
+    """The result of a run in another process.
 
     Attributes:
-        run: How it went; its error says how the process ended if nothing came back.
-        log: What the process printed, its C++ libraries included.
+        run: The run; its error says how the process ended if there is no answer.
+        log: The output of the process, including its C++ libraries.
     """
 
     run: Run
@@ -73,7 +73,7 @@ class Outcome:
 
 
 def start_importing() -> None:
-    """Start a server, so that its imports go on while something else is done."""
+    """Start a server, so that it imports while other work goes on."""
     _waiting.append(_waiting_server() or _Server())
 
 
@@ -95,7 +95,7 @@ def run_in_child(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
 
 
 def _last_words(log: str) -> str:
-    """Return what a process printed of its own end: what C++ throws, or ONNX Runtime's log."""
+    """Return why a process ended, from its output: a C++ exception, or ONNX Runtime's log."""
     thrown = re.findall(r"^ *what\(\): *(.+)", log, re.MULTILINE)
     return thrown[-1] if thrown else log_reason(log)
 
@@ -135,7 +135,7 @@ def _waiting_server() -> _Server | None:
 
 
 class _Server:
-    """Our end of a server.
+    """The client side of a server.
 
     Attributes:
         owner: The process that started it.
@@ -176,7 +176,7 @@ class _Server:
             return self._process.wait()
 
     def kill(self) -> None:
-        """End it and what it has forked."""
+        """End it and its forks."""
         kill_group(self._process.pid)
         self._process.wait()
 
@@ -191,7 +191,7 @@ class _Server:
 
 
 def _program(descriptor: int) -> str:
-    """Return what a server runs: modules are found where this process finds them."""
+    """Return the program of a server, with the import path of this process."""
     return (
         f"import sys; sys.path[:] = {sys.path!r}; "
         f"from {__name__} import serve; serve({descriptor}, forks={FORKS})"
@@ -203,7 +203,7 @@ def serve(descriptor: int, *, forks: bool) -> None:
 
     Args:
         descriptor: The server's end of the pipe; on Windows its handle.
-        forks: Whether each run gets a process of its own; else the first run is the last.
+        forks: Whether each run gets its own process; otherwise the first run is the last.
     """
     if has_optimum():
         import_lean(EXPORTER)
@@ -254,7 +254,7 @@ def _fork(folder: Path, pipe: int) -> int:
 def _answer(folder: Path) -> NoReturn:
     """Run the request in a folder, write the answer there, and end the process.
 
-    It ends at once, since unloading a provider is not checked.
+    It ends at once, because the unloading of a provider is not checked.
     """
     status = 1
     try:
@@ -275,5 +275,5 @@ def _answer(folder: Path) -> NoReturn:
 
 
 def _note(folder: Path, stage: str, file: str | None) -> None:
-    """Write down the current stage, for the case that the process crashes."""
+    """Write the current stage to a file, in case the process crashes."""
     (folder / _AT).write_text(f"{stage}\n{file or ''}", encoding="utf-8")

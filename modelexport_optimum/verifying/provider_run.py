@@ -42,23 +42,24 @@ if TYPE_CHECKING:
     """Called with the sessions of a run, by their files, before they are released."""
 
 _LONGEST_MESSAGE = 20_000
-"""Characters of an error to keep: OpenVINO's repeat what they say for each layer of its code."""
+"""Maximum characters of an error: OpenVINO repeats its message for each layer of its code."""
 
 _OTHER_SEED = 1000
-"""Not 0 or 1, nor near: to each the index of its node is added, and 0 is 1 to the generator."""
+"""Two seeds, not near 0 or 1: the index of the node is added to each, and the generator treats 0 as
+1."""
 
 _SPINNING = "session.intra_op.allow_spinning"
-"""ONNX Runtime's setting by which threads that wait for work spin meanwhile. That pays where a
-graph runs many times, and costs a third of the check's CPU time where it runs once."""
+"""ONNX Runtime's setting for the spinning of waiting threads. Spinning helps if a graph runs many
+times, and costs a third of the check's CPU time if it runs once."""
 
 _SESSION_CREATION = threading.Lock()
 
 
 def run_reference(plan: RunPlan, loaded: Loaded | None = None) -> Run:
-    """Run on the CPU, whose outputs the other providers' are compared with.
+    """Run on the CPU; the other providers' outputs are compared with these outputs.
 
-    If a graph draws random numbers it is run with two seeds, which tells the outputs that are
-    random: no two providers agree on these.
+    A graph with random numbers runs with two seeds, which shows the random outputs: providers never
+    agree on these.
     """
     result = run(plan, Provider(CPU), loaded=loaded)
     if plan.draws and result.complete:
@@ -83,10 +84,10 @@ def run(
     """Load the export on a provider, run it once, release it. An error is in the result.
 
     Args:
-        plan: What to run.
+        plan: The plan.
         provider: The provider.
-        seed: Of ONNX Runtime's random numbers.
-        at: Called with each stage and the file that it is at, None if it is at several.
+        seed: Seed of ONNX Runtime's random numbers.
+        at: Called with each stage and its file, None if it has several files.
         loaded: Called with the sessions, if they ran.
     """
     import onnxruntime
@@ -145,12 +146,12 @@ def _watched(
     folder: Path,
     note: At,
 ) -> Iterator[None]:
-    """Give each session that is made with these options a profile of its own, and note it.
+    """Give each session with these options its own profile, and record the session.
 
     Optimum makes all sessions of a model with one object of options, and ONNX Runtime names a
     profile by its prefix and the second (`InferenceSession::StartProfiling`; 1.20 and 1.24 as
-    seen): two sessions of one second write to one file. A provider that is not built in stands
-    in the options, and Optimum's list of providers, which knows none of these, would replace it.
+    seen): two sessions of one second write to one file. A plugin is part of the options, and
+    Optimum's list of providers, which does not know plugins, would replace it.
     """
     from onnxruntime import InferenceSession
 
@@ -232,7 +233,7 @@ def _session_of(error: BaseException) -> onnxruntime.InferenceSession | None:
 
 
 def _note_nodes(plan: RunPlan, result: Run, session: onnxruntime.InferenceSession) -> None:
-    """Note the nodes that ran in a session, by provider, and which provider took which."""
+    """Record the nodes that ran in a session, by provider, and the provider of each node."""
     profile = Path(session.end_profiling())
     ran = nodes_that_ran(json.loads(profile.read_text(encoding="utf-8")))
     result.nodes.update(node.provider for node in ran)

@@ -45,40 +45,41 @@ if TYPE_CHECKING:
     """Says which module's nodes each provider took, of a graph run on some inputs."""
 
 LEAST_SECONDS = 900
-"""What any run may take: TensorRT builds engines for minutes before the first one."""
+"""Time for any run, in seconds: TensorRT builds engines for minutes before the first run."""
 
 TIMES_THE_CPU = 100
-"""How many times as long as the CPU's a run may take besides."""
+"""Additional time for a run, as a multiple of the CPU's time."""
 
 _LACKING = re.compile(
     r"\S+: cannot open shared object file|which is missing|Please install \w+ librar\w+"
     r"|no CUDA-capable device|[Nn]o CUDA GPUs|driver version is insufficient"
     r"|not compiled with CUDA|NVIDIA driver|has no device on this machine"
 )
-"""What ONNX Runtime and PyTorch say of a machine or an installation that lacks something."""
+"""Matches messages of ONNX Runtime and PyTorch about a missing device or library."""
 
 _WISHES = Wishes(default_length=16, default_size=16)
-"""Sizes of the inputs: those that Optimum's exporter validates a graph with, and one of each."""
+"""Sizes of the inputs: those with which Optimum's exporter validates a graph, and a batch of one.
+"""
 
 _QUANTIZING_OPERATORS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
-"""The operators that round what is multiplied to integers, where a rounding may turn over."""
+"""The operators that round factors to integers, where a rounding may change the result."""
 
 
 @dataclass(frozen=True, repr=False)
 class ProviderResult(Displayed):
-    """What one execution provider did with the export.
+    """The result of one execution provider for the export.
 
     Attributes:
         provider: ONNX Runtime's name of it.
-        status: "ok" only if every session came up on it and it ran nodes; "failed";
+        status: "ok" only if every session was created on it and it ran nodes; "failed";
             "unavailable" if this build of ONNX Runtime or this machine lacks it.
         message: One line.
         ort_class: The `ORTModel` class that loaded the export, None for plain sessions.
         ran: What was run: "forward", "generate", "pipeline" or "session".
-        node_count: How many nodes of the optimized graph ran on this provider; what it compiled
-            is one.
-        max_difference: The largest difference from the CPU's outputs, None for the CPU itself
-            and where nothing was compared.
+        node_count: Number of nodes of the optimized graph that ran on this provider; a compiled
+            part counts as one.
+        max_difference: The largest difference from the CPU's outputs, None for the CPU itself and
+            where nothing was compared.
         seconds: Time to load and run.
         asked: Whether the provider was asked for by name.
         precision: What it computed in, None for the CPU itself and where it did not run.
@@ -118,8 +119,8 @@ def check_providers(
     """Run the providers that this build of ONNX Runtime has, one after the other.
 
     Returns:
-        What each of them did, the CPU's run if there was one, and which modules' nodes the
-        others took.
+        The result of each provider, the CPU's run if there was one, and the nodes of each module
+        that the others took.
     """
     import onnxruntime
 
@@ -142,10 +143,10 @@ def check_providers(
 
 
 def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) -> RunPlan:
-    """Return what every provider runs, with the inputs of each graph.
+    """Return the plan for all providers, with the inputs of each graph.
 
     Raises:
-        ModelExportError: The inputs of a graph cannot be made.
+        ModelExportError: The inputs of a graph cannot be generated.
     """
     inputs = {}
     # A pipeline is given a text or a picture, and makes the inputs of its graphs itself.
@@ -176,8 +177,8 @@ class _Check:
     """The check of one export, provider by provider.
 
     Attributes:
-        cpu: The CPU's run, None as long as there is none.
-        placements: Which modules' nodes the other providers took, if that is asked for.
+        cpu: The CPU's run, None before it has run.
+        placements: The nodes of each module that the other providers took, if requested.
     """
 
     def __init__(self, exported: Exported, loader: Loader, place: Place | None) -> None:
@@ -200,7 +201,7 @@ class _Check:
             self.cpu = run_reference(self._plan, loaded)
 
     def result(self, provider: Provider) -> ProviderResult:
-        """Run on a provider, and judge."""
+        """Run on a provider, and check the result."""
         name = provider.name
         if self._plan is None or self.cpu is None:
             return ProviderResult(name, "failed", self._problem)
@@ -231,7 +232,7 @@ class _Check:
         return result if name == CPU else self._compared(result, found, self.cpu)
 
     def _note_placements(self, plan: RunPlan, provider: str, found: Run, log: str) -> None:
-        """Note which modules' nodes a provider took, in each graph that came up on it."""
+        """Record the nodes of each module that a provider took, in each graph."""
         if self._place is None:
             return
         for file, assigned in sorted(found.assigned.items()):
@@ -290,7 +291,7 @@ class _Check:
         )
 
     def _maker(self, found: Run, output: str) -> tuple[str | None, Node | None]:
-        """Return the file that gives an output, and the node in it that makes it."""
+        """Return the file of an output, and the node that computes it."""
         file, _, name = output.rpartition(": ")
         name = re.sub(r"^(logits)\.\d+$", r"\1", name)  # of a step of generation
         for each in [file] if file else sorted(found.files):
@@ -317,7 +318,7 @@ class _Check:
 
 
 def _stored(exported: Exported) -> str:
-    """Return what the graphs themselves round to."""
+    """Return the precision of the graphs themselves."""
     nodes = (node for graph in exported.graphs.values() for node in walk_nodes(graph))
     if any(node.op_type in _QUANTIZING_OPERATORS for node in nodes):
         return "int8"
@@ -341,7 +342,7 @@ def _agreement(compared: Agreement, computed: str, cpu: Run) -> str:
 
 
 def _pass_on(outcome: Outcome) -> None:
-    """Print what a run printed besides ONNX Runtime's log, where this process prints."""
+    """Print the output of a run, without ONNX Runtime's log."""
     text = LOG_ENTRY.sub("", outcome.log).strip()
     if text:
         print(text, file=sys.stderr)

@@ -23,18 +23,18 @@ LOADING, RUNNING, COMPARING = "loading", "running", "comparing"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is run on every provider.
+    """The plan of a run, the same for every provider.
 
     Attributes:
         directory: The export.
         files: Its graphs, by path below the directory.
-        library: Optimum's name of the library that the model is of.
+        library: Optimum's name of the model's library.
         ort_class: The class to load it with; None for plain sessions.
         use_cache: Whether a decoder takes cached keys and values.
         trust_remote_code: Whether code in the directory may run.
         inputs: The inputs of each graph, made once.
         draws: Whether a graph draws random numbers.
-        by_module: Whether it is kept which provider took which node.
+        by_module: Whether to record the provider of each node.
     """
 
     directory: Path
@@ -48,29 +48,29 @@ class RunPlan:
     by_module: bool = False
 
     def file_of(self, session: onnxruntime.InferenceSession) -> str:
-        """Return the graph that a session was made of."""
+        """Return the graph of a session."""
         return self.below(session._model_path)
 
     def below(self, path: str | Path) -> str:
-        """Return a path as one below the directory."""
+        """Return a path relative to the directory."""
         return Path(path).relative_to(self.directory).as_posix()
 
 
 @dataclass
 class Run:
-    """How one provider's run went.
+    """The result of one provider's run.
 
     Attributes:
-        stage: What it was at when it ended.
-        error: The whole of the error that ended it, "" if it ran to its end.
+        stage: The stage at its end.
+        error: The complete error that ended it, "" if there was none.
         file: The graph that was being loaded or run when an error was raised, if one was.
-        ran: What was run: "forward", "generate", "pipeline" or "session".
-        nodes: How many nodes ran, by provider.
-        outputs: What came out, by name.
+        ran: The kind of run: "forward", "generate", "pipeline" or "session".
+        nodes: Number of nodes that ran, by provider.
+        outputs: The outputs, by name.
         drawn: The outputs that depend on the seed of ONNX Runtime's random numbers.
         files: The graphs that were loaded.
-        fell_back: The providers that sessions came up on instead.
-        options: The options that the provider's sessions came up with.
+        fell_back: The providers of sessions that fell back.
+        options: The options of the provider's sessions.
         assigned: The nodes that each provider took, by graph, if that was asked for.
         recorded: Whether these are ONNX Runtime's own record; else they are what ran.
         seconds: Time to load and run.
@@ -92,5 +92,5 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether it ran to its end, on the provider that was asked for."""
+        """Whether it ran without an error, on the requested provider."""
         return not self.error and not self.fell_back

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileTags:
-    """What the tags of a file tell.
+    """The content of a file's tags.
 
     Attributes:
         root_class: The class of the exported model.
-        paths: The modules that stand in the tags.
-        silent: The exported model's modules that have no node, None if that is not recorded.
+        paths: The modules in the tags.
+        silent: The exported model's modules without nodes, None if not recorded.
     """
 
     root_class: str
@@ -46,7 +46,7 @@ class FileTags:
 
 
 def read_tags(model: Model) -> FileTags | None:
-    """Return what the tags of a file tell, None if it has none."""
+    """Return the content of a file's tags, None if it has none."""
     modules = carriers.modules_in_tags(walk_all_nodes(model), marked=is_marked(model))
     root_class = modules.pop("", "")
     return FileTags(root_class, list(modules), read_silent(model)) if root_class else None
@@ -57,7 +57,7 @@ def missing_modules(
     described: Mapping[str, Described],
     tags_of: Mapping[str, FileTags | None],
 ) -> list[str]:
-    """Return the described modules that the exported model cannot have had."""
+    """Return the described modules that the exported model certainly did not have."""
     found = []
     for folder, model in described.items():
         shown: set[str] = set()
@@ -85,10 +85,10 @@ def unknown_modules(
     described: Mapping[str, Described],
     tags_of: Mapping[str, FileTags | None],
 ) -> list[str]:
-    """Return the modules that a graph shows and the described model has not.
+    """Return the modules that a graph shows and the described model does not have.
 
-    A tag names a module of the exported model for certain. A parameter's name may come from
-    what Optimum wraps around the model, so only one more of a described list counts.
+    A tag names a module of the exported model for certain. A parameter's name may come from a
+    wrapper of Optimum, so only an additional module of a described list counts.
     """
     found: dict[str, None] = {}
     for folder, model in described.items():
@@ -133,18 +133,16 @@ def _parameter_modules(exported: Exported, file: str) -> list[str]:
 
 
 def _base(file: str, model: Described) -> str:
-    """Return what stands before the names of a file that was traced from the encoder alone."""
+    """Return the prefix of the names of a file that was traced from only the encoder."""
     alone = Path(file).name.startswith("encoder_model") and model.encoder
     return f"{model.encoder}." if alone else ""
 
 
 def _aligned(paths: Iterable[str], model: Described, base: str = "") -> list[str]:
-    """Return paths in a graph as paths in the tree, whatever module the graph was traced from.
+    """Return paths in a graph as paths in the tree, for any traced module.
 
-    What is before the names in the tree, or before those in the graph, is the same for most.
-    Others are left out.
-
-    `base` is what is before the names, if that is known and fits any.
+    Most names have the same prefix, in the tree or in the graph. Other names are left out. `base`
+    is the prefix, if it is known and fits any name.
     """
     given = list(dict.fromkeys(paths))
     pairs = pairs_by_prefixes(given, model.tree.modules)
@@ -171,9 +169,10 @@ def _absent(model: Described, shown: set[str], silent: set[str]) -> list[str]:
 
 
 def _left_out(model: Described, shown: set[str]) -> list[str]:
-    """Return the last of equal modules in a list, if the first ones are shown and they are not.
+    """Return the last of equal modules in a list, if only the first ones are shown.
 
-    What has no parameter may be a table of constants, of which a graph keeps what it uses.
+    A module without parameters may be a table of constants, of which a graph keeps only the used
+    part.
     """
     tree = model.tree
     held = {outer for path in shown for outer in (path, *outer_paths(path))}

@@ -22,7 +22,7 @@ _LOADERS = {
 
 
 def is_pooled_outside(exported: Exported) -> bool:
-    """Tell whether sentence-transformers can run the graph, and then its own modules."""
+    """Return whether sentence-transformers can run the graph, and then its own modules."""
     return (
         exported.library == "transformers"
         and exported.task == "feature-extraction"
@@ -31,7 +31,7 @@ def is_pooled_outside(exported: Exported) -> bool:
 
 
 def check_files(exported: Exported, model: Path) -> tuple[str, str]:
-    """Tell whether the export has each companion file that the model has."""
+    """Check that the export has each companion file that the model has."""
     wanted = companion_files(model, pooled=is_pooled_outside(exported))
     missing: dict[tuple[str, str], list[CompanionFile]] = {}
     for file in wanted:
@@ -52,7 +52,7 @@ def check_files(exported: Exported, model: Path) -> tuple[str, str]:
 
 
 def _reason(exported: Exported, model: Path, files: list[CompanionFile]) -> str:
-    """Tell why files of one kind were not saved: what loading them says."""
+    """Return why files of one kind were not saved: the error of loading them."""
     import transformers
 
     if all(file.leads_out for file in files):
@@ -79,7 +79,7 @@ def _reason(exported: Exported, model: Path, files: list[CompanionFile]) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """Return one line of what transformers says of a tokenizer or processor that it cannot load."""
+    """Return one line of transformers' error for a tokenizer or processor that it cannot load."""
     from transformers.utils.import_utils import BACKENDS_MAPPING
 
     text = first_line(error)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     Outputs = Mapping[str, NDArray[Any]]
 
 TOLERANCES = {"float32": 2e-3, "tf32": 3e-2, "float16": 5e-2, "bfloat16": 3e-1, "int8": 3e-1}
-"""How far an output may be off, relative to its scale, by the precision of the products."""
+"""Largest difference of an output, relative to its scale, by the precision of the products."""
 
 SMALLEST_SCALE = 1e-2
-"""The scale of an output of smaller values: these may be what is left of terms that cancel."""
+"""The smallest scale of an output: smaller values may be the remainder of terms that cancel."""
 
 _DEFAULTS = {
     "CPUExecutionProvider": "float32",
@@ -34,10 +34,10 @@ _DEFAULTS = {
     "CoreMLExecutionProvider": "float16",
     "QNNExecutionProvider": "float16",
 }
-"""What providers compute float32 models in, unless an option of a session says otherwise."""
+"""The precision in which providers compute float32 models, unless a session option changes it."""
 
 _UNKNOWN = "float16"
-"""What a provider of which it is not known is taken to compute in."""
+"""The precision for a provider whose precision is not known."""
 
 _SWITCHES = {
     "trt_int8_enable": "int8",
@@ -48,19 +48,19 @@ _SWITCHES = {
     "enable_htp_fp16_precision": "float16",
     "use_tf32": "tf32",
 }
-"""Options of sessions that turn on a precision, the coarser ones first."""
+"""Session options that turn on a precision, lower precisions first."""
 
 _ON, _OFF = ("1", "true"), ("0", "false")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a provider's outputs are from the CPU's.
+    """The difference of a provider's outputs from the CPU's.
 
     Attributes:
         difference: The largest difference, None if nothing could be compared.
         problem: What is wrong, "" if nothing is.
-        output: The output that it is wrong with.
+        output: The wrong output.
     """
 
     difference: float | None
@@ -69,13 +69,13 @@ class Agreement:
 
 
 def computed_in(provider: str, options: Mapping[str, str], stored: str) -> str:
-    """Return the precision that a provider's products have.
+    """Return the precision of a provider's products.
 
     Args:
         provider: ONNX Runtime's name of it.
-        options: The options that its sessions came up with.
-        stored: What the graphs themselves round to: the floating point type of the weights, or
-            "int8" if they quantize what they multiply.
+        options: The options of its sessions.
+        stored: The precision of the graphs themselves: the floating point type of the weights, or
+            "int8" if they quantize factors.
     """
     computed = _DEFAULTS.get(provider, _UNKNOWN)
     settings = {name: str(value).lower() for name, value in options.items()}
@@ -95,9 +95,9 @@ def compare_outputs(
 ) -> Agreement:
     """Compare a provider's outputs with the CPU's.
 
-    Each value may be off by the tolerance, relative to its own size or to its output's scale.
-    The scale is the median of an output's sizes: a few values that stand for infinity, as what
-    masks write, do not change it.
+    Each value may differ by the tolerance, relative to its own absolute value or to its output's
+    scale. The scale is the median absolute value of the output: a few values that stand for
+    infinity, from masks, do not change it.
     """
     largest = None
     for name in _comparable(outputs, reference):
@@ -142,9 +142,9 @@ def _compare_one(
 
 
 def _comparable(outputs: Outputs, reference: Outputs) -> list[str]:
-    """Return the outputs to compare: of what was generated, up to the first token that differs.
+    """Return the outputs to compare: those of generated text up to the first different token.
 
-    Two tokens may be as good as equal, and after one that differs all is different.
+    Two tokens may have almost equal logits, and after a different token everything differs.
     """
     if "tokens" not in reference or "tokens" not in outputs:
         return list(reference)

@@ -59,7 +59,7 @@ class VerifyReport(Displayed):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed, and every provider that was asked for by name ran it."""
+        """Whether no check failed, and every provider requested by name ran it."""
         return all(check.status != "failed" for check in self.checks) and all(
             result.status == "ok" or (result.status == "unavailable" and not result.asked)
             for result in self.providers
@@ -107,12 +107,12 @@ def verify(
 ) -> VerifyReport:
     """Check an exported directory, and run it on execution providers: see `verify_run.verify`.
 
-    `place` says which module's nodes a provider took, for the report's placements. `loaded` is
-    called with the CPU's sessions by their files, if they ran, before they are released.
+    `place` finds the nodes of each module that a provider took, for the report's placements.
+    `loaded` is called with the CPU's sessions by file, if they ran, before they are released.
 
     Raises:
         UsageError: There is nothing to check, or no such provider or task.
-        ModelExportError: What runs an export is not installed.
+        ModelExportError: A package that runs an export is not installed.
     """
     require_packages("onnxruntime", "transformers", "torch")
     chosen = chosen_providers(providers, provider_options, provider_libraries)
@@ -129,7 +129,7 @@ def verify(
 def chosen_providers(
     names: Sequence[str] | None, options: Settings, libraries: Settings
 ) -> list[Provider]:
-    """Return the providers that are checked: those of the names, or the default ones.
+    """Return the providers to check: those of the names, or the default ones.
 
     Raises:
         UsageError: There is no such provider, or options or libraries do not fit them.
