@@ -26,7 +26,7 @@ from modelexport_optimum.system.atomic_write import unflushed
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.locks import ONE_THREAD
 from modelexport_optimum.system.notebook import line, shown, table
-from modelexport_optimum.system.packages import require_optimum
+from modelexport_optimum.system.packages import require_optimum, require_packages
 from modelexport_optimum.uploading.model_card import CardFacts, card_of, check_card, place_card
 from modelexport_optimum.uploading.upload import check_repository, push, skipped
 
@@ -181,6 +181,7 @@ def export(
         ModelExportError: Nothing was written, and the message says why.
     """
     require_optimum()
+    require_packages("onnxruntime")
     check_repository(push_to_hub, private=private)
     trust = bool(options.get("trust_remote_code"))
     source: Source | None = None
@@ -207,7 +208,8 @@ def export(
         from modelexport_optimum.verifying.verify import chosen_providers
 
         chosen = providers, provider_options, provider_libraries
-        chosen_providers(*chosen)
+        if any(chosen):  # ONNX Runtime's 20 MB are not in memory yet when the exporter needs most
+            chosen_providers(*chosen)
         optimum_export.check_options(task, options, in_memory=source is None)
         how = staging, task, options, stages.begin
         if source is None:

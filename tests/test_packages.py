@@ -34,7 +34,7 @@ def stripped(exported: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def test_what_runs_a_graph_asks_for_onnxruntime(
-    tagged: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tagged: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tagged("bert")
     hide(monkeypatch, "onnxruntime")
@@ -42,6 +42,9 @@ def test_what_runs_a_graph_asks_for_onnxruntime(
     for run in (package.verify, package.profile, package.compare):
         with pytest.raises(ModelExportError, match=said):
             run(directory)
+    with pytest.raises(ModelExportError, match=said):
+        package.export(directory, tmp_path / "export")
+    assert not any(tmp_path.iterdir())
 
 
 def test_tag_asks_for_what_builds_the_model(
