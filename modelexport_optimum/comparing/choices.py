@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from modelexport_optimum.graph_runs.recorded_run import record_graph
 
-    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
+if TYPE_CHECKING:
+    from modelexport_optimum.graph_runs.flat_graph import FlatNode
     from modelexport_optimum.graph_runs.recorded_run import RecordedRun
     from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
 
@@ -38,13 +38,7 @@ def differing_choices(recorded: RecordedRun, ours: RecordedRun) -> Arrays:
 
 
 def take_choices(
-    graph: FlatGraph,
-    run: TappedRun,
-    recorded: RecordedRun,
-    ours: RecordedRun,
-    record: Callable[[], RecordedRun],
-    feeds: Arrays,
-    tolerance: float,
+    run: TappedRun, recorded: RecordedRun, ours: RecordedRun, feeds: Arrays, tolerance: float
 ) -> RecordedRun:
     """Run a graph with the choices of the reference, if its own are not the same.
 
@@ -58,31 +52,27 @@ def take_choices(
     choices = differing_choices(recorded, ours)
     while choices:
         run.chosen = given | choices
-        scored = {graph.makers[name].proto.input[0]: name for name in choices}
-        made = {score for score in scored if score in graph.makers}
+        makers = run.graph.makers
+        scored = {makers[name].proto.input[0]: name for name in choices}
+        made = {score for score in scored if score in makers}
         scores = {**feeds, **dict(run.values(made, feeds))}
         refused = {
             name
             for score, name in scored.items()
             if score not in scores
-            or not _are_top(scores[score], choices[name], graph, name, tolerance)
+            or not _are_top(scores[score], choices[name], makers[name], tolerance)
         }
         if not refused:
             ours.values.close()
-            return record()
+            return record_graph(run, feeds)
         choices = {n: value for n, value in choices.items() if n not in refused}
     run.chosen = given
     return ours
 
 
-def _are_top(
-    scores: np.ndarray, indices: np.ndarray, graph: FlatGraph, name: str, tolerance: float
-) -> bool:
-    """Return whether scores at indices are the largest (or smallest), up to rounding."""
-    given = {
-        attribute.name: onnx.helper.get_attribute_value(attribute)
-        for attribute in graph.makers[name].proto.attribute
-    }
+def _are_top(scores: np.ndarray, indices: np.ndarray, node: FlatNode, tolerance: float) -> bool:
+    """Tell whether scores at indices are the largest (or smallest) but for rounding."""
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.proto.attribute}
     axis, largest = given.get("axis", -1), given.get("largest", 1)
     if indices.ndim != scores.ndim or indices.min(initial=0) < 0:
         return False

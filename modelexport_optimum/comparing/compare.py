@@ -161,25 +161,18 @@ def _compare_sample(
     conditions: _Conditions,
 ) -> tuple[list[ModuleComparison], list[OutputComparison]]:
     """Compare one graph on one sample of inputs."""
-    provider = conditions.provider
     feeds = sample_inputs(pair, graph, conditions.samples, seed)
-    run = TappedRun(graph, provider)
+    run = TappedRun(graph, conditions.provider)
     recorded = pair.reference.record(graph.branch, feeds)
-
-    def record() -> RecordedRun:
-        return record_graph(graph, run, feeds)
-
-    ours = take_draws(run, recorded, record(), record)
-    ours = take_choices(graph, run, recorded, ours, record, feeds, conditions.tolerance)
+    ours = take_draws(run, recorded, record_graph(run, feeds), feeds)
+    ours = take_choices(run, recorded, ours, feeds, conditions.tolerance)
     with recorded.values, ours.values:
         matched = match(recorded, graph, ours.values)
-        drawn = leave_out_drawn(matched, graph, run, recorded)
-        own = _own_differences(matched, recorded, ours, graph, run, feeds)
+        drawn = leave_out_drawn(matched, run, recorded)
+        own = _own_differences(matched, recorded, ours, run, feeds)
         rows = [_row(entry, recorded, ours, own, label) for entry in matched]
         run.close()  # before the deployed file is loaded
-        deployed = deployed_outputs(
-            pair.file.path, graph, recorded, ours, feeds, provider, label, session
-        )
+        deployed = deployed_outputs(run, recorded, ours, feeds, label, session)
         # The deployed graph draws and chooses itself, so that what follows is no measure.
         chosen = values_after(graph, run.chosen)
         deployed = [
@@ -208,7 +201,6 @@ def _own_differences(
     matched: Sequence[MatchedCall],
     recorded: RecordedRun,
     ours: RecordedRun,
-    graph: FlatGraph,
     run: TappedRun,
     feeds: Arrays,
 ) -> dict[tuple[int, str], float]:
@@ -236,7 +228,7 @@ def _own_differences(
         def is_replaced(node: FlatNode, name: str, depth: int = depth) -> bool:
             if name not in stands_for:
                 return False
-            return graph.makers[name].call.around(depth) is not node.call.around(depth)
+            return run.graph.makers[name].call.around(depth) is not node.call.around(depth)
 
         def replacement(name: str) -> np.ndarray:
             value = in_shape(recorded.values.get(stands_for[name]), ours.values.shape(name))
@@ -244,7 +236,7 @@ def _own_differences(
 
         # The root reads what the graph is given: its run is that of the whole graph.
         found = (
-            run.replaced(set(names), feeds, is_replaced, replacement)
+            run.values(names, feeds, is_replaced, replacement)
             if depth
             else ((name, ours.values.get(name)) for name in names)
         )

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     import onnxruntime
 
-    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
     from modelexport_optimum.graph_runs.recorded_run import RecordedRun
-    from modelexport_optimum.graph_runs.tapped_run import Arrays
+    from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
     from modelexport_optimum.providers.choice import Provider
 
 
@@ -34,23 +33,22 @@ def deployed_session(path: Path, provider: Provider) -> onnxruntime.InferenceSes
 
 
 def deployed_outputs(
-    path: Path,
-    graph: FlatGraph,
+    run: TappedRun,
     recorded: RecordedRun,
     ours: RecordedRun,
     feeds: Arrays,
-    provider: Provider,
     label: str,
     session: onnxruntime.InferenceSession | None = None,
 ) -> list[OutputComparison]:
-    """Compare the outputs of a file as deployed, with all optimizations."""
-    session = session or deployed_session(path, provider)
+    """Compare the outputs of a file as it is deployed, with all optimizations."""
+    path = run.graph.file.path
+    session = session or deployed_session(path, run.provider)
     with onnxruntime_errors(f"run {path}"):
-        given = whole_feeds(session, feeds, graph.branch)
+        given = whole_feeds(session, feeds, run.graph.branch)
         names = [value.name for value in session.get_outputs() if value.name in recorded.outputs]
         values = session.run(names, given) if names else []
     assigned = assigned_nodes(session)
-    taken = sum(node.provider == provider.name for node in assigned)
+    taken = sum(node.provider == run.provider.name for node in assigned)
     rows = []
     for name, value in zip(names, values, strict=True):
         theirs = recorded.outputs[name]

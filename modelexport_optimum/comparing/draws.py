@@ -11,21 +11,21 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.graph_runs.drawn_values import drawn_values
+from modelexport_optimum.graph_runs.recorded_run import record_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from modelexport_optimum.comparing.boundary_match import MatchedCall
-    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
     from modelexport_optimum.graph_runs.recorded_run import RecordedRun
-    from modelexport_optimum.graph_runs.tapped_run import TappedRun
+    from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
 
 REASON = "its outputs depend on random numbers: they cannot be compared"
 """The reason why a module with random values, or after one, is not compared."""
 
 
 def take_draws(
-    run: TappedRun, recorded: RecordedRun, ours: RecordedRun, record: Callable[[], RecordedRun]
+    run: TappedRun, recorded: RecordedRun, ours: RecordedRun, feeds: Arrays
 ) -> RecordedRun:
     """Run a graph with the numbers that the reference has drawn, if it draws any.
 
@@ -41,7 +41,7 @@ def take_draws(
     if not run.chosen:
         return ours
     ours.values.close()
-    return record()
+    return record_graph(run, feeds)
 
 
 def _pairs(recorded: RecordedRun, ours: RecordedRun) -> Iterator[tuple[str, str]]:
@@ -60,15 +60,15 @@ def _pairs(recorded: RecordedRun, ours: RecordedRun) -> Iterator[tuple[str, str]
 
 
 def leave_out_drawn(
-    matched: Iterable[MatchedCall], graph: FlatGraph, run: TappedRun, recorded: RecordedRun
+    matched: Iterable[MatchedCall], run: TappedRun, recorded: RecordedRun
 ) -> set[str]:
     """Undo matches of values that depend on random numbers that the two sides do not share.
 
     Returns:
         The values of the graph that depend on such numbers.
     """
-    drawn = drawn_values(graph, known=run.chosen)
-    taken = sum(name in run.chosen for call in graph.calls for name in call.draws)
+    drawn = drawn_values(run.graph, known=run.chosen)
+    taken = sum(name in run.chosen for call in run.graph.calls for name in call.draws)
     wanted = sum(len(call.draws) for call in recorded.calls)
     is_shared = taken == wanted and (taken or not any(call.drawn for call in recorded.calls))
     if is_shared and not drawn:

@@ -51,7 +51,7 @@ class ExportReference:
                 f"{self.file.path} takes {', '.join(missing)}, but the file on the other side does "
                 "not: compare two exports of one model, for one task"
             )
-        return record_graph(graph, TappedRun(graph), feeds)
+        return record_graph(TappedRun(graph), feeds)
 
 
 @dataclass(frozen=True, slots=True)

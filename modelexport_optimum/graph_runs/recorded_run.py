@@ -104,8 +104,9 @@ class RecordedRun:
         self.values.add(output_value(name), value)
 
 
-def record_graph(graph: FlatGraph, run: TappedRun, feeds: Arrays) -> RecordedRun:
-    """Run a graph once, and keep the outputs of its module calls."""
+def record_graph(run: TappedRun, feeds: Arrays) -> RecordedRun:
+    """Run a graph once, and keep what leaves the calls of its modules."""
+    graph = run.graph
     recorded = RecordedRun()
     left = {name for call in graph.calls for name in call.outputs}
     wanted = left.union(*((*call.inputs, *call.choices, *call.draws) for call in graph.calls))

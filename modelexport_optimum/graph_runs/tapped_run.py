@@ -6,14 +6,14 @@ values that are read out are in memory at the same time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_errors
-from modelexport_optimum.hierarchy.extract import model_fields
+from modelexport_optimum.hierarchy.extract import model_without_graph
 from modelexport_optimum.hierarchy.weights import array_or_none
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.session import open_session, unfused_options
@@ -77,144 +77,118 @@ class TappedRun:
 
     def __init__(self, graph: FlatGraph, provider: Provider | None = None) -> None:
         """Prepare runs on a provider, by default the CPU's."""
-        self._graph = graph
-        self._provider = provider or Provider(CPU)
-        self._base = _model_without_graph(graph)
+        self.graph = graph
+        self.provider = provider or Provider(CPU)
+        self._base = model_without_graph(graph.weights)
         self._arrays: Arrays = {}
         self.chosen: Arrays = {}
         """Values by name that replace the graph's own values wherever a node reads them."""
 
-    def values(self, wanted: Collection[str], feeds: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-        """Run the graph and yield the wanted values, in the order of the graph."""
-        renamed: dict[int, dict[str, str]] = {}
-        nodes = self._needed(wanted, renamed)
-        chosen = {_stand_in(name): value for name, value in self.chosen.items()}
-        live: dict[str, Any] = {**feeds, **chosen}
+    def values(
+        self,
+        wanted: Collection[str],
+        feeds: Arrays,
+        is_replaced: Callable[[FlatNode, str], bool] | None = None,
+        replacement: Callable[[str], np.ndarray] | None = None,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Run the graph and yield the values that are wanted, in the order of the graph.
+
+        Args:
+            wanted: Names of the values.
+            feeds: What the graph is run on.
+            is_replaced: Tells whether a node reads another value in the place of one that it names.
+            replacement: Gives that other value, by the name.
+        """
+        nodes, stand_ins = self._needed(wanted, is_replaced)
+        live: dict[str, Any] = dict(feeds)
         last_read = {name: index for index, node in enumerate(nodes) for name in node.reads}
         for start, end in _pieces(nodes, wanted):
-            made = [name for node in nodes[start:end] for name in node.makes]
+            piece = nodes[start:end]
+            for other in {name for node in piece for name in node.reads if name in stand_ins}:
+                name = stand_ins[other]
+                if name in self.chosen or replacement is None:
+                    live[other] = self.chosen[name]
+                else:
+                    live[other] = replacement(name)
+            made = [name for node in piece for name in node.makes]
             outputs = [name for name in made if name in wanted or last_read.get(name, -1) >= end]
-            found = self._run(nodes[start:end], renamed, outputs, live) | {
-                name: self.chosen[name] for name in outputs if name in self.chosen
-            }
+            found = self._run(piece, outputs, live)
+            found |= {name: self.chosen[name] for name in outputs if name in self.chosen}
             yield from ((name, found[name]) for name in outputs if name in wanted)
             live = {
                 name: value
                 for name, value in {**live, **found}.items()
-                if last_read.get(name, -1) >= end
+                if name not in stand_ins and last_read.get(name, -1) >= end
             }
-            live |= chosen
-
-    def replaced(
-        self,
-        wanted: Collection[str],
-        feeds: Arrays,
-        is_replaced: Callable[[FlatNode, str], bool],
-        replacement: Callable[[str], np.ndarray],
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Run the graph with some values replaced, and yield the wanted values."""
-        names = [name for node in self._graph.nodes for name in node.makes]
-        ordered = [name for name in names if name in wanted]
-        for start in range(0, len(ordered), VALUES_PER_PIECE):
-            piece = ordered[start : start + VALUES_PER_PIECE]
-            renamed: dict[int, dict[str, str]] = {}
-            nodes = self._needed(piece, renamed, is_replaced)
-            live: dict[str, Any] = dict(feeds)
-            for node in nodes:
-                for name, other in renamed.get(id(node), {}).items():
-                    if other not in live:
-                        is_chosen = name in self.chosen
-                        live[other] = self.chosen[name] if is_chosen else replacement(name)
-            found = self._run(nodes, renamed, piece, live)
-            yield from ((name, self.chosen.get(name, value)) for name, value in found.items())
 
     def _needed(
-        self,
-        wanted: Iterable[str],
-        renamed: dict[int, dict[str, str]],
-        is_replaced: Callable[[FlatNode, str], bool] | None = None,
-    ) -> list[FlatNode]:
-        """Find the nodes that compute the values, and the names that are replaced."""
+        self, wanted: Iterable[str], is_replaced: Callable[[FlatNode, str], bool] | None
+    ) -> tuple[list[FlatNode], dict[str, str]]:
+        """Return the nodes that make the values, and what the stand-ins that they read are for."""
         todo = set(wanted)
         needed = []
-        for node in reversed(self._graph.nodes):
+        stand_ins: dict[str, str] = {}
+        for node in reversed(self.graph.nodes):
             if todo.isdisjoint(node.makes):
                 continue
-            needed.append(node)
-            for name in node.reads:
-                if name in node.proto.input and (
-                    name in self.chosen or (is_replaced is not None and is_replaced(node, name))
-                ):
-                    renamed.setdefault(id(node), {})[name] = _stand_in(name)
-                else:
-                    todo.add(name)
-        return needed[::-1]
+            others = {
+                name: f"{name} of the reference"
+                for name in node.proto.input
+                if name in self.chosen or (is_replaced is not None and is_replaced(node, name))
+            }
+            stand_ins.update((other, name) for name, other in others.items())
+            needed.append(_with_inputs(node, others) if others else node)
+            todo.update(needed[-1].reads)
+        return needed[::-1], stand_ins
 
     def _run(
-        self,
-        nodes: Sequence[FlatNode],
-        renamed: Mapping[int, Mapping[str, str]],
-        outputs: Sequence[str],
-        live: Mapping[str, Any],
+        self, nodes: Sequence[FlatNode], outputs: Sequence[str], live: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Run some nodes on known values."""
         # OpenVINO cannot read a graph that gives an input or a constant as an output.
-        known = _not_computed(nodes, renamed, live)
+        known = _not_computed(nodes, live)
         known = {name: known[name] for name in outputs if name in known}
         outputs = [name for name in outputs if name not in known]
         if not outputs:
             return known
-        part = self.part(nodes, outputs, live, renamed)
+        part = self.part(nodes, outputs, live)
         options = unfused_options()
         # Each session runs once: weights need not be laid out for the next run.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        with onnxruntime_errors(f"run {self._graph.file.path}"):
-            session = part.open(self._provider, options)
+        with onnxruntime_errors(f"run {self.graph.file.path}"):
+            session = part.open(self.provider, options)
             return known | dict(zip(outputs, session.run(outputs, part.feeds), strict=True))
 
     def part(
-        self,
-        nodes: Sequence[FlatNode],
-        outputs: Sequence[str],
-        live: Mapping[str, Any],
-        renamed: Mapping[int, Mapping[str, str]] | None = None,
+        self, nodes: Sequence[FlatNode], outputs: Sequence[str], live: Mapping[str, Any]
     ) -> Part:
-        """Make a separate model of some nodes, with its inputs.
-
-        `renamed` has other names for a node's inputs, by the node's identity.
-        """
+        """Make some nodes a model of their own, with what it is run on."""
         model = onnx.ModelProto()
         model.CopyFrom(self._base)
         made = {name for node in nodes for name in node.makes}
-        read: dict[str, None] = {}
-        for node in nodes:
-            names = (renamed or {}).get(id(node), {})
-            proto = model.graph.node.add()
-            proto.CopyFrom(node.proto)
-            if names:
-                proto.input[:] = [names.get(name, name) for name in proto.input]
-            read.update(dict.fromkeys(names.get(name, name) for name in node.reads))
+        model.graph.node.extend(node.proto for node in nodes)
+        read = dict.fromkeys(name for node in nodes for name in node.reads)
         external = []
         feeds = {}
         for name in read:
             if name in made:
                 continue
-            tensor = self._graph.initializers.get(name)
+            tensor = self.graph.initializers.get(name)
             if tensor is not None:
                 proto = model.graph.initializer.add()
                 if _is_embedded(tensor):
-                    proto.ParseFromString(bytes(self._graph.weights.message(tensor)))
+                    proto.ParseFromString(bytes(self.graph.weights.message(tensor)))
                     continue
                 proto.CopyFrom(_external(tensor))
                 external.append(tensor)
-            elif name in self._graph.branch:
-                value = np.array([self._graph.branch[name]])
+            elif name in self.graph.branch:
+                value = np.array([self.graph.branch[name]])
                 model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
             else:
                 if name not in live:
                     raise ModelExportError(
-                        f"{self._graph.file.path} reads {name!r:.100} before any node computes it: "
-                        "the file is damaged, export it again"
+                        f"{self.graph.file.path} reads {name!r:.100}, which nothing in it makes "
+                        "before: it is damaged"
                     )
                 feeds[name] = live[name]
                 model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))
@@ -225,30 +199,35 @@ class TappedRun:
     def close(self) -> None:
         """Release the weights; a further run reads them again."""
         self._arrays.clear()
-        self._graph.weights.release()
+        self.graph.weights.release()
 
     def _array(self, tensor: Tensor) -> np.ndarray:
         if tensor.name not in self._arrays:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            data = np.frombuffer(self._graph.weights.data(tensor), dtype)
+            data = np.frombuffer(self.graph.weights.data(tensor), dtype)
             aligned = np.require(data, requirements=["ALIGNED"])
             if aligned is not data:
-                self._graph.weights.release()
+                self.graph.weights.release()
             self._arrays[tensor.name] = aligned.reshape(tensor.dims)
         return self._arrays[tensor.name]
 
 
-def _not_computed(
-    nodes: Iterable[FlatNode], renamed: Mapping[int, Mapping[str, str]], feeds: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the values of Constants, and the outputs of Identity nodes on given values."""
+def _with_inputs(node: FlatNode, others: Mapping[str, str]) -> FlatNode:
+    """Return a node that reads other values in the place of some."""
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    proto.input[:] = [others.get(name, name) for name in proto.input]
+    return replace(node, proto=proto, reads=tuple(others.get(name, name) for name in node.reads))
+
+
+def _not_computed(nodes: Iterable[FlatNode], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that an Identity makes of what is fed, and those of Constants."""
     known = {}
     for node in nodes:
         if node.proto.op_type == "Identity":
             (name,) = node.proto.input
-            source = renamed.get(id(node), {}).get(name, name)
-            if source in feeds:
-                known[node.makes[0]] = feeds[source]
+            if name in feeds:
+                known[node.makes[0]] = feeds[name]
         elif node.proto.op_type == "Constant":
             for attribute in node.proto.attribute:
                 # ONNX Runtime says what is wrong with a damaged one.
@@ -256,10 +235,6 @@ def _not_computed(
                 if array is not None:
                     known[node.makes[0]] = array
     return known
-
-
-def _stand_in(name: str) -> str:
-    return f"{name} of the reference"
 
 
 def _is_embedded(tensor: Tensor) -> bool:
@@ -277,14 +252,6 @@ def _external(tensor: Tensor) -> onnx.TensorProto:
     )
     proto.external_data.add(key="location", value="handed over")
     return proto
-
-
-def _model_without_graph(graph: FlatGraph) -> onnx.ModelProto:
-    """Return the model without its graph: versions, opsets, functions."""
-    model = onnx.ModelProto()
-    model.ParseFromString(b"".join(model_fields(graph.weights.file)))
-    model.graph.name = "part"
-    return model
 
 
 def _type_of(value: Any) -> onnx.TypeProto:  # noqa: ANN401

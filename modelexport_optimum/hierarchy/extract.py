@@ -152,7 +152,7 @@ def extract(
             graph.append(length_delimited(number, info.SerializeToString()))
     size = sum(map(len, graph))
     with replacing(target) as descriptor:
-        _write(descriptor, model_fields(weights.file))
+        _write(descriptor, _model_fields(weights.file))
         _write(descriptor, [varint(_MODEL_GRAPH << 3 | 2), varint(size), *graph])
     return Extracted(
         file=target,
@@ -191,10 +191,17 @@ def _check_output(file: TaggedFile, target: Path, data: Path | None, *, overwrit
         check_output_file(data, (".data",), overwrite=overwrite)
 
 
-def model_fields(model: memoryview) -> list[Bytes]:
-    """Return all fields of a ModelProto but its graph and its training information."""
+def _model_fields(model: memoryview) -> list[Bytes]:
+    """Return all of a ModelProto but its graph and what it is trained with."""
     without = (_MODEL_GRAPH, _MODEL_TRAINING)
     return [model[key:end] for number, key, _, end in fields(model) if number not in without]
+
+
+def model_without_graph(weights: Weights) -> onnx.ModelProto:
+    """Return a model of the same versions, opsets and functions, with an empty graph."""
+    model = onnx.ModelProto.FromString(b"".join(_model_fields(weights.file)))
+    model.graph.name = "part"
+    return model
 
 
 def _initializers(
@@ -283,10 +290,8 @@ def _inference_errors_named(path: Path) -> Iterator[None]:
 
 
 def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.ModelProto:
-    """Return the model without weights, down to the graph of the extracted nodes."""
-    model = onnx.ModelProto()
-    model.ParseFromString(b"".join(model_fields(weights.file)))
-    model.graph.name = "skeleton"
+    """Return the model without weights, down to the graph of the nodes that are cut out."""
+    model = model_without_graph(weights)
     inner = part.nodes[-1]  # the nodes of a graph come after those around it
     graphs: list[tuple[Graph, Node | None]] = [(graph_of(file, inner), None)]
     while inner.holder is not None:
