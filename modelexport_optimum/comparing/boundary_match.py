@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from modelexport_optimum.comparing.comparison import Difference
     from modelexport_optimum.graph_runs.flat_graph import FlatGraph, ModuleCall
     from modelexport_optimum.graph_runs.recorded_run import RecordedRun, ValueStore
     from modelexport_optimum.tags.recorded_call import RecordedCall
@@ -102,19 +103,14 @@ def _match_module(
         for entry, call in zip(entries, calls, strict=True):
             entry.call = call
             entry.given = _given(entry.recorded, call, reference, values)
-            entry.pairs = _paired(
-                [name for name in entry.recorded.outputs if name in reference],
-                [name for name in call.outputs if name in values],
-                reference,
-                values,
-            )
+            entry.pairs = _paired(entry.recorded.outputs, call.outputs, reference, values)
             if not entry.pairs:
                 entry.reason = _why_unpaired(entry.recorded.outputs, call.outputs)
         return
     if not calls:
         return
     # A graph that has lost the scopes of its nodes shows all calls as one.
-    ours = [name for call in calls for name in call.outputs if name in values]
+    ours = [name for call in calls for name in call.outputs]
     theirs = [name for entry in entries for name in entry.recorded.outputs]
     pairs = _paired(theirs, ours, reference, values)
     named = {other: name for name, other in pairs.items()}
@@ -128,16 +124,16 @@ def _match_module(
 def _paired(
     theirs: Sequence[str], ours: Sequence[str], reference: ValueStore, values: ValueStore
 ) -> dict[str, str]:
-    """Pair values of one shape, each with one of the other side.
+    """Pair kept values of one shape, each with one of the other side.
 
     If several values have one shape, their order decides. If it cannot, because one side has more
     of them or another order, the closest two are a pair.
     """
     shapes: dict[tuple[int, ...], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    for name in dict.fromkeys(theirs):
-        shapes[reference.shape(name)][0].append(name)
-    for name in dict.fromkeys(ours):
-        shapes[values.shape(name)][1].append(name)
+    for side, names, kept in ((0, theirs, reference), (1, ours, values)):
+        for name in dict.fromkeys(names):
+            if name in kept:
+                shapes[kept.shape(name)][side].append(name)
     pairs: dict[str, str] = {}
     for these, those in shapes.values():
         if len(these) == len(those) == 1 or len(these) * len(those) > _MOST_DISTANCES:
@@ -156,10 +152,9 @@ def _pair_transposed(
 
     An exporter drops a Transpose at the end of a module and the one that follows it outside.
     """
-    theirs = [(o, shape) for shape, (names, _) in shapes.items() for o in names]
-    ours = [(n, shape) for shape, (_, names) in shapes.items() for n in names]
-    theirs = [(name, shape) for name, shape in theirs if name not in pairs.values()]
-    ours = [(name, shape) for name, shape in ours if name not in pairs]
+    paired = set(pairs.values())
+    theirs = [(o, shape) for shape, (names, _) in shapes.items() for o in names if o not in paired]
+    ours = [(n, shape) for shape, (_, names) in shapes.items() for n in names if n not in pairs]
     if len(theirs) == len(ours) == 1 and order_of_axes(theirs[0][1], ours[0][1]):
         pairs[ours[0][0]] = theirs[0][0]
 
@@ -177,11 +172,18 @@ def in_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return value if order is None else value.transpose(order)
 
 
+def kept_difference(
+    reference: ValueStore, other: str, values: ValueStore, name: str
+) -> Difference:
+    """Measure how far a kept value is from one of the reference, whose axes are put in its order."""
+    return difference(in_shape(reference.get(other), values.shape(name)), values.get(name))
+
+
 def _closest(
     theirs: Sequence[str], ours: Sequence[str], reference: ValueStore, values: ValueStore
 ) -> dict[str, str]:
     distances = sorted(
-        (difference(reference.get(other), values.get(name)).relative, abs(i - j), name, other)
+        (kept_difference(reference, other, values, name).relative, abs(i - j), name, other)
         for i, other in enumerate(theirs)
         for j, name in enumerate(ours)
     )
@@ -199,17 +201,10 @@ def _given(
 
     One side may have values that the other does not have, so only similar values are pairs.
     """
-    pairs = _paired(
-        [name for name in recorded.given if name in reference],
-        [name for name in call.inputs if name in values],
-        reference,
-        values,
-    )
     return {
         name: other
-        for name, other in pairs.items()
-        if difference(in_shape(reference.get(other), values.shape(name)), values.get(name)).relative
-        < _ALIKE
+        for name, other in _paired(recorded.given, call.inputs, reference, values).items()
+        if kept_difference(reference, other, values, name).relative < _ALIKE
     }
 
 

@@ -13,7 +13,7 @@ import dataclasses
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from modelexport_optimum.comparing.boundary_match import in_shape, match
+from modelexport_optimum.comparing.boundary_match import in_shape, kept_difference, match
 from modelexport_optimum.comparing.choices import take_choices
 from modelexport_optimum.comparing.comparison import (
     Comparison,
@@ -264,10 +264,7 @@ def _row(
         )
     found = worst(
         [
-            difference(
-                in_shape(recorded.values.get(other), ours.values.shape(name)),
-                ours.values.get(name),
-            )
+            kept_difference(recorded.values, other, ours.values, name)
             for name, other in entry.pairs.items()
         ]
     )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelexport_optimum.hierarchy.inspect import matching_paths
-from modelexport_optimum.onnx_file.skeleton import narrowest_float
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.notebook import line, shown, table
 from modelexport_optimum.tags.tag_grammar import is_inside
@@ -269,11 +268,6 @@ def worst(found: Sequence[Difference]) -> Difference:
         min(one.snr_db for one in found),
         min(one.cosine for one in found),
     )
-
-
-def tolerance_of(files: Iterable[TaggedFile]) -> float:
-    """Return the tolerance of the narrowest type of floating point that the weights have."""
-    return TOLERANCES[narrowest_float(tensor for file in files for tensor in file.initializers)]
 
 
 def _finite(value: float | None) -> float | None:

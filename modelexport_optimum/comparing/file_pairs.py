@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from modelexport_optimum.comparing.comparison import tolerance_of
+from modelexport_optimum.comparing.comparison import TOLERANCES
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.graph_runs.flat_graph import flatten
 from modelexport_optimum.graph_runs.recorded_run import record_graph
 from modelexport_optimum.graph_runs.tapped_run import TappedRun
 from modelexport_optimum.hierarchy.tagged_model import TaggedFile, read_tagged
 from modelexport_optimum.onnx_file.find import onnx_files_by_name
+from modelexport_optimum.onnx_file.skeleton import narrowest_float
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,10 +70,15 @@ class FilePair:
 
 
 def default_tolerance(pairs: Sequence[FilePair]) -> float:
-    """Return the tolerance of the narrowest type of the weights on either side."""
-    files = [pair.file for pair in pairs]
-    files += [p.reference.file for p in pairs if isinstance(p.reference, ExportReference)]
-    return tolerance_of(files)
+    """Return the tolerance of the narrowest type that either side holds weights of."""
+    tensors = (tensor for file in _both_sides(pairs) for tensor in file.initializers)
+    return TOLERANCES[narrowest_float(tensors)]
+
+
+def _both_sides(pairs: Sequence[FilePair]) -> list[TaggedFile]:
+    """Return the files of the other side, and those of the reference if it is an export."""
+    exports = (p.reference.file for p in pairs if isinstance(p.reference, ExportReference))
+    return [*(pair.file for pair in pairs), *exports]
 
 
 def export_pairs(reference: Path, other: Path) -> list[FilePair]:
@@ -102,7 +108,6 @@ def export_pairs(reference: Path, other: Path) -> list[FilePair]:
 
 def unpaired(pairs: Sequence[FilePair], *sides: Path) -> tuple[str, ...]:
     """Return the paths of the files of each side that are in no pair."""
-    paired = {pair.file.path for pair in pairs}
-    paired |= {p.reference.file.path for p in pairs if isinstance(p.reference, ExportReference)}
+    paired = {file.path for file in _both_sides(pairs)}
     files = [file for side in sides for file in onnx_files_by_name(side).values()]
     return tuple(str(file) for file in dict.fromkeys(files) if file not in paired)

@@ -56,6 +56,13 @@ class ModuleCall:
     has_weights: bool = False
     varies: bool = False
 
+    def outwards(self) -> Iterator[ModuleCall]:
+        """Yield the call itself and those around it, inner before outer."""
+        call: ModuleCall | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
     def around(self, depth: int) -> ModuleCall:
         """Return the call around it at a depth; itself if it is not deeper than that."""
         call = self
@@ -297,10 +304,9 @@ class _Calls:
         """
         first: dict[int, int] = {}
         for index, node in enumerate(nodes):
-            call: ModuleCall | None = node.call
-            while call is not None and node.proto.op_type not in _NO_COMPUTATION:
-                first.setdefault(id(call), index)
-                call = call.parent
+            if node.proto.op_type not in _NO_COMPUTATION:
+                for call in node.call.outwards():
+                    first.setdefault(id(call), index)
         made = [call for calls in self._calls.values() for call in calls if id(call) in first]
         return sorted(made, key=lambda call: (first[id(call)], call.depth))
 
@@ -323,11 +329,10 @@ def _find_outputs(graph: FlatGraph) -> None:
     for node in graph.nodes:
         for name in node.reads:
             readers.setdefault(name, []).append(node.call)
-        call: ModuleCall | None = node.call
-        while call is not None:
+        has_weights = any(name in graph.initializers for name in node.reads)
+        for call in node.call.outwards():
             call.varies |= not node.constant
-            call.has_weights |= any(name in graph.initializers for name in node.reads)
-            call = call.parent
+            call.has_weights |= has_weights
     for node in graph.nodes:
         if node.proto.op_type == "TopK":
             node.call.choices += node.proto.output[1:]
@@ -338,19 +343,19 @@ def _find_outputs(graph: FlatGraph) -> None:
 
 
 def _find_readers(node: FlatNode, name: str, readers: Collection[ModuleCall | None]) -> None:
-    around: ModuleCall | None = node.call
-    while around is not None:
-        depth = around.depth
-        leaves = any(reader is None or reader.around(depth) is not around for reader in readers)
-        if leaves and not (node.constant and around.varies):
-            around.outputs.append(name)
-        around = around.parent
-    if not node.constant:
-        for reader in readers:
-            while reader is not None and reader is not node.call:
-                if reader.around(node.call.depth) is node.call and name not in reader.inputs:
-                    reader.inputs.append(name)
-                reader = reader.parent
+    for call in node.call.outwards():
+        leaves = any(reader is None or reader.around(call.depth) is not call for reader in readers)
+        if leaves and not (node.constant and call.varies):
+            call.outputs.append(name)
+    for reader in readers:
+        # Of the calls in which it is read, those inside the call that makes it.
+        if reader is None or node.constant or reader.around(node.call.depth) is not node.call:
+            continue
+        for call in reader.outwards():
+            if call is node.call:
+                break
+            if name not in call.inputs:
+                call.inputs.append(name)
 
 
 def values_after(graph: FlatGraph, names: Collection[str]) -> set[str]:

@@ -19,7 +19,7 @@ from modelexport_optimum.tags.recorded_call import RecordedCall
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from modelexport_optimum.graph_runs.flat_graph import FlatGraph, ModuleCall
+    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
     from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
 
 
@@ -124,10 +124,10 @@ def record_graph(run: TappedRun, feeds: Arrays) -> RecordedRun:
             if name not in left or name not in recorded.values:
                 continue
             maker = graph.makers[name].call
-            call: ModuleCall | None = node.call
-            while call is not None and maker.around(call.depth) is not call:
+            for call in node.call.outwards():
+                if maker.around(call.depth) is call:
+                    break
                 reads[id(call)][name] = None
-                call = call.parent
 
     def seen(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(name for name in dict.fromkeys(names) if name in recorded.values)
