@@ -28,24 +28,14 @@ if TYPE_CHECKING:
 
 
 class CallNesting:
-    """The calls in which the nodes of a file ran, as far as the nodes' records show them.
-
-    Attributes:
-        recorded: Whether any node has a record.
-    """
+    """The calls in which the nodes of a file ran, as far as the records of its nodes tell."""
 
     def __init__(self, model: Model, flow: DataFlow) -> None:
         self._flow = flow
         self._records = [export_record.recorded_frames(node) for node in flow.nodes]
-        self._values = [
-            export_record.recorded_value(node) if record else ""
-            for node, record in zip(flow.nodes, self._records, strict=True)
-        ]
-        self.recorded = any(self._records)
-        self._rewritten = [
-            bool(record) and export_record.is_rewritten(node)
-            for node, record in zip(flow.nodes, self._records, strict=True)
-        ]
+        self._values = [export_record.recorded_value(node) for node in flow.nodes]
+        self._rewritten = [export_record.is_rewritten(node) for node in flow.nodes]
+        self._recorded = any(self._records)
         self._made = {
             name: index for index, node in enumerate(flow.nodes) for name in node.outputs if name
         }
@@ -53,7 +43,7 @@ class CallNesting:
         tensors = {tensor.name: tensor for tensor in model.graph.initializers}
         # The initializers that each node reads.
         self._read = [
-            [tensors[name] for name in node.inputs if name in tensors] if self.recorded else []
+            [tensors[name] for name in node.inputs if name in tensors] if self._recorded else []
             for node in flow.nodes
         ]
         matrices = [
@@ -70,9 +60,11 @@ class CallNesting:
         """Return the innermost call that certainly contains everything that a node computes.
 
         Returns:
-            By the node's number its open calls and the reason, for each uncertain node between two
-            certain ones.
+            By the node's number its open calls and the reason, for the nodes that are not
+            certain and that stand between two that are; none if no node has a record.
         """
+        if not self._recorded:
+            return {}
         before, after = self._neighbours()
         for index in self._returned(before, after):
             after[index].add(("",))

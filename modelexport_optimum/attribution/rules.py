@@ -188,8 +188,6 @@ class _Attributor:
 
     def _place_by_calls(self) -> None:
         """Rule 3."""
-        if not self.calls_nest.recorded:
-            return
         for index, (frames, reason) in self.calls_nest.place().items():
             if self.placed[index] is None:
                 self.placed[index] = NodePlacement(self._chain(frames), TRACER, reason)
@@ -223,22 +221,24 @@ class _Attributor:
     # Rules 5 to 8: scopes in the names of nodes
 
     def _place_scopes(self) -> None:
-        calls: dict[tuple[int, str], list[int]] = {}
         for index, scope in enumerate(self.scope_of):
-            if scope is not None and self.placed[index] is None:
-                calls.setdefault((self.flow.graph_of[index], scope), []).append(index)
             if scope is not None:
                 self.calls.setdefault((self.flow.graph_of[index], scope), []).append(index)
-        if any(len(self.scopes.candidates(scope)) > 1 for _, scope in calls):
+        left = {
+            call: unplaced
+            for call, indices in self.calls.items()
+            if (unplaced := [index for index in indices if self.placed[index] is None])
+        }
+        if any(len(self.scopes.candidates(scope)) > 1 for _, scope in left):
             ruled_out = self._unlike_other_calls()
             self.scopes = Scopes(self.tree, self.scopes.base, ruled_out)
-        for (_, scope), indices in calls.items():
-            self._place_scope(scope, indices)
+        for (graph, scope), indices in left.items():
+            self._place_scope(graph, scope, indices)
 
-    def _place_scope(self, scope: str, indices: Sequence[int]) -> None:
+    def _place_scope(self, graph: int, scope: str, indices: Sequence[int]) -> None:
         """Rules 5 to 7."""
         nodes = self.flow.nodes
-        chains = self._callers(self.flow.graph_of[indices[0]], scope)
+        chains = self._callers(graph, scope)
         for index in indices:
             left = chains
             if len(left) > 1:

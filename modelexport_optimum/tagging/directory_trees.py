@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelexport_optimum.attribution import tree_choice
 from modelexport_optimum.attribution.export_record import recorded_modules
@@ -27,7 +27,7 @@ from modelexport_optimum.module_trees.module_tree import (
 from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_all_nodes
 from modelexport_optimum.own_code.guard import own_code_refused
 from modelexport_optimum.tags import tag_grammar
-from modelexport_optimum.tags.model_record import CLASSES, read_classes
+from modelexport_optimum.tags.model_record import read_classes
 from modelexport_optimum.tags.node_names import called_scopes
 from modelexport_optimum.tags.tag_grammar import outer_paths
 
@@ -116,47 +116,42 @@ def _whole_tree(
     """
     if not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
         return None
-    nodes = sum(len(file.carried) for file in group)
     with (
         contextlib.suppress(ModelExportError),
         own_code_refused(directory, trusted=trust_remote_code),
     ):
-        return next((tree for _, tree in _built(directory, trust_remote_code, nodes)), None)
+        return next((tree for _, tree in _built(directory, group, trust_remote_code)), None)
     return None
 
 
 def _best(
     group: Sequence[OpenFile], trees: Sequence[ModuleTree]
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """Return the tree that explains all files of a directory best."""
-    fits = [[tree_choice.fit(file.model, tree) for file in group] for tree in trees]
-    best = max(range(len(trees)), key=lambda index: (tree_choice.total(fits[index]), -index))
-    return {
-        file.path: (trees[best], found.base) for file, found in zip(group, fits[best], strict=True)
-    }
+    """Return the one tree that explains all files of a directory best."""
+    tried = [(tree, [tree_choice.fit(file.model, tree) for file in group]) for tree in trees]
+    tree, fits = max(tried, key=lambda entry: tree_choice.total(entry[1]))  # of equals the first
+    return {file.path: (tree, found.base) for file, found in zip(group, fits, strict=True)}
 
 
 def _described_trees(
     directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """Return the trees of the classes that config.json may mean, or trees made from the names."""
-    tried: list[tuple[Any, int, list[tree_choice.Fit], ModuleTree]] = []
-    nodes = sum(len(file.carried) for file in group)
-    for index, (candidate, tree) in enumerate(_built(directory, trust_remote_code, nodes)):
+    """Return the trees of the classes that config.json may mean, or of the names alone."""
+    tried: list[tuple[tuple[int, ...], ModuleTree, list[tree_choice.Fit]]] = []
+    for index, (candidate, tree) in enumerate(_built(directory, group, trust_remote_code)):
         fits = [tree_choice.fit(file.model, tree) for file in group]
         agreeing = sum(_outputs_agree(file.model, candidate) for file in group)
         if not all(found.plausible for found in fits):
             continue
-        tried.append((tree_choice.total(fits, agreeing), -index, fits, tree))
+        tried.append((tree_choice.total(fits, agreeing), tree, fits))
         if index == 0 and agreeing == len(group) and all(found.whole for found in fits):
             break
-    if not tried:
-        known = _tracer_tree(group) or _carried_tree(group)
-        if known is not None:
-            return _best(group, [known])
     if tried:
-        _, _, fits, tree = max(tried, key=lambda entry: entry[:2])
-        return {file.path: (tree, f.base) for file, f in zip(group, fits, strict=True)}
+        _, tree, fits = max(tried, key=lambda entry: entry[0])
+        return {file.path: (tree, found.base) for file, found in zip(group, fits, strict=True)}
+    known = _tracer_tree(group) or _carried_tree(group)
+    if known is not None:
+        return _best(group, [known])
     return {file.path: (_named_tree(file), "") for file in group}
 
 
@@ -165,9 +160,9 @@ def _named_tree(file: OpenFile) -> ModuleTree:
 
 
 def _built(
-    directory: Path, trust_remote_code: bool, nodes: int
+    directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> Iterator[tuple[Candidate, ModuleTree]]:
-    """Yield the classes that config.json may mean, with their modules.
+    """Yield the classes that config.json may mean for some files, with their modules.
 
     Raises:
         ModelExportError: It describes no model that can be built; a configuration and a model may
@@ -175,6 +170,7 @@ def _built(
     """
     config = directory / "config.json"
     check_counts(config)
+    nodes = sum(len(file.carried) for file in group)
     try:
         for candidate in candidates(directory, trust_remote_code=trust_remote_code):
             with bounded_modules(config, nodes):
@@ -211,9 +207,7 @@ def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
     tree = ModuleTree(whole=False)
     qualified: dict[str, str] = {}
     for file in group:
-        for key, value, *_ in file.model.metadata:
-            if key == CLASSES:
-                qualified.update(read_classes(value))
+        qualified.update(read_classes(file.model))
         for carried in file.carried.values():
             for path, name in tag_grammar.parse_tag(carried.tag) or ():
                 tree.modules[path] = Module(path, qualified.get(name, name), path)

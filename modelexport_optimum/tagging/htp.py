@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,7 +305,7 @@ def _planned_tags(
         file=file.path,
         node_count=len(nodes),
         modules=modules,
-        evidence_counts=counted(placement.evidence for placement in placed.placements.values()),
+        evidence_counts=counted(Counter(p.evidence for p in placed.placements.values())),
         with_attribute=len(free),
         on_root=sum(len(placed.chain(node)) == 1 for node in nodes),
         module_class=placed.tree.root_class,

@@ -11,7 +11,6 @@ from modelexport_optimum.onnx_file.skeleton import walk_all_nodes
 from modelexport_optimum.system.display import Displayed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from modelexport_optimum.tagging.open_files import OpenFile
@@ -82,7 +81,7 @@ class TagReport(Displayed):
         counts = Counter[str]()
         for file in self.files:
             counts.update(file.evidence_counts)
-        return counted(counts.elements())
+        return counted(counts)
 
     @property
     def classes_known(self) -> bool:
@@ -118,7 +117,7 @@ def report_of_carried(file: OpenFile) -> FileReport:
         file=file.path,
         node_count=len(evidence),
         modules=modules,
-        evidence_counts=counted(evidence),
+        evidence_counts=counted(Counter(evidence)),
         with_attribute=attribute,
         on_root=on_root,
         module_class=root_class,
@@ -127,7 +126,6 @@ def report_of_carried(file: OpenFile) -> FileReport:
     )
 
 
-def counted(evidence: Iterable[str]) -> dict[str, int]:
-    """Count each kind of evidence, strongest first."""
-    counts = Counter(evidence)
+def counted(counts: Counter[str]) -> dict[str, int]:
+    """Return the number of each kind of evidence, strongest first."""
     return {kind: counts[kind] for kind in placements.EVIDENCE_KINDS if counts[kind]}

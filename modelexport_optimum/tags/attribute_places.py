@@ -60,9 +60,15 @@ class _ValueNumbers:
         # A model-local function takes the attributes that it declares, and no others.
         self._functions = functions
         self._numbers: dict[object, int] = {}
+        self._constants: set[int] = set()
 
     def _number(self, key: object) -> int:
         return self._numbers.setdefault(key, len(self._numbers))
+
+    def _constant(self, key: object) -> int:
+        number = self._number(("constant", key))
+        self._constants.add(number)
+        return number
 
     def visit(self, graph: Graph, outer: MutableMapping[str, int]) -> None:
         values: MutableMapping[str, int] = ChainMap({}, outer) if outer else {}
@@ -70,45 +76,36 @@ class _ValueNumbers:
             values[value.name] = self._number((id(graph), value.name))
         for tensor in graph.initializers:
             by_value = tensor.value if tensor.value is not None else (id(graph), tensor.name)
-            values[tensor.name] = self._number(("constant", by_value))
-        constants = {number for key, number in self._numbers.items() if _is_constant(key)}
+            values[tensor.name] = self._constant(by_value)
         for node in graph.nodes:
             for _, nested in node.subgraphs:
                 self.visit(nested, values)
             inputs = tuple(values.get(name, -1) if name else -2 for name in node.inputs)
-            attributes = tuple(sorted(i for i in node.attributes.items() if i[0] != ATTRIBUTE))
             if node.subgraphs:
-                key: object = node.start
+                number = self._number(node.start)
             elif node.op_type == "Constant" and not node.domain:
-                key = ("constant", _constant_value(node))
-            elif inputs and all(i in constants for i in inputs):
+                number = self._constant(_constant_value(node))
+            elif inputs and self._constants.issuperset(inputs):
                 # ONNX Runtime computes it once and for all: its value may equal any other.
-                key = ("constant", "computed", node.op_type, len(inputs))
+                number = self._constant(("computed", node.op_type, len(inputs)))
             else:
-                key = (node.domain, node.op_type, inputs, attributes)
-            number = self.of_node[node.start] = self._number(key)
-            if _is_constant(key):
-                constants.add(number)
+                own = (item for item in node.attributes.items() if item[0] != ATTRIBUTE)
+                number = self._number((node.domain, node.op_type, inputs, tuple(sorted(own))))
+            self.of_node[node.start] = number
             called = function_key(node) in self._functions
             if called or node.op_type in COPIED_BY_FUSION:
                 self.refused.add(node.start)
             passes = node.op_type in PASSED_THROUGH and not node.domain
             for index, name in enumerate(node.outputs):
-                if passes and index == 0:
-                    values[name] = inputs[0]
-                else:
-                    values[name] = number if index == 0 else self._number((number, index))
-
-
-def _is_constant(key: object) -> bool:
-    return isinstance(key, tuple) and key[0] == "constant"
+                values[name] = self._number((number, index)) if index else number
+            if passes and inputs and node.outputs:
+                values[node.outputs[0]] = inputs[0]
 
 
 def _constant_value(node: Node) -> bytes:
     """Return a Constant's tensor as an initializer of the same value would be serialized."""
-    for name, data in node.attributes.items():
-        if name == "value":
-            for number, _, start, end in bytes_fields(data):
-                if number == 5:
-                    return data[start:end]
+    value = node.attributes.get("value", b"")
+    for number, _, start, end in bytes_fields(value):
+        if number == 5:
+            return value[start:end]
     return b"".join(data for name, data in sorted(node.attributes.items()) if name != ATTRIBUTE)

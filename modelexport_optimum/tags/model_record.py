@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.onnx_file.rewriter import Edit
 from modelexport_optimum.onnx_file.wire import length_delimited
@@ -52,12 +52,9 @@ def record_of(model: Model) -> dict[str, str]:
     }
 
 
-def read_classes(text: str) -> dict[str, str]:
-    """Return the qualified classes of the record by their names; none if it is damaged."""
-    try:
-        found = parse_json(text)
-    except ValueError:
-        return {}
+def read_classes(model: Model) -> dict[str, str]:
+    """Return the qualified classes of the record by their names; none of a damaged one."""
+    found = _json_of(model, CLASSES)
     items = found.items() if isinstance(found, dict) else ()
     return {
         name: qualified
@@ -68,15 +65,18 @@ def read_classes(text: str) -> dict[str, str]:
 
 def read_silent(model: Model) -> list[str] | None:
     """Return the record's modules without nodes, None if it has none or it is damaged."""
-    for key, value, *_ in model.metadata:
-        if key == SILENT:
-            try:
-                found = parse_json(value)
-            except ValueError:
-                return None
-            if isinstance(found, list) and all(isinstance(path, str) for path in found):
-                return found
-    return None
+    found = _json_of(model, SILENT)
+    is_list = isinstance(found, list) and all(isinstance(path, str) for path in found)
+    return found if is_list else None
+
+
+def _json_of(model: Model, key: str) -> Any:  # noqa: ANN401 (what the record says)
+    """Return an entry of the record that is JSON; None if there is none, or it is damaged."""
+    text = next((value for name, value, *_ in model.metadata if name == key), "null")
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
 
 
 def record_edits(

@@ -7,6 +7,7 @@ This file knows only text; `carriers.py` stores it on a node.
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
 import re
@@ -30,14 +31,21 @@ _CLASS = re.compile(r"[^\s./:]+")
 
 QUALIFIED_CLASS = re.compile(r"(?:[^\s/:]*\.)?[^\s./:]+")
 
-_UNUSUAL = re.compile(r"[\\\x00-\x1f\x7f]")
-"""Matches a list that must be parsed string by string."""
+_OTHER = r"\\\x00-\x1f\x7f\ud800-\udfff"
+"""What stands in no string as it is, besides the quote."""
 
-_STRING = re.compile(r"""'((?:[^'\\\x00-\x1f\x7f]|\\.)*)'|"((?:[^"\\\x00-\x1f\x7f]|\\.)*)\"""")
+_ESCAPE = (
+    r"""\\(?:[\\'"nrt]|x[0-9a-f]{2}|u(?!d[89a-f])[0-9a-f]{4}"""
+    r"""|U(?!0000d[89a-f])00(?:0[0-9a-f]|10)[0-9a-f]{4})"""
+)
+"""An escape that Python's `repr` writes, of a character of Unicode."""
 
-_ESCAPE = re.compile(r"""\\(?:([\\'"nrt])|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8})|(.))""")
+_STRING = rf"""(?:'(?:[^'{_OTHER}]|{_ESCAPE})*'|"(?:[^"{_OTHER}]|{_ESCAPE})*")"""
 
-_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
+_LIST = re.compile(rf"\[(?:{_STRING}(?:, {_STRING}){{0,{MAX_MODULES}}})?\]")
+
+_PLAIN_LIST = re.compile(rf"\['[^'{_OTHER}]*'(?:, '[^'{_OTHER}]*'){{0,{MAX_MODULES}}}\]")
+"""A list without escapes, as nearly all are: to split it takes a twentieth of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ def parse_tag(tag: str) -> Modules | None:
     parts: list[str] = []
     for part in tag[1:].split("/"):
         head, dot, relative = part.partition(".")
-        if len(parts) > 0 and not (dot and relative and _is_class(head)):
+        if parts and not (dot and relative and _is_class(head)):
             if len(parts) == 1:
                 return None
             parts[-1] += "/" + part
@@ -117,43 +125,12 @@ def parse_texts(text: str) -> list[str] | None:
     Returns:
         The strings, or None if it is not such a list, or longer than that of a tag.
     """
-    if len(text) > MAX_SCOPES_CHARACTERS or text[:1] != "[" or text[-1:] != "]":
+    if len(text) > MAX_SCOPES_CHARACTERS:
         return None
-    inner = text[1:-1]
-    if not inner:
-        return []
-    if inner[0] == inner[-1] == "'" and len(inner) > 1 and not _UNUSUAL.search(inner):
-        plain = inner[1:-1].split("', '", MAX_MODULES + 1)
-        if not any("'" in one for one in plain):
-            return plain if len(plain) <= MAX_MODULES + 1 else None
-    found: list[str] = []
-    position = 0
-    while (string := _STRING.match(inner, position)) and len(found) <= MAX_MODULES:
-        read = _unescaped(string[1] or string[2] or "")
-        if read is None:
-            return None
-        found.append(read)
-        position = string.end()
-        if position == len(inner):
-            return found
-        if not inner.startswith(", ", position):
-            return None
-        position += 2
-    return None
-
-
-def _unescaped(text: str) -> str | None:
-    """Return a string without its escapes, None if an escape is not valid."""
-    if "\\" not in text:
-        return text
-    codes = []
-    for letter, *numbers, other in _ESCAPE.findall(text):
-        code = int("".join(numbers) or "0", 16)
-        if other or code > 0x10FFFF or 0xD800 <= code < 0xE000:
-            return None
-        codes.append(_ESCAPED.get(letter, letter) or chr(code))
-    replaced = iter(codes)
-    return _ESCAPE.sub(lambda _: next(replaced), text)
+    if _PLAIN_LIST.fullmatch(text):
+        return text[2:-2].split("', '")
+    found: list[str] | None = ast.literal_eval(text) if _LIST.fullmatch(text) else None
+    return found
 
 
 def parse_scopes(scopes: str, classes: str) -> list[tuple[str, str]] | None:
@@ -189,9 +166,6 @@ def is_tag_of(modules: Modules, tag: str) -> bool:
     """Return whether a tag is that of a chain of modules, each inside the one before it."""
     if not modules or modules[0][0]:
         return False
-    outer = ""
-    for path, _ in modules[1:]:
-        if not path.startswith(f"{outer}." if outer else "") or path == outer:
-            return False
-        outer = path
-    return tag_of(modules) == tag
+    pairs = itertools.pairwise(path for path, _ in modules)
+    nested = all(path != outer and is_inside(path, outer) for outer, path in pairs)
+    return nested and tag_of(modules) == tag
