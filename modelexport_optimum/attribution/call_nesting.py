@@ -52,8 +52,8 @@ class CallNesting:
         ]
         self._packed = PackedParameters(model, flow, self._records, matrices)
 
-    def certain(self, index: int) -> bool:
-        """Return whether a node's record covers everything that the node computes."""
+    def _certain(self, index: int) -> bool:
+        """Tell whether a node's record is that of all that it does."""
         return bool(self._records[index]) and not self._rewritten[index]
 
     def place(self) -> dict[int, tuple[Frames, str]]:
@@ -82,7 +82,7 @@ class CallNesting:
         before: list[set[Frames]] = [set() for _ in range(count)]
         after: list[set[Frames]] = [set() for _ in range(count)]
         for index, node in enumerate(self._flow.nodes):
-            if self.certain(index):
+            if self._certain(index):
                 continue
             for name in dict.fromkeys(node.inputs):
                 producer = self._made.get(name)
@@ -91,7 +91,7 @@ class CallNesting:
                 record = self._record_of(name, producer)
                 before[index].update([record] if record else before[producer])
         for index in reversed(range(count)):
-            if not self.certain(index):
+            if not self._certain(index):
                 for consumer in self._flow.consumers[index]:
                     # What a rewritten node recorded is what its other replaced nodes feed.
                     record = self._records[consumer]
@@ -115,8 +115,8 @@ class CallNesting:
         return [index for index in works if before[index]]
 
     def _record_of(self, name: str, producer: int) -> Frames:
-        """Return the calls in which a value was computed, () if no record names the value."""
-        if self.certain(producer) or self._values[producer] == name:
+        """Return the calls in which a value was made, () if no record is that of this value."""
+        if self._certain(producer) or self._values[producer] == name:
             return self._records[producer]
         return ()
 

@@ -122,9 +122,7 @@ class _Attributor:
     def run(self) -> Attribution:
         nodes = self.flow.nodes
         for index, node in enumerate(nodes):
-            self.placed[index] = self._carried(node)
-            if self.placed[index] is None and self.calls_nest.certain(index):
-                self.placed[index] = self._recorded(node)
+            self.placed[index] = self._known(node)
             if self.placed[index] is None and self.scope_of[index] is not None:
                 self.placed[index] = self._traced_call(index, node.name)
         self._place_by_calls()
@@ -132,9 +130,8 @@ class _Attributor:
         known = self._known_chains()
         for index, node in enumerate(nodes):
             if self.placed[index] is None:
-                self.placed[index] = self._named_parameter(node, known) or self._by_kept_name(
-                    index, known
-                )
+                named = self._named_parameter(node, known)
+                self.placed[index] = named or self._by_kept_name(index, known)
         chains = [None if p is None else p.paths for p in self.placed]
         for index, chain, reason in place_by_flow(self.flow, chains):
             if chain is None:
@@ -149,30 +146,18 @@ class _Attributor:
             for node, placement in zip(nodes, self.placed, strict=True)
             if placement is not None
         }
-        place_bodies(
-            self.model,
-            self.scopes.root,
-            placements,
-            lambda node: (
-                self._carried(node)
-                or (None if export_record.is_rewritten(node) else self._recorded(node))
-            ),
-        )
+        place_bodies(self.model, self.scopes.root, placements, self._known)
         return Attribution(placements, self.tree, self.undecided)
 
     # Rules 1 to 4: what is known
 
-    def _carried(self, node: Node) -> NodePlacement | None:
-        """Rule 1."""
+    def _known(self, node: Node) -> NodePlacement | None:
+        """Rules 1 and 2."""
         carried = self.prior.get(node.start)
-        if carried is None:
-            return None
-        return NodePlacement(*carried, "the tag that it already had")
-
-    def _recorded(self, node: Node) -> NodePlacement | None:
-        """Rule 2."""
+        if carried is not None:
+            return NodePlacement(*carried, "a tag that it carried already")
         frames = export_record.recorded_frames(node)
-        if not frames:
+        if not frames or export_record.is_rewritten(node):
             return None
         return NodePlacement(self._chain(frames), TRACER, "PyTorch's own record in its metadata")
 

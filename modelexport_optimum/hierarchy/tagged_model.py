@@ -17,14 +17,14 @@ import onnx
 from modelexport_optimum.errors import ModelExportError, UsageError, did_you_mean
 from modelexport_optimum.onnx_file.find import onnx_files
 from modelexport_optimum.onnx_file.reader import read_model
-from modelexport_optimum.onnx_file.skeleton import Tensor, Value
+from modelexport_optimum.onnx_file.skeleton import Tensor, Value, nested_path, walk_all_graphs
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.tags import carriers
 from modelexport_optimum.tags.model_record import is_marked
 from modelexport_optimum.tags.tag_grammar import outer_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from modelexport_optimum.onnx_file.skeleton import Graph, Model, Node
 
@@ -188,47 +188,17 @@ def read_tagged(path: Path, *, given: str | os.PathLike[str] | None = None) -> T
         ModelExportError: It cannot be read, or no node of it has a tag.
     """
     model = read_model(path)
-    marked = is_marked(model)
-    tree = _Tree()
-    nodes: list[TaggedNode] = []
-    initializers: list[Tensor] = []
-    # Each with its path, the node that holds it, what it sees, and whether it is in a function.
-    graphs: list[tuple[str, Graph, TaggedNode | None, dict[str, Read], bool]]
-    graphs = [(body.path, body.body, None, {}, True) for body in reversed(model.functions)]
-    graphs.append(("", model.graph, None, {}, False))
-    while graphs:
-        path_in_file, graph, holder, around, in_function = graphs.pop()
-        initializers += graph.initializers
-        names = dict(around)  # a graph sees the names of those around it
-        names.update((value.name, value) for value in graph.inputs)
-        names.update((tensor.name, tensor) for tensor in graph.initializers)
-        nested_graphs = []
-        for node in graph.nodes:
-            carried = carriers.read(node, marked=marked)
-            module = tree.module_of(node, carried)
-            reads = tuple(names.get(name) if name else None for name in node.inputs)
-            tagged = TaggedNode(
-                node,
-                path_in_file,
-                holder,
-                carried.tag,
-                module,
-                carried.placed_by,
-                reads,
-                in_function,
-            )
-            nodes.append(tagged)
-            for attribute, nested in node.subgraphs:
-                name = f"{node.name or node.op_type}.{attribute}"
-                nested_path = f"{path_in_file}/{name}" if path_in_file else name
-                nested_graphs.append((nested_path, nested, tagged, names, in_function))
-            names.update((name, tagged) for name in node.outputs)
-        graphs += reversed(nested_graphs)
+    reader = _Reader(marked=is_marked(model))
+    reader.read(model.graph, "", None, {})
+    for function in model.functions:
+        reader.read(function.body, function.path, None, {}, in_function=True)
+    nodes = reader.nodes
     untagged = [node for node in nodes if node.module is None]
     if len(untagged) == len(nodes):
         tagged_as = shlex.quote(os.fspath(given or path))
         raise ModelExportError(f"{path} is not tagged: run `modelexport-optimum tag {tagged_as}`")
-    modules = tree.link(nodes)
+    modules = reader.linked_modules()
+    initializers = [tensor for _, graph in walk_all_graphs(model) for tensor in graph.initializers]
     return TaggedFile(path, model, modules[""], modules, nodes, untagged, initializers)
 
 
@@ -272,15 +242,48 @@ def unknown(kind: str, name: str, path: object, known: Iterable[str]) -> UsageEr
     return UsageError(f"{path} has no {kind} {name!r}{hint}")
 
 
-class _Tree:
-    """The modules that the tags name, while a file is read."""
+class _Reader:
+    """The nodes of a file, and the modules that their tags name, while it is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, marked: bool) -> None:
+        self.nodes: list[TaggedNode] = []
+        self._marked = marked
         self._modules: dict[str, TaggedModule] = {}
         # Of the many nodes of a module each spells the whole chain anew.
         self._chains: dict[tuple[str, str], TaggedModule] = {}
 
-    def module_of(self, node: Node, carried: carriers.Carried) -> TaggedModule | None:
+    def read(
+        self,
+        graph: Graph,
+        path: str,
+        holder: TaggedNode | None,
+        around: Mapping[str, Read],
+        *,
+        in_function: bool = False,
+    ) -> None:
+        """Read the nodes of a graph that sees the names around it, then those of nested graphs."""
+        names = dict(around)
+        names.update((value.name, value) for value in graph.inputs)
+        names.update((tensor.name, tensor) for tensor in graph.initializers)
+        holders = []
+        for node in graph.nodes:
+            carried = carriers.read(node, marked=self._marked)
+            module = self._module_of(node, carried)
+            reads = tuple(names.get(name) if name else None for name in node.inputs)
+            evidence = carried.placed_by
+            tagged = TaggedNode(
+                node, path, holder, carried.tag, module, evidence, reads, in_function
+            )
+            self.nodes.append(tagged)
+            names.update((name, tagged) for name in node.outputs)
+            if node.subgraphs:
+                holders.append(tagged)
+        for tagged in holders:
+            for attribute, nested in tagged.node.subgraphs:
+                inner = nested_path(path, tagged.node, attribute)
+                self.read(nested, inner, tagged, names, in_function=in_function)
+
+    def _module_of(self, node: Node, carried: carriers.Carried) -> TaggedModule | None:
         metadata = dict(node.metadata) if carried.complete else {}
         key = (carried.tag, metadata.get(carriers.NAMESPACE, ""))
         module = self._chains.get(key)
@@ -294,18 +297,18 @@ class _Tree:
             self._chains[key] = module
         return module
 
-    def link(self, nodes: list[TaggedNode]) -> dict[str, TaggedModule]:
-        """Link modules to parents and nodes to modules; return the modules in run order."""
+    def linked_modules(self) -> dict[str, TaggedModule]:
+        """Put nodes into their modules and these into their parents; return them as they ran."""
         for path, module in self._modules.items():
             outer = (each for each in (*outer_paths(path), "") if each in self._modules)
             module.parent = self._modules[next(outer)] if path else None
         # Constants, and Identities that name weights, stand at the head of the file.
         ran: dict[str, int] = {}
-        for index, node in enumerate(nodes):
+        for index, node in enumerate(self.nodes):
             if node.module is not None:
                 node.module.nodes.append(node)
                 prepares = node.op_type in ("Constant", "Identity")
-                order = index + prepares * len(nodes)
+                order = index + prepares * len(self.nodes)
                 around: TaggedModule | None = node.module
                 while around is not None and order < ran.get(around.path, order + 1):
                     ran[around.path] = order

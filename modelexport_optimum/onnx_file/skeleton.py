@@ -181,8 +181,13 @@ def walk_graphs(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
     yield path, graph
     for node in graph.nodes:
         for attribute, subgraph in node.subgraphs:
-            name = f"{node.name or node.op_type}.{attribute}"
-            yield from walk_graphs(subgraph, f"{path}/{name}" if path else name)
+            yield from walk_graphs(subgraph, nested_path(path, node, attribute))
+
+
+def nested_path(path: str, node: Node, attribute: str) -> str:
+    """Return the path of a graph that a node holds, given that of the node's graph."""
+    name = f"{node.name or node.op_type}.{attribute}"
+    return f"{path}/{name}" if path else name
 
 
 def walk_all_graphs(model: Model) -> Iterator[tuple[str, Graph]]:
