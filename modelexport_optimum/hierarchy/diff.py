@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,31 +148,31 @@ def _operator(node: Node) -> str:
 def _diff_operators(
     a: TaggedModule, side_a: _Side, b: TaggedModule, side_b: _Side
 ) -> Iterator[Change]:
-    counts = [Counter(_operator(tagged.node) for tagged in module.nodes) for module in (a, b)]
-    for operator in sorted({*counts[0], *counts[1]}):
-        one, other = (count[operator] for count in counts)
-        if one != other:
-            yield Change(operator, str(one), str(other))
-        elif _attributes(a, operator, side_a) != _attributes(b, operator, side_b):
-            yield Change(operator, str(one), f"{other} with other attributes")
+    ours, theirs = _operators(a, side_a), _operators(b, side_b)
+    for operator in sorted({*ours, *theirs}):
+        one, other = ours[operator], theirs[operator]
+        if one.total() != other.total():
+            yield Change(operator, str(one.total()), str(other.total()))
+        elif one != other:
+            yield Change(operator, str(one.total()), f"{other.total()} with other attributes")
 
 
-def _attributes(
-    module: TaggedModule, operator: str, side: _Side
-) -> Counter[frozenset[tuple[str, bytes]]]:
-    """Return the attributes of a module's operators of one kind."""
+def _operators(
+    module: TaggedModule, side: _Side
+) -> dict[str, Counter[frozenset[tuple[str, bytes]]]]:
+    """Return a module's operators, each with how often it has which attributes."""
     opsets = side.file.model.opsets
+    found: dict[str, Counter[frozenset[tuple[str, bytes]]]] = defaultdict(Counter)
     with damage_named(side.file.path):
-        return Counter(
-            frozenset(
+        for node in (tagged.node for tagged in module.nodes):
+            attributes = frozenset(
                 (name, _fingerprint(data, side.weights))
-                for name, data in tagged.node.attributes.items()
+                for name, data in node.attributes.items()
                 if name != ATTRIBUTE
             )
-            - _defaults(tagged.op_type, opsets.get(tagged.node.domain, 1), tagged.node.domain)
-            for tagged in module.nodes
-            if _operator(tagged.node) == operator
-        )
+            defaults = _defaults(node.op_type, opsets.get(node.domain, 1), node.domain)
+            found[_operator(node)][attributes - defaults] += 1
+    return found
 
 
 def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:

@@ -212,9 +212,8 @@ def inspect(
         ModelExportError: A file is not tagged, or cannot be read.
     """
     files = read_tagged_files(path)
-    paths = (
-        matching_paths([p for f in files for p in f.modules], modules, path) if modules else None
-    )
+    every = [module for file in files for module in file.modules]
+    paths = matching_paths(every, modules, path) if modules else {""}
     names = {module.module_class for file in files for module in file.modules.values()}
     op_types = {node.op_type for file in files for node in file.nodes}
     for kind, patterns, known in (("class", classes, names), ("operator", ops, op_types)):
@@ -264,7 +263,7 @@ def _amount(op_types: Counter[str], tensors: Collection[Tensor]) -> Amount:
 
 def _view(
     file: TaggedFile,
-    paths: set[str] | None,
+    paths: set[str],
     classes: Sequence[str],
     ops: Sequence[str],
     depth: int | None,
@@ -286,29 +285,23 @@ def _view(
         share = total.bytes / whole.bytes if whole.bytes else 0.0
         shown[module.path] = ModuleView(module, name, level, own, total, share)
     nodes = (n for n in file.nodes if n.module is not None and n.module.path in inside)
-    return FileView(
-        file,
-        whole,
-        tuple(shown.values()),
-        tuple(node for node in nodes if _is_any(node.op_type, ops)),
-    )
+    matching = tuple(node for node in nodes if _is_any(node.op_type, ops))
+    return FileView(file, whole, tuple(shown.values()), matching)
 
 
-def _inside(file: TaggedFile, paths: set[str] | None, classes: Sequence[str]) -> dict[str, int]:
-    """Return how many levels each module is below a matching one."""
-    within: dict[str, tuple[bool, bool]] = {}  # a module, a class that was asked for
+def _inside(file: TaggedFile, paths: set[str], classes: Sequence[str]) -> dict[str, int]:
+    """Tell how many levels each module is inside one that matches."""
+    of_class = {
+        path
+        for path, module in file.modules.items()
+        if (_is_any(module.module_class, classes) if classes else module.parent is None)
+    }
+    matching = paths | of_class
     inside: dict[str, int] = {}
     for module in file.modules.values():
-        outer = module.parent.path if module.parent is not None else None
-        is_path = outer is None if paths is None else module.path in paths
-        is_class = _is_any(module.module_class, classes) if classes else outer is None
-        in_path, in_class = (
-            within.get(outer, (False, False)) if outer is not None else (False, False)
-        )
-        within[module.path] = in_path or is_path, in_class or is_class
-        if all(within[module.path]):
-            matches = is_path or is_class
-            inside[module.path] = 0 if matches or outer is None else inside[outer] + 1
+        chain = [module.path, *(outer.path for outer in module.around())]
+        if not (paths.isdisjoint(chain) or of_class.isdisjoint(chain)):
+            inside[module.path] = next(i for i, path in enumerate(chain) if path in matching)
     return inside
 
 
