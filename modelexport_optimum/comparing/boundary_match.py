@@ -172,10 +172,8 @@ def in_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return value if order is None else value.transpose(order)
 
 
-def kept_difference(
-    reference: ValueStore, other: str, values: ValueStore, name: str
-) -> Difference:
-    """Measure how far a kept value is from one of the reference, whose axes are put in its order."""
+def kept_difference(reference: ValueStore, other: str, values: ValueStore, name: str) -> Difference:
+    """Measure how far a kept value is from the reference's, the axes of both in one order."""
     return difference(in_shape(reference.get(other), values.shape(name)), values.get(name))
 
 

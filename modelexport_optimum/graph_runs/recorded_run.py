@@ -19,7 +19,6 @@ from modelexport_optimum.tags.recorded_call import RecordedCall
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from modelexport_optimum.graph_runs.flat_graph import FlatGraph
     from modelexport_optimum.graph_runs.tapped_run import Arrays, TappedRun
 
 

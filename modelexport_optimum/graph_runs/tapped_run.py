@@ -14,7 +14,7 @@ import onnx
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_errors
 from modelexport_optimum.hierarchy.extract import model_without_graph
-from modelexport_optimum.hierarchy.weights import array_or_none
+from modelexport_optimum.hierarchy.weights import array_or_none, external_header
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.session import open_session, unfused_options
 
@@ -167,33 +167,30 @@ class TappedRun:
         model.CopyFrom(self._base)
         made = {name for node in nodes for name in node.makes}
         model.graph.node.extend(node.proto for node in nodes)
-        read = dict.fromkeys(name for node in nodes for name in node.reads)
-        external = []
-        feeds = {}
-        for name in read:
+        weights: Arrays = {}
+        feeds: dict[str, Any] = {}
+        for name in dict.fromkeys(name for node in nodes for name in node.reads):
+            tensor = self.graph.initializers.get(name)
             if name in made:
                 continue
-            tensor = self.graph.initializers.get(name)
-            if tensor is not None:
-                proto = model.graph.initializer.add()
-                if _is_embedded(tensor):
-                    proto.ParseFromString(bytes(self.graph.weights.message(tensor)))
-                    continue
-                proto.CopyFrom(_external(tensor))
-                external.append(tensor)
+            if tensor is not None and _is_embedded(tensor):
+                message = self.graph.weights.message(tensor)
+                model.graph.initializer.add().ParseFromString(bytes(message))
+            elif tensor is not None:
+                model.graph.initializer.append(external_header(tensor, location="handed over"))
+                weights[name] = self._array(tensor)
             elif name in self.graph.branch:
                 value = np.array([self.graph.branch[name]])
                 model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-            else:
-                if name not in live:
-                    raise ModelExportError(
-                        f"{self.graph.file.path} reads {name!r:.100}, which nothing in it makes "
-                        "before: it is damaged"
-                    )
+            elif name in live:
                 feeds[name] = live[name]
                 model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))
+            else:
+                raise ModelExportError(
+                    f"{self.graph.file.path} reads {name!r:.100}, which nothing in it makes "
+                    "before: it is damaged"
+                )
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        weights = {tensor.name: self._array(tensor) for tensor in external}
         return Part(model.SerializeToString(), weights, feeds)
 
     def close(self) -> None:
@@ -240,18 +237,6 @@ def _not_computed(nodes: Iterable[FlatNode], feeds: Mapping[str, Any]) -> dict[s
 def _is_embedded(tensor: Tensor) -> bool:
     is_small = not tensor.location and tensor.nbytes <= _EMBEDDED_BYTES
     return is_small or tensor.data_type not in _NUMPY_TYPES
-
-
-def _external(tensor: Tensor) -> onnx.TensorProto:
-    """Return the header of an initializer whose data is passed when the session is built."""
-    proto = onnx.TensorProto(
-        name=tensor.name,
-        dims=tensor.dims,
-        data_type=tensor.data_type,
-        data_location=onnx.TensorProto.EXTERNAL,
-    )
-    proto.external_data.add(key="location", value="handed over")
-    return proto
 
 
 def _type_of(value: Any) -> onnx.TypeProto:  # noqa: ANN401

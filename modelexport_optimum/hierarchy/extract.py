@@ -25,7 +25,7 @@ from modelexport_optimum.hierarchy.tagged_model import (
     type_text,
     unknown,
 )
-from modelexport_optimum.hierarchy.weights import Weights, fields
+from modelexport_optimum.hierarchy.weights import Weights, external_header, fields
 from modelexport_optimum.onnx_file.reader import damage_named
 from modelexport_optimum.onnx_file.wire import length_delimited, varint
 from modelexport_optimum.providers.choice import CPU, Provider
@@ -219,15 +219,9 @@ def _initializers(
             content = weights.data(tensor)
             _write(descriptor, [bytes(padding), content])
             position += padding
-            header = onnx.TensorProto(
-                name=tensor.name,
-                dims=tensor.dims,
-                data_type=tensor.data_type,
-                data_location=onnx.TensorProto.EXTERNAL,
+            header = external_header(
+                tensor, location=data.name, offset=position, length=len(content)
             )
-            place = {"location": data.name, "offset": position, "length": len(content)}
-            for key, value in place.items():
-                header.external_data.add(key=key, value=str(value))
             position += len(content)
             yield header.SerializeToString()
 
@@ -321,13 +315,10 @@ def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.
 
 
 def _runtime_types(skeleton: onnx.ModelProto, names: Iterable[str]) -> dict[str, onnx.TypeProto]:
-    """Return the types that ONNX Runtime infers; it also knows its own operators."""
-    wanted = sorted(names)
-    model = onnx.ModelProto()
-    model.CopyFrom(skeleton)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    session = open_session(model.SerializeToString(), Provider(CPU), unfused_options())
+    """Return the types as ONNX Runtime infers them, which knows its own operators."""
+    del skeleton.graph.output[:]
+    skeleton.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
+    session = open_session(skeleton.SerializeToString(), Provider(CPU), unfused_options())
     types = {}
     for value in session.get_outputs():
         found = re.fullmatch(r"tensor\((\w+)\)", value.type)

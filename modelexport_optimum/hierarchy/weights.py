@@ -100,6 +100,19 @@ class Weights:
         return self._maps[path]
 
 
+def external_header(tensor: Tensor, **place: object) -> onnx.TensorProto:
+    """Return the TensorProto of an initializer whose data is external, in this place."""
+    header = onnx.TensorProto(
+        name=tensor.name,
+        dims=tensor.dims,
+        data_type=tensor.data_type,
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    for key, value in place.items():
+        header.external_data.add(key=key, value=str(value))
+    return header
+
+
 def tensor_digest(message: memoryview) -> bytes:
     """Return a fingerprint of a TensorProto's type, shape and data; its name does not count.
 

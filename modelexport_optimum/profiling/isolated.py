@@ -134,8 +134,8 @@ def isolate(
             if isinstance(value, np.ndarray):
                 values.add(name, value)
         modules = [
-            _measure_alone(tapped, graph, call, own, provider, given, values, iterations)
-            for call, own in ((call, nodes[id(call)]) for call in calls)
+            _measure_alone(tapped, call, nodes[id(call)], provider, given, values, iterations)
+            for call in calls
         ]
     inside = {id(node) for own in nodes.values() for node in own}
     outside = [node for node in graph.nodes if not node.constant and id(node) not in inside]
@@ -156,8 +156,7 @@ def _calls_at(graph: FlatGraph, depth: int) -> list[ModuleCall]:
     return [
         call
         for call in graph.calls
-        if call.outputs
-        if call.depth == depth or (call.depth < depth and id(call) not in outer)
+        if call.outputs and (call.depth == depth or (call.depth < depth and id(call) not in outer))
     ]
 
 
@@ -182,7 +181,6 @@ def _entering(graph: FlatGraph, nodes: Sequence[FlatNode]) -> dict[str, None]:
 
 def _measure_alone(
     tapped: TappedRun,
-    graph: FlatGraph,
     call: ModuleCall,
     nodes: Sequence[FlatNode],
     provider: Provider,
@@ -190,7 +188,7 @@ def _measure_alone(
     values: ValueStore,
     iterations: int,
 ) -> IsolatedModule:
-    names = _entering(graph, nodes)
+    names = _entering(tapped.graph, nodes)
     live = {name: values.get(name) if name in values else feeds.get(name) for name in names}
     blank = IsolatedModule(
         module=call.module.path,

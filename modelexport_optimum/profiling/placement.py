@@ -20,7 +20,12 @@ from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.profiling.node_placement import Places
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.placement import Crossing, PlacedModule, Placement
-from modelexport_optimum.providers.session import open_session, quiet_options, unfused_options
+from modelexport_optimum.providers.session import (
+    open_session,
+    quiet_options,
+    save_built,
+    unfused_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     _Made: TypeAlias = tuple[Node, str]
     """The node that makes a value, and the provider that took it."""
 
-_BUILT, _WEIGHTS, _SEEN = "built.onnx", "weights", "seen.onnx"
+_BUILT, _SEEN = "built.onnx", "seen.onnx"
 """Files that ONNX Runtime writes into the scratch directory."""
 
 
@@ -55,7 +60,7 @@ def place_nodes(
         provider=provider,
         recorded=assignment.recorded,
         providers={name: counted[name] for name in order},
-        modules=tuple(found.rows(file.root, provider)),
+        modules=tuple(found.rows(file.modules, provider)),
         unplaced=tuple((*key, count) for key, count in found.unplaced.most_common()),
         crossings=tuple(
             replace(one, target_modules=tuple(found.readers[key]), type=kind, bytes=size)
@@ -155,25 +160,23 @@ class _Found:
         module = self._places.module(node.name, node.op_type)
         return None if module is None else module.path
 
-    def rows(self, module: TaggedModule, provider: str) -> Iterator[PlacedModule]:
-        """Yield the modules that have nodes, each after the module that contains it."""
-        path = module.path
-        if path not in self.total:
-            return
-        left = Counter[str]()
-        for other in self.own[path].keys() - {provider}:
-            left += self.ops[path, other]
-        yield PlacedModule(
-            module=path,
-            name=module.name,
-            module_class=module.module_class,
-            depth=module.depth,
-            own=dict(self.own[path]),
-            total=dict(self.total[path]),
-            ops=dict(left),
-        )
-        for child in module.children:
-            yield from self.rows(child, provider)
+    def rows(self, modules: Mapping[str, TaggedModule], provider: str) -> Iterator[PlacedModule]:
+        """Yield the modules that have nodes, each after the one around it."""
+        for path, module in modules.items():
+            if path not in self.total:
+                continue
+            left = Counter[str]()
+            for other in self.own[path].keys() - {provider}:
+                left += self.ops[path, other]
+            yield PlacedModule(
+                module=path,
+                name=module.name,
+                module_class=module.module_class,
+                depth=module.depth,
+                own=dict(self.own[path]),
+                total=dict(self.total[path]),
+                ops=dict(left),
+            )
 
 
 def _built(path: Path, scratch: Path) -> Model | None:
@@ -182,10 +185,7 @@ def _built(path: Path, scratch: Path) -> Model | None:
 
     options = quiet_options()  # what is wrong is said by the session that is measured
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(scratch / _BUILT)
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_file_name", _WEIGHTS
-    )
+    save_built(options, scratch / _BUILT)
     try:
         open_session(str(path), Provider(CPU), options)
         return read_model(scratch / _BUILT)

@@ -26,6 +26,7 @@ from modelexport_optimum.providers.session import (
     nodes_that_ran,
     open_session,
     quiet_options,
+    save_built,
 )
 
 if TYPE_CHECKING:
@@ -91,10 +92,7 @@ def _session(
         options.enable_profiling = True
         options.profile_file_prefix = str(scratch / "profile")
         if save:
-            options.optimized_model_filepath = str(scratch / "optimized.onnx")
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", "weights"
-            )
+            save_built(options, scratch / "optimized.onnx")
         return open_session(str(path), provider, options)
 
     with onnxruntime_errors(f"load {path}"):

@@ -10,6 +10,7 @@ from modelexport_optimum.providers.plugins import devices_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     import onnxruntime
 
@@ -74,6 +75,13 @@ def unfused_options() -> onnxruntime.SessionOptions:
 def record_assignment(options: onnxruntime.SessionOptions) -> None:
     """Make a session record the provider of each node."""
     options.add_session_config_entry(_RECORD, "1")
+
+
+def save_built(options: onnxruntime.SessionOptions, path: Path) -> None:
+    """Make a session write the graph that it builds, and its weights into a file beside it."""
+    options.optimized_model_filepath = str(path)
+    weights = "session.optimized_model_external_initializers_file_name"
+    options.add_session_config_entry(weights, "weights")
 
 
 def add_plugin(options: onnxruntime.SessionOptions, provider: Provider) -> None:

@@ -15,7 +15,7 @@ from modelexport_optimum.graph_runs.flat_graph import branch_in_words
 from modelexport_optimum.reporting.report_measure import measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.reporting.report_figures import Times
@@ -105,36 +105,34 @@ def _short(provider: str) -> str:
 
 
 def _time(file: TaggedFile, time: Times, number: int, label: str) -> Measure:
-    """Return the measure of the kernels' time."""
-    rows = _rows(time)
-    nothing = {"ms": 0.0, "own_ms": 0.0}
+    """Return the kernels' time."""
     return measure(
         f"time-{number}" if number else "time",
         f"Time{label}",
         "ms",
-        "Milliseconds of a run in a module's kernels, measured by ONNX Runtime's profiler.",
-        [rows.get(path, nothing)["ms"] for path in file.modules],
-        own=[rows.get(path, nothing)["own_ms"] for path in file.modules],
+        "Milliseconds of a run in a module's kernels, as ONNX Runtime's profiler saw them.",
+        _by_module(file, time, "ms"),
+        own=_by_module(file, time, "own_ms"),
         rest=sum(row["ms"] for row in time["unplaced"]),
     )
 
 
-def _rows(time: Times) -> Mapping[str, Any]:
-    return {row["module"]: row for row in time["modules"]}
+def _by_module(file: TaggedFile, time: Times, key: str, missing: float | None = 0) -> list[Any]:
+    """Return a figure of each module of the file, in their order."""
+    figures = {row["module"]: row[key] for row in time["modules"] if row[key] is not None}
+    return [figures.get(path, missing) for path in file.modules]
 
 
 def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
-    """Yield the measures of the kernels' outputs, and of the memory in use."""
-    rows = _rows(time)
+    """Yield what the kernels give, and what was in use while they ran."""
     if time["activation_bytes"] is not None:
-        nothing = {"activation_bytes": 0, "own_activation_bytes": 0}
-        own = [rows.get(path, nothing)["own_activation_bytes"] or 0 for path in file.modules]
+        own = _by_module(file, time, "own_activation_bytes")
         yield measure(
             "activations",
             "Activations",
             "bytes",
-            "Bytes of the tensors that a module's kernels write in one run.",
-            [rows.get(path, nothing)["activation_bytes"] or 0 for path in file.modules],
+            "Bytes of the tensors that a module's kernels give in one run.",
+            _by_module(file, time, "activation_bytes"),
             own=own,
             rest=max(0, time["activation_bytes"] - sum(own)),
         )
@@ -144,8 +142,8 @@ def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
             "Peak",
             "bytes",
             "Most bytes in use while a module ran, beyond what the session holds between runs. "
-            "The height of a box is its number of operators; a stronger colour is a larger value.",
-            [rows[path]["peak_bytes"] if path in rows else None for path in file.modules],
+            "Boxes are as high as operators are many; the stronger the colour, the more it is.",
+            _by_module(file, time, "peak_bytes", missing=None),
         )
 
 
