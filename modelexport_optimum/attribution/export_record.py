@@ -98,9 +98,8 @@ def recorded_arguments(node: Node) -> list[str]:
 
 
 def folded_parameters(graph: Graph) -> dict[str, list[str]]:
-    """Return the names, including parameters, that were folded into each initializer."""
-    found = {name: parse_texts(text) for name, text in graph.folded.items()}
-    return {name: names for name, names in found.items() if names}
+    """Return the names that were folded into each initializer, parameters among them."""
+    return {name: parse_texts(text) or [] for name, text in graph.folded.items()}
 
 
 def unread_parameters(model: Model) -> list[str]:

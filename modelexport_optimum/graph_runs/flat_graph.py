@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from modelexport_optimum.hierarchy.weights import Weights
-from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS
+from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS, wanted_inputs
 from modelexport_optimum.tags.node_names import spellings
 
 if TYPE_CHECKING:
@@ -158,7 +158,6 @@ def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
         flat = FlatNode(proto, makes, reads, calls.call_of(node, reads, makers), constant)
         nodes.append(flat)
         makers.update((name, flat) for name in makes)
-    given = {tensor.name for tensor in file.model.graph.initializers} | set(branch)
     opened = {id(node) for _, node in found}
     graph = FlatGraph(
         file=file,
@@ -166,7 +165,7 @@ def flatten(file: TaggedFile, branch: dict[str, bool]) -> FlatGraph:
         nodes=nodes,
         calls=calls.in_order(nodes),
         makers=makers,
-        inputs=[value for value in file.model.graph.inputs if value.name not in given],
+        inputs=[value for value in wanted_inputs(file.model.graph) if value.name not in branch],
         outputs=[value.name for value in file.model.graph.outputs],
         initializers=initializers,
         weights=weights,

@@ -28,37 +28,35 @@ class ValueStore:
     def __init__(self) -> None:
         """Make the file."""
         self._file = tempfile.TemporaryFile(prefix="modelexport-optimum-")  # noqa: SIM115 (`close`)
-        self._places: dict[str, int] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._kept: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+        """Place in the file, shape and type of each value."""
 
     def __contains__(self, name: str) -> bool:
         """Tell whether there is a value of that name."""
-        return name in self._places
+        return name in self._kept
 
     def add(self, name: str, value: np.ndarray) -> None:
-        """Keep a value, unless there is one of that name."""
-        if name not in self._places:
+        """Keep a value; one that is there already stays."""
+        if name not in self._kept:
             place = self._file.seek(0, os.SEEK_END)
             self._file.write(_bytes_of(np.ascontiguousarray(value)))
-            self._places[name] = place
-            self._shapes[name] = value.shape
-            self._dtypes[name] = value.dtype
+            self._kept[name] = place, value.shape, value.dtype
 
     def get(self, name: str) -> np.ndarray:
         """Read a value."""
-        value: np.ndarray = np.empty(self._shapes[name], self._dtypes[name])
-        self._file.seek(self._places[name])
+        place, shape, dtype = self._kept[name]
+        value: np.ndarray = np.empty(shape, dtype)
+        self._file.seek(place)
         self._file.readinto(_bytes_of(value))
         return value
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a value, without reading it."""
-        return self._shapes[name]
+        """Return the shape of a value, which is not read for it."""
+        return self._kept[name][1]
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the type of its elements."""
-        return self._dtypes[name]
+        return self._kept[name][2]
 
     def __enter__(self) -> ValueStore:
         """Give the store itself."""

@@ -31,6 +31,9 @@ _PASSES_THROUGH = frozenset(
 """Operators that pass numbers on unchanged, from a graph's input to the table that they index; a
 Gather and a Slice do, if the numbers are their data."""
 
+_MAKES_MASKS = frozenset({"And", "Equal", "Greater", "Less", "Not"})
+"""What compares numbers: its result is a mask, and no position."""
+
 _MAKES_POSITIONS = frozenset(
     {
         *("Add", "Cast", "ConstantOfShape", "CumSum", "Expand", "Flatten", "Gather", "Identity"),
@@ -60,10 +63,7 @@ class InputUse:
         for node, weight in self._weights_met(name, "Conv", 1):
             if len(weight.dims) < 2:  # of no convolution
                 continue
-            group = 1
-            if "group" in node.attributes:
-                group = onnx.AttributeProto.FromString(node.attributes["group"]).i
-            return weight.dims[1] * group
+            return weight.dims[1] * (_attribute(node, "group").i or 1)
         return None
 
     def table_rows(self, name: str) -> int | None:
@@ -82,7 +82,7 @@ class InputUse:
             weight = self._weight(node.inputs[0]) if node.inputs else None
             if weight is None or not weight.dims:
                 continue
-            if node.op_type == "Gather" and len(weight.dims) > 1 and not _axis_of(node):
+            if node.op_type == "Gather" and len(weight.dims) > 1 and not _attribute(node, "axis").i:
                 offset = self._offset(node.inputs[1])
                 if offset is not None:
                     found.append(weight.dims[0] - offset)
@@ -97,10 +97,8 @@ class InputUse:
         one row for each patch, and up to two rows for tokens before them.
         """
         for node, weight in self._weights_met(name, "Conv", 1):
-            if len(weight.dims) != 4 or "strides" not in node.attributes:
-                continue
-            strides = list(onnx.AttributeProto.FromString(node.attributes["strides"]).ints)
-            if len({*strides}) != 1:
+            strides = _attribute(node, "strides").ints
+            if len(weight.dims) != 4 or len({*strides}) != 1:
                 continue
             for count in self._position_counts(weight.dims[0]):
                 for tokens in range(3):
@@ -157,8 +155,8 @@ class InputUse:
         proto = None
         if tensor is not None and tensor.value is not None:
             proto = onnx.TensorProto.FromString(tensor.value)
-        elif maker is not None and maker.op_type == "Constant" and "value" in maker.attributes:
-            proto = onnx.AttributeProto.FromString(maker.attributes["value"]).t
+        elif maker is not None and maker.op_type == "Constant":
+            proto = _attribute(maker, "value").t
         if proto is None or proto.data_location == onnx.TensorProto.EXTERNAL:
             return None
         try:
@@ -177,19 +175,14 @@ class InputUse:
         seen = {name}
         waiting = [name]
         while waiting:
-            maker = self._makers.get(waiting.pop())
-            if maker is None:  # an input, or a weight
+            maker = self._makers.get(waiting.pop())  # None of an input, or of a weight
+            if maker is None or maker.op_type == "Constant" or maker.op_type in _MAKES_MASKS:
                 continue
             if maker.op_type in ("Shape", "Size"):
                 has_length = True
                 continue
-            if maker.op_type == "Constant":
-                continue
             if maker.op_type not in _MAKES_POSITIONS:
-                # What is compared with a number is a mask.
-                if maker.op_type not in ("Not", "Equal", "And", "Greater", "Less"):
-                    return None
-                continue
+                return None
             has_length |= maker.op_type == "CumSum"
             offset += maker.op_type == "CumSum"
             constants = [self._constant(read) for read in maker.inputs]
@@ -215,11 +208,9 @@ class InputUse:
         return [weight.dims[axis] for axis in axes.reshape(-1).tolist() if axis in inside]
 
 
-def _axis_of(node: Node) -> int:
-    if "axis" not in node.attributes:
-        return 0
-    axis: int = onnx.AttributeProto.FromString(node.attributes["axis"]).i
-    return axis
+def _attribute(node: Node, name: str) -> onnx.AttributeProto:
+    """Return an attribute of a node; one without a value if the node has none of that name."""
+    return onnx.AttributeProto.FromString(node.attributes.get(name, b""))
 
 
 def _number(constant: np.ndarray | None) -> int:

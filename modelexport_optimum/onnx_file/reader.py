@@ -127,8 +127,7 @@ def _read_model(path: Path, reader: FieldReader, size: int) -> Model:
                 raise DecodeError(f"its opset is {opset.version}")
             model.opsets[_text(opset.domain)] = opset.version
         elif number == 14 and wire == LEN:
-            entry = onnx.StringStringEntryProto.FromString(reader.read(start, end))
-            model.metadata.append((_text(entry.key), _text(entry.value), key, end))
+            model.metadata.append((*_read_entry(reader, start, end), key, end))
         elif number == 25 and wire == LEN:
             if reader.read(key, key + 2) != varint(number << 3 | LEN):
                 raise DecodeError("a field's key is padded")
@@ -165,9 +164,14 @@ def _read_graph(
             texts = {_text(entry.key): _text(entry.value) for entry in info.metadata_props}
             graph.folded[_text(info.name)] = texts.get(FOLDED_FROM, "")
         elif number == 16:
-            entry = onnx.StringStringEntryProto.FromString(reader.read(offset, following))
-            graph.metadata.append((_text(entry.key), _text(entry.value)))
+            graph.metadata.append(_read_entry(reader, offset, following))
     return graph
+
+
+def _read_entry(reader: FieldReader, start: int, end: int) -> tuple[str, str]:
+    """Read an entry of metadata_props."""
+    entry = onnx.StringStringEntryProto.FromString(reader.read(start, end))
+    return _text(entry.key), _text(entry.value)
 
 
 def _read_function(reader: FieldReader, place: tuple[int, int, int]) -> Function:

@@ -26,13 +26,12 @@ from modelexport_optimum.module_trees.module_tree import (
 )
 from modelexport_optimum.onnx_file.skeleton import shapes_of, walk_all_nodes
 from modelexport_optimum.own_code.guard import own_code_refused
-from modelexport_optimum.tags import tag_grammar
 from modelexport_optimum.tags.model_record import read_classes
 from modelexport_optimum.tags.node_names import called_scopes
-from modelexport_optimum.tags.tag_grammar import outer_paths
+from modelexport_optimum.tags.tag_grammar import outer_paths, parse_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from modelexport_optimum.module_trees.model_classes import Candidate
@@ -203,29 +202,26 @@ def _outputs_agree(model: Model, candidate: Candidate) -> bool:
 
 
 def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
-    """Return the tree in the nodes' own tags, if the files were tagged before."""
-    tree = ModuleTree(whole=False)
+    """Return the tree that the nodes' own tags describe, if the files were tagged before."""
     qualified: dict[str, str] = {}
     for file in group:
         qualified.update(read_classes(file.model))
-        for carried in file.carried.values():
-            for path, name in tag_grammar.parse_tag(carried.tag) or ():
-                tree.modules[path] = Module(path, qualified.get(name, name), path)
-    return _closed(tree)
+    every = (carried for file in group for carried in file.carried.values())
+    modules = (module for carried in every for module in parse_tag(carried.tag) or ())
+    return _called_tree((path, qualified.get(name, name)) for path, name in modules)
 
 
 def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
     """Return the tree that PyTorch's dynamo exporter recorded on the nodes."""
+    nodes = (node for file in group for node in walk_all_nodes(file.model))
+    return _called_tree(module for node in nodes for module in recorded_modules(node))
+
+
+def _called_tree(modules: Iterable[tuple[str, str]]) -> ModuleTree | None:
+    """Return the tree of modules that are called, with what holds them; None without a root."""
     tree = ModuleTree(whole=False)
-    for file in group:
-        for node in walk_all_nodes(file.model):
-            for path, name in recorded_modules(node):
-                tree.modules[path] = Module(path, name, path)
-    return _closed(tree)
-
-
-def _closed(tree: ModuleTree) -> ModuleTree | None:
-    """Return the tree with its uncalled containers, or None if it has no root."""
+    for path, name in modules:
+        tree.modules[path] = Module(path, name, path)
     if "" not in tree.modules:
         return None
     for path in list(tree.modules):

@@ -157,16 +157,12 @@ def carries(node: Node, tag: str | None) -> bool:
 
 def _attribute_text(node: Node) -> str | None:
     """Return the attribute's text, "" if it has none or is damaged; None without an attribute."""
-    data = node.attributes.get(ATTRIBUTE)
-    if data is None:
+    if ATTRIBUTE not in node.attributes:
         return None
     try:
-        for number, key, start, end in bytes_fields(data):
-            if number == _ATTRIBUTE_STRING and data[key] & 7 == LEN:
-                return data[start:end].decode()
-    except (DecodeError, UnicodeDecodeError):
+        return _field(node.attributes[ATTRIBUTE], _ATTRIBUTE_STRING).decode()
+    except UnicodeDecodeError:
         return ""
-    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,19 +329,24 @@ def _moved(entry: bytes, payload: bytes, name: str, *, aside: bool) -> bytes | N
     wanted = ASIDE + own if aside else own
     if own not in _PLACES or wanted == name:
         return None
-    value = next((payload[s:e] for number, _, s, e in bytes_fields(payload) if number == 2), b"")
+    value = _field(payload, 2)
     # One that is spelled in another way than protobuf's would not be the same when it is back.
     return _entry(wanted, value) if entry == _entry(name, value) else None
 
 
 def _entry_key(payload: bytes) -> str:
-    """Return field 1 of an AttributeProto or a StringStringEntryProto: its name or key.
+    """Return field 1 of an AttributeProto or a StringStringEntryProto: its name or key."""
+    return _field(payload, 1).decode(errors="replace")
+
+
+def _field(message: bytes, wanted: int) -> bytes:
+    """Return the bytes of a message's field, b"" if it has none.
 
     A field that cannot be parsed was not written by `encode`, and has none.
     """
-    name = b""
+    found = b""
     with contextlib.suppress(DecodeError):
-        for number, key, start, end in bytes_fields(payload):
-            if number == 1 and payload[key] & 7 == LEN:
-                name = payload[start:end]  # of several, protobuf takes the last
-    return name.decode(errors="replace")
+        for number, key, start, end in bytes_fields(message):
+            if number == wanted and message[key] & 7 == LEN:
+                found = message[start:end]  # of several, protobuf takes the last
+    return found
