@@ -24,7 +24,7 @@ from modelexport_optimum.hierarchy.difference import (
     ModuleChange,
     NodeChange,
 )
-from modelexport_optimum.hierarchy.tagged_model import read_tagged, type_text
+from modelexport_optimum.hierarchy.tagged_model import read_tagged, type_text, weights_of
 from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
 from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, damage_named, parse_length
@@ -209,7 +209,7 @@ def _defaults(op_type: str, version: int, domain: str) -> frozenset[tuple[str, b
 def _diff_parameters(
     path: str, a: tuple[TaggedModule, _Side], b: tuple[TaggedModule, _Side]
 ) -> Iterator[Change]:
-    one, other = _own_tensors(a[0]), _own_tensors(b[0])
+    one, other = (list(weights_of(module.nodes).values()) for module, _ in (a, b))
     # What is the same may have another name: the exporter numbers weights that it transposes.
     for by_name in (True, False):
         for tensor in list(one):
@@ -230,10 +230,6 @@ def _diff_parameters(
         yield _parameter_change(path, tensor, match)
     for tensor in other:
         yield _parameter_change(path, None, tensor)
-
-
-def _own_tensors(module: TaggedModule) -> list[Tensor]:
-    return list({id(t): t for node in module.nodes for t in node.weights}.values())
 
 
 def _same(one: Tensor, a: _Side, other: Tensor, b: _Side) -> bool:

@@ -26,7 +26,7 @@ from modelexport_optimum.hierarchy.tagged_model import (
     unknown,
 )
 from modelexport_optimum.hierarchy.weights import Weights, external_header, fields
-from modelexport_optimum.onnx_file.reader import damage_named
+from modelexport_optimum.onnx_file.reader import damage_named, shape_of
 from modelexport_optimum.onnx_file.wire import length_delimited, varint
 from modelexport_optimum.providers.choice import CPU, Provider
 from modelexport_optimum.providers.session import open_session, unfused_options
@@ -331,8 +331,4 @@ def _runtime_types(skeleton: onnx.ModelProto, names: Iterable[str]) -> dict[str,
 def _text(kind: onnx.TypeProto) -> str:
     if not kind.HasField("tensor_type"):
         return str(kind.WhichOneof("value"))
-    tensor = kind.tensor_type
-    if not tensor.HasField("shape"):
-        return type_text(tensor.elem_type, None)
-    dims = (getattr(dim, dim.WhichOneof("value") or "", None) for dim in tensor.shape.dim)
-    return type_text(tensor.elem_type, dims)
+    return type_text(kind.tensor_type.elem_type, shape_of(kind.tensor_type))

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, read_tagged_files, unknown
+from modelexport_optimum.hierarchy.tagged_model import (
+    elements,
+    nbytes,
+    read_tagged_files,
+    unknown,
+    weights_of,
+)
 from modelexport_optimum.system.display import Displayed, several
 from modelexport_optimum.system.notebook import Part, line, shown, tree, treemap
 
@@ -129,8 +135,8 @@ class FileView(Displayed):
 
     @property
     def selected(self) -> Amount:
-        """The counts of the nodes and their weights."""
-        return _amount(_op_types(self.nodes), _tensors(self.nodes).values())
+        """What the nodes are and read."""
+        return _amount(_op_types(self.nodes), weights_of(self.nodes).values())
 
     @property
     def node_names(self) -> list[str]:
@@ -239,7 +245,7 @@ def amounts(file: TaggedFile, ops: Sequence[str] = ()) -> dict[str, tuple[Amount
         path: [n for n in m.nodes if _is_any(n.op_type, ops)] for path, m in file.modules.items()
     }
     op_types = {path: _op_types(nodes) for path, nodes in own.items()}
-    tensors = {path: _tensors(nodes) for path, nodes in own.items()}
+    tensors = {path: weights_of(nodes) for path, nodes in own.items()}
     counted = {path: _amount(op_types[path], tensors[path].values()) for path in own}
     for module in reversed(file.modules.values()):
         if module.parent is not None:
@@ -250,10 +256,6 @@ def amounts(file: TaggedFile, ops: Sequence[str] = ()) -> dict[str, tuple[Amount
 
 def _op_types(nodes: Iterable[TaggedNode]) -> Counter[str]:
     return Counter(node.op_type for node in nodes)
-
-
-def _tensors(nodes: Iterable[TaggedNode]) -> dict[int, Tensor]:
-    return {id(tensor): tensor for node in nodes for tensor in node.weights}
 
 
 def _amount(op_types: Counter[str], tensors: Collection[Tensor]) -> Amount:

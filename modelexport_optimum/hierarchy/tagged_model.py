@@ -210,6 +210,11 @@ def graph_of(file: TaggedFile, node: TaggedNode) -> Graph:
     return next(g for g in held if any(other is node.node for other in g.nodes))
 
 
+def weights_of(nodes: Iterable[TaggedNode]) -> dict[int, Tensor]:
+    """Return the initializers that nodes read, each once, by its identity."""
+    return {id(tensor): tensor for node in nodes for tensor in node.weights}
+
+
 def elements(tensor: Tensor) -> int:
     """Return the number of elements of an initializer."""
     return math.prod(tensor.dims)

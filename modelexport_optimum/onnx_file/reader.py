@@ -67,10 +67,8 @@ def read_model(path: Path, *, fd: int | None = None) -> Model:
         ModelExportError: The file cannot be read.
     """
     if fd is None:
-        try:
+        with damage_named(path):
             fd = open_to_read(path)
-        except OSError as error:
-            raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
         try:
             return read_model(path, fd=fd)
         finally:
@@ -194,17 +192,16 @@ def _read_function(reader: FieldReader, place: tuple[int, int, int]) -> Function
 
 def _read_value(reader: FieldReader, start: int, end: int) -> Value:
     info = onnx.ValueInfoProto.FromString(reader.read(start, end))
-    tensor = info.type.tensor_type
-    name = _text(info.name)
-    if not info.type.HasField("tensor_type"):
-        return Value(name, 0, None)
+    tensor = info.type.tensor_type  # an empty one, if it is no tensor
+    return Value(_text(info.name), tensor.elem_type, shape_of(tensor))
+
+
+def shape_of(tensor: onnx.TypeProto.Tensor) -> tuple[int | str | None, ...] | None:
+    """Return the dimensions of a type, each a number, a name or None; None without a rank."""
     if not tensor.HasField("shape"):
-        return Value(name, tensor.elem_type, None)
-    shape: list[int | str | None] = []
-    for dim in tensor.shape.dim:
-        known = dim.WhichOneof("value")
-        shape.append(None if known is None else _text(getattr(dim, known)))
-    return Value(name, tensor.elem_type, tuple(shape))
+        return None
+    known = ((dim, dim.WhichOneof("value")) for dim in tensor.shape.dim)
+    return tuple(None if field is None else _text(getattr(dim, field)) for dim, field in known)
 
 
 def _read_tensor(reader: FieldReader, start: int, end: int) -> Tensor:

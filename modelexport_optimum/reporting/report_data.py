@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from modelexport_optimum.hierarchy.inspect import amounts
-from modelexport_optimum.hierarchy.tagged_model import elements, nbytes
+from modelexport_optimum.hierarchy.tagged_model import elements, nbytes, weights_of
 from modelexport_optimum.reporting.report_measure import measure
 from modelexport_optimum.reporting.report_profile import (
     profile_facts,
@@ -107,9 +107,9 @@ def _first_reader(file: TaggedFile) -> dict[str, list[Tensor]]:
     drawn: set[int] = set()
     first: dict[str, list[Tensor]] = {}
     for module in file.modules.values():
-        own = {id(t): t for node in module.nodes for t in node.weights if id(t) not in drawn}
-        drawn |= own.keys()
-        first[module.path] = list(own.values())
+        read = weights_of(module.nodes)
+        first[module.path] = [tensor for key, tensor in read.items() if key not in drawn]
+        drawn |= read.keys()
     return first
 
 

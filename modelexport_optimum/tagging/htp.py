@@ -272,13 +272,9 @@ def _planned_tags(
     file: OpenFile, placed: placements.Attribution, source: str | None, *, exported: bool
 ) -> _Plan:
     nodes = list(walk_all_nodes(file.model))
-    spelled: dict[Paths, carriers.Spelled] = {}
-    tags = {}
-    for node in nodes:
-        paths = placed.placements[node.start].paths
-        if paths not in spelled:
-            spelled[paths] = carriers.spell(placed.chain(node))
-        tags[node.start] = spelled[paths].tag
+    chains = {placed.placements[node.start].paths: placed.chain(node) for node in nodes}
+    spelled = {paths: carriers.spell(chain) for paths, chain in chains.items()}
+    tags = {node.start: spelled[placed.placements[node.start].paths].tag for node in nodes}
     free = attribute_places(file.model, tags)
     edits: dict[int, list[Edit]] = {}
     for node in nodes:
@@ -295,10 +291,10 @@ def _planned_tags(
         )
         removed = _removal(file, node, aside=aside)
         edits[node.start] = [*removed, Edit(node.end, node.end, added)]
-    chains = list({id(chain): chain for chain in map(placed.chain, nodes)}.values())
-    modules = {segment.path: segment.module_class for chain in chains for segment in chain}
+    segments = (segment for chain in chains.values() for segment in chain)
+    modules = {segment.path: segment.module_class for segment in segments}
     silent = placed.tree.silent(modules) if exported else None
-    metadata = record_edits(file.model, chains, source, silent)
+    metadata = record_edits(file.model, chains.values(), source, silent)
     rewrite = padded_rewrite(file.fd, file.model, edits, metadata, carriers.padding)
     changed = _would_change(file, nodes, rewrite.node_edits) or bool(metadata)
     report = FileReport(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import InvalidModelError, ModelExportError
 from modelexport_optimum.onnx_file.find import is_onnx_file, onnx_files
-from modelexport_optimum.onnx_file.reader import read_model
+from modelexport_optimum.onnx_file.reader import damage_named, read_model
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_initializers
 from modelexport_optimum.system.atomic_write import remove_abandoned
 from modelexport_optimum.system.files import open_to_read
@@ -81,10 +81,8 @@ def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
 
 def open_file(path: Path, stack: contextlib.ExitStack) -> OpenFile:
     """Open and read a file; the stack closes it."""
-    try:
+    with damage_named(path):
         fd = open_to_read(path)
-    except OSError as error:
-        raise ModelExportError(f"cannot read {path}: {error.strerror}") from error
     stack.callback(os.close, fd)
     model = read_model(path, fd=fd)
     for tensor in walk_initializers(model.graph):

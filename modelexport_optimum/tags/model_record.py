@@ -12,7 +12,7 @@ from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.packages import installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from modelexport_optimum.onnx_file.skeleton import Model
     from modelexport_optimum.tags import tag_grammar
@@ -81,7 +81,7 @@ def _json_of(model: Model, key: str) -> Any:  # noqa: ANN401 (what the record sa
 
 def record_edits(
     model: Model,
-    chains: Sequence[tag_grammar.Chain],
+    chains: Iterable[tag_grammar.Chain],
     source: str | None,
     silent: Sequence[str] | None,
 ) -> list[Edit]:
