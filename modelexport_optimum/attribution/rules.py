@@ -310,25 +310,20 @@ class _Attributor:
         node = self.flow.nodes[index]
         read = self.parameters.read_by([node])
         name = name_from_output(node)
-        if name is not None:
-            noted = self._traced_call(index, name)
-            scope = name.rpartition("/")[0]
-            chain = noted.paths if noted else common(self._options(index, scope))
-        elif is_scoped(node.name) and "_output_" not in node.name:
-            scope = node.name.rpartition("/")[0]
-            chain = common(self._options(index, scope))
-        else:
+        noted = None if name is None else self._traced_call(index, name)
+        if name is None and is_scoped(node.name) and "_output_" not in node.name:
+            name = node.name
+        if name is None:
             return self._reads_one_parameter(read, known)
+        scope = name.rpartition("/")[0]
+        callers = self._callers(self.flow.graph_of[index], scope)
+        chain = noted.paths if noted else common(callers or [self.scopes.longest(scope)])
         for parameter in read:
             if not self.parameters.may_hold(chain[-1], parameter):
                 # It does the work of several modules at once.
                 holders = self.parameters.holders(parameter)
                 chain = common([chain, *(self._chain_to(holder, known) for holder in holders)])
         return NodePlacement(chain, SCOPE, f"the scope {scope or '/'} in the names that it kept")
-
-    def _options(self, index: int, scope: str) -> list[Paths]:
-        chains = self._callers(self.flow.graph_of[index], scope)
-        return chains or [self.scopes.longest(scope)]
 
     def _reads_one_parameter(
         self, read: Collection[str], known: Mapping[str, Paths]

@@ -74,15 +74,16 @@ def _are_top(scores: np.ndarray, indices: np.ndarray, node: FlatNode, tolerance:
     """Tell whether scores at indices are the largest (or smallest) but for rounding."""
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.proto.attribute}
     axis, largest = given.get("axis", -1), given.get("largest", 1)
-    if indices.ndim != scores.ndim or indices.min(initial=0) < 0:
+    if indices.ndim != scores.ndim:
         return False
-    if indices.max(initial=0) >= scores.shape[axis]:
+    size, count = scores.shape[axis], indices.shape[axis]
+    if indices.min(initial=0) < 0 or indices.max(initial=0) >= size:
         return False
-    ordered = np.sort(scores.astype(np.float64), axis)
-    count = indices.shape[axis]
-    places = range(scores.shape[axis] - count, scores.shape[axis]) if largest else range(count)
-    best = np.take(ordered, list(places), axis)
-    chosen = np.sort(np.take_along_axis(scores.astype(np.float64), indices, axis), axis)
+    scores = scores.astype(np.float64)
+    best = np.take(
+        np.sort(scores, axis), range(size - count, size) if largest else range(count), axis
+    )
+    chosen = np.sort(np.take_along_axis(scores, indices, axis), axis)
     finite = np.abs(scores[np.isfinite(scores)])
     with np.errstate(invalid="ignore"):
         gaps = np.where(best == chosen, 0.0, np.abs(best - chosen))

@@ -269,14 +269,11 @@ def _row(
         ]
     )
     # What has no nodes of its own computes nothing, and does nothing wrong.
-    own_relative = max((own.get((id(entry.call), name), 0.0) for name in entry.pairs), default=0.0)
+    own_relative = max(own.get((id(entry.call), name), 0.0) for name in entry.pairs)
     return dataclasses.replace(
         blank,
-        max_abs=found.max_abs,
-        relative=found.relative,
-        relative_mean=found.relative,
-        snr_db=found.snr_db,
-        cosine=found.cosine,
+        **found,
+        relative_mean=found["relative"],
         own_relative=own_relative,
         matched=True,
         reason=entry.reason,
@@ -285,24 +282,14 @@ def _row(
 
 def _merged_modules(rows: Sequence[ModuleComparison]) -> ModuleComparison:
     """Return one row for the rows of all samples: the worst figures, and the mean of one."""
-    figures = [row for row in rows if row.relative is not None]
-    if len(figures) < len(rows):
-        return next(row for row in rows if row.relative is None)
-
-    def largest(name: str) -> float:
-        return max(float(getattr(row, name)) for row in rows)
-
-    def smallest(name: str) -> float:
-        return min(float(getattr(row, name)) for row in rows)
-
+    unmeasured = next((row for row in rows if row.relative is None), None)
+    if unmeasured is not None:
+        return unmeasured
     return dataclasses.replace(
         rows[0],
-        max_abs=largest("max_abs"),
-        relative=largest("relative"),
-        relative_mean=sum(float(row.relative or 0.0) for row in rows) / len(rows),
-        snr_db=smallest("snr_db"),
-        cosine=smallest("cosine"),
-        own_relative=largest("own_relative"),
+        **worst(rows),
+        relative_mean=sum(row.relative or 0.0 for row in rows) / len(rows),
+        own_relative=max(row.own_relative or 0.0 for row in rows),
     )
 
 

@@ -17,7 +17,7 @@ from modelexport_optimum.system.notebook import line, shown, table
 from modelexport_optimum.tags.tag_grammar import is_inside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
 
@@ -25,6 +25,10 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """The relative difference that rounding explains, by the narrowest type that the two sides compute
 in: some hundred times the type's unit roundoff (2^-24, 2^-11, 2^-8), as a module adds up some
 thousand products. Measured on the modules of the tests' architectures."""
+
+_WORST: dict[str, Callable[[Iterable[float]], float]]
+_WORST = {"max_abs": max, "relative": max, "snr_db": min, "cosine": min}
+"""Which of several is the worst, by the figure."""
 
 LARGEST_SHOWN = 1000.0
 """The largest difference for the colour scale, because JSON and the scale have no infinity."""
@@ -260,14 +264,9 @@ def _product(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.einsum("i,i->", one, two))
 
 
-def worst(found: Sequence[Difference]) -> Difference:
-    """Return the worst figure of each kind."""
-    return Difference(
-        max(one.max_abs for one in found),
-        max(one.relative for one in found),
-        min(one.snr_db for one in found),
-        min(one.cosine for one in found),
-    )
+def worst(found: Sequence[Difference] | Sequence[ModuleComparison]) -> dict[str, float]:
+    """Return the worst of each figure that a `Difference` has, by its name."""
+    return {name: pick(getattr(one, name) for one in found) for name, pick in _WORST.items()}
 
 
 def _finite(value: float | None) -> float | None:
