@@ -40,8 +40,11 @@ def common(chains: Iterable[Paths]) -> Paths:
 class Scopes:
     """The scopes of a graph that was traced from one module of a tree.
 
-    `ruled_out` returns whether, for labels and a module, no call with these labels was a call of
-    this module.
+    Args:
+        tree: The modules of the whole model.
+        base: Path of the traced module.
+        ruled_out: Tells of labels and the path of a module whether no call with these labels was
+            one of that module.
     """
 
     def __init__(
@@ -101,8 +104,8 @@ class Scopes:
 
     def _chains_at(self, split: list[str], labels: str) -> list[Paths]:
         """Return the chains, once those of all shorter prefixes are known."""
-        # In a tree that may lack the module that is meant, another one that has its label tells
-        # nothing: what is left must be held, and nothing callable stands between.
+        # A tree that was made of tags or names may lack the module that a label means. There,
+        # a module counts only if its caller holds it, with no callable module between the two.
         whole = self.tree.whole
         for held in (True, False) if whole else (True,):
             by_module: dict[str, Paths] = {}

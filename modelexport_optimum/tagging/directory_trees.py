@@ -78,9 +78,9 @@ def _known_trees(
 ) -> dict[Path, tuple[ModuleTree, str]] | None:
     """Return the trees in the nodes' own records, None if there are none.
 
-    transformers' exporter may write the modules of one model to separate files for generation. Each
-    file names only itself, and is found by its classes in the model that config.json describes. A
-    file that is not found is a root of its own.
+    Transformers' exporter writes a model for generation as several files, one for each of some
+    modules, and the record in a file begins at that module. The module is looked for, by its
+    classes, in the model that config.json describes; if it is not found, it is a root of its own.
     """
     carried = _carried_tree(group)
     own = {file.path: _carried_tree([file]) or _tracer_tree([file]) for file in group}
