@@ -24,11 +24,16 @@ from modelexport_optimum.hierarchy.difference import (
     ModuleChange,
     NodeChange,
 )
-from modelexport_optimum.hierarchy.tagged_model import read_tagged, type_text, weights_of
+from modelexport_optimum.hierarchy.tagged_model import (
+    TaggedNode,
+    read_tagged,
+    type_text,
+    weights_of,
+)
 from modelexport_optimum.hierarchy.weights import Weights, fields, tensor_digest
 from modelexport_optimum.onnx_file.find import onnx_files_by_name
 from modelexport_optimum.onnx_file.reader import LEFT_IN_FILE, damage_named, parse_length
-from modelexport_optimum.onnx_file.skeleton import Tensor, Value, wanted_inputs
+from modelexport_optimum.onnx_file.skeleton import Value, wanted_inputs
 from modelexport_optimum.onnx_file.wire import bytes_fields
 from modelexport_optimum.tags.carriers import ATTRIBUTE
 
@@ -36,8 +41,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule, TaggedNode
-    from modelexport_optimum.onnx_file.skeleton import Node
+    from modelexport_optimum.hierarchy.tagged_model import TaggedFile, TaggedModule
+    from modelexport_optimum.onnx_file.skeleton import Node, Tensor
 
 _ATTRIBUTE_NAME, _ATTRIBUTE_TENSOR, _ATTRIBUTE_DOC_STRING = 1, 5, 13
 
@@ -258,7 +263,7 @@ def _sources(tagged: TaggedNode) -> list[str]:
     for read in tagged.reads:
         if isinstance(read, Value):
             sources.append(f"the input {read.name}")
-        elif not isinstance(read, Tensor) and read is not None and read.node.inputs:
+        elif isinstance(read, TaggedNode) and read.node.inputs:
             sources.append(_path(read))
     return sources
 
@@ -275,7 +280,7 @@ def _by_key(file: TaggedFile) -> dict[tuple[object, ...], TaggedNode]:
     readers: dict[int, list[str]] = {}
     for node in file.nodes:
         for read in node.reads:
-            if not isinstance(read, Tensor | Value) and read is not None:
+            if isinstance(read, TaggedNode):
                 readers.setdefault(id(read), []).append(node.name)
     found: dict[tuple[object, ...], list[TaggedNode]] = {}
     for node in file.nodes:
