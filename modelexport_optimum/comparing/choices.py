@@ -80,9 +80,8 @@ def _are_top(scores: np.ndarray, indices: np.ndarray, node: FlatNode, tolerance:
     if indices.min(initial=0) < 0 or indices.max(initial=0) >= size:
         return False
     scores = scores.astype(np.float64)
-    best = np.take(
-        np.sort(scores, axis), range(size - count, size) if largest else range(count), axis
-    )
+    places = range(size - count, size) if largest else range(count)
+    best = np.take(np.sort(scores, axis), places, axis)
     chosen = np.sort(np.take_along_axis(scores, indices, axis), axis)
     finite = np.abs(scores[np.isfinite(scores)])
     with np.errstate(invalid="ignore"):
