@@ -264,7 +264,7 @@ def _product(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.einsum("i,i->", one, two))
 
 
-def worst(found: Sequence[Difference] | Sequence[ModuleComparison]) -> dict[str, float]:
+def worst(found: Sequence[Difference] | Sequence[ModuleComparison]) -> dict[str, Any]:
     """Return the worst of each figure that a `Difference` has, by its name."""
     return {name: pick(getattr(one, name) for one in found) for name, pick in _WORST.items()}
 

@@ -199,7 +199,7 @@ def _model_fields(model: memoryview) -> list[Bytes]:
 
 def model_without_graph(weights: Weights) -> onnx.ModelProto:
     """Return a model of the same versions, opsets and functions, with an empty graph."""
-    model = onnx.ModelProto.FromString(b"".join(_model_fields(weights.file)))
+    model: onnx.ModelProto = onnx.ModelProto.FromString(b"".join(_model_fields(weights.file)))
     model.graph.name = "part"
     return model
 

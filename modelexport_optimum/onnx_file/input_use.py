@@ -210,7 +210,8 @@ class InputUse:
 
 def _attribute(node: Node, name: str) -> onnx.AttributeProto:
     """Return an attribute of a node; one without a value if the node has none of that name."""
-    return onnx.AttributeProto.FromString(node.attributes.get(name, b""))
+    found: onnx.AttributeProto = onnx.AttributeProto.FromString(node.attributes.get(name, b""))
+    return found
 
 
 def _number(constant: np.ndarray | None) -> int:
