@@ -145,6 +145,23 @@ def test_text_that_was_there_follows_the_tag(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_value_that_was_computed_before_is_no_parameter_of_a_module(tmp_path: Path) -> None:
+    """ONNX Runtime makes a constant of `/a/layers.1/Mul` an initializer of the value's name."""
+    computed = "/a/layers.1/Mul_output_0"
+    path = small_model(
+        [
+            helper.make_node("Add", ["x", computed], ["sum"], name="Add_7"),
+            helper.make_node("Neg", ["sum"], ["y"], name="/b/Neg"),
+        ],
+        tmp_path / "m.onnx",
+        initializer=[helper.make_tensor(computed, TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])],
+    )
+    before = path.read_bytes()
+    assert htp.tag(path).files[0].modules == {"": "Module", "b": "Module"}
+    htp.strip(path)
+    assert path.read_bytes() == before
+
+
 def test_strip_after_somebody_saved_the_tagged_model_anew(bert: Path) -> None:
     path = bert / "model.onnx"
     untagged = onnx.load(path)

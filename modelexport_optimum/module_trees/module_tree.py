@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError
-from modelexport_optimum.tags.node_names import paths_of_scope
+from modelexport_optimum.tags.node_names import is_scoped, paths_of_scope
 from modelexport_optimum.tags.tag_grammar import Segment, outer_paths
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class ModuleTree:
         paths: dict[str, None] = {"": None}
         for scope in scopes:
             paths.update(dict.fromkeys(paths_of_scope(scope)))
-        # A name without a path is as likely one that the exporter made: `onnx::MatMul_12`.
-        named = {name: shape for name, shape in tensors.items() if "." in name}
+        # A name without a path is as likely one that the exporter made: `onnx::MatMul_12`. One with
+        # a scope is that of a value, which an optimizer has computed: `/layers.0/Mul_output_0`.
+        named = {n: shape for n, shape in tensors.items() if "." in n and not is_scoped(n)}
         for name in named:
             paths[name.rpartition(".")[0]] = None
         tree = cls(tensors=named, classes_known=False)

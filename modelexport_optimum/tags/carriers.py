@@ -188,16 +188,16 @@ def spell(chain: Chain) -> Spelled:
     """Return the fields of the carriers for a chain of modules.
 
     Raises:
-        ModelExportError: The chain has no form that `read` can read: a name has a line end or is
-            not a class name, or there are too many.
+        ModelExportError: It cannot be spelled so that `read` reads it: a name has a line's
+            end, begins with a slash or is no class's, or there are too many.
     """
     tag = format_tag(chain)
     paths, classes = repr([s.path for s in chain]), repr([s.qualified for s in chain])
     if (
-        len(chain) > MAX_MODULES
-        or len(tag) > MAX_TAG_CHARACTERS
+        parse_tag(tag) is None
+        or len(chain) > MAX_MODULES
         or max(len(paths), len(classes)) > MAX_SCOPES_CHARACTERS // 2  # the node's own follows
-        or any("\n" in s.path or not QUALIFIED_CLASS.fullmatch(s.qualified) for s in chain)
+        or not all(QUALIFIED_CLASS.fullmatch(segment.qualified) for segment in chain)
     ):
         raise ModelExportError(
             f"the module {chain[-1].path[:200]!r} of the class {chain[-1].qualified[:200]!r} "
