@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class CallNesting:
-    """The calls in which the nodes of a file ran, as far as the records of its nodes tell."""
+    """The calls in which the nodes of a file ran, as far as the nodes' records show them."""
 
     def __init__(self, model: Model, flow: DataFlow) -> None:
         self._flow = flow
@@ -53,15 +53,15 @@ class CallNesting:
         self._packed = PackedParameters(model, flow, self._records, matrices)
 
     def _certain(self, index: int) -> bool:
-        """Tell whether a node's record is that of all that it does."""
+        """Return whether a node's record covers everything that the node computes."""
         return bool(self._records[index]) and not self._rewritten[index]
 
     def place(self) -> dict[int, tuple[Frames, str]]:
         """Return the innermost call that certainly contains everything that a node computes.
 
         Returns:
-            By the node's number its open calls and the reason, for the nodes that are not
-            certain and that stand between two that are; none if no node has a record.
+            By the node's number its open calls and the reason, for each uncertain node between two
+            certain ones; empty if no node has a record.
         """
         if not self._recorded:
             return {}
@@ -115,7 +115,7 @@ class CallNesting:
         return [index for index in works if before[index]]
 
     def _record_of(self, name: str, producer: int) -> Frames:
-        """Return the calls in which a value was made, () if no record is that of this value."""
+        """Return the calls in which a value was computed, () if no record names the value."""
         if self._certain(producer) or self._values[producer] == name:
             return self._records[producer]
         return ()

@@ -98,7 +98,7 @@ def recorded_arguments(node: Node) -> list[str]:
 
 
 def folded_parameters(graph: Graph) -> dict[str, list[str]]:
-    """Return the names that were folded into each initializer, parameters among them."""
+    """Return the names, including parameters, that were folded into each initializer."""
     return {name: parse_texts(text) or [] for name, text in graph.folded.items()}
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Parameters:
     """The parameters and buffers of a traced module, as the graph's nodes name them.
 
-    Tied parameters are one tensor under several names. An optimizer of graphs merges equal
-    parameters and keeps the name of one of them: the graph has none of the other names.
+    Tied parameters are one parameter under several names. An optimizer merges equal parameters and
+    keeps one name; then the other names are not in the graph.
     """
 
     def __init__(self, tree: ModuleTree, base: str, nodes: Iterable[Node]) -> None:

@@ -4,39 +4,39 @@ A node is placed by the first of these rules that applies. No rule knows an arch
 purpose of an operator. A tag may be less precise than it could be, never wrong: if several modules
 remain, the tag is their nearest common ancestor.
 
- 1. A node that carries a tag keeps it: that was decided here, with no less at hand.
- 2. A node with PyTorch's own record of its modules stands where that says: torch.export
-    writes it as it calls them (`export_record`).
- 3. A node that a rewrite put in the place of such nodes stands in the innermost call in which
-    all of these ran, since calls nest (`call_nesting`). What feeds the node and what reads it
-    tell that call, and so do the one record that the node kept and the parameters that it reads,
-    packed ones too (`packed_parameters`).
- 4. A node that was noted while the exporter named it stands where the tracer made it
-    (`traced_graphs`). So does a node that was fused later, if it still makes a value of that
-    node's name.
- 5. A node with a scope in its name came from one of the modules with these labels
-    (`scopes`), since a module calls what it holds, or what it was handed.
- 6. `query_1` is the module of that name or the second call of `query`, since the exporter
+ 1. A node that has a tag keeps it: these rules chose the tag earlier, with the same or better
+    evidence.
+ 2. A node with PyTorch's own record of its modules belongs to the module of that record:
+    torch.export writes the record while it calls the modules (`export_record`).
+ 3. A node that a rewrite put in the place of such nodes belongs to the innermost call that contains
+    all of them, because calls nest (`call_nesting`). The call is found from the nodes that feed it
+    and the nodes that read it, from the replaced node whose record it has and the parameters that
+    it reads, and from the module whose parameters were packed into its inputs
+    (`packed_parameters`).
+ 4. A node that was recorded when the exporter named it belongs to the module that the tracer saw
+    (`traced_graphs`). If a fusion replaced the node, the new node has the same output name.
+ 5. A node with a scope in its name belongs to one of the modules with these labels (`scopes`),
+    because a module calls only modules that it holds or that it was given.
+ 6. `query_1` is the module of that name or the second call of `query`, because the exporter
     numbers equal scopes: the modules of both are candidates.
- 7. A module reads the parameters that it, or a module inside it, holds. A candidate is out
-    if it does not hold all those that the nodes of the call read; where one name may be that
-    of two calls, this is asked of each node alone. A parameter whose name the graph lacks may
-    have been merged with an equal one: whoever holds it may read any of the same shape.
- 8. All calls of a module run the same code. A candidate is out if another call, which is
-    certainly one of it, reads parameters and this call reads none of them, or has operators
-    and this call has none of them; each counts with its scope below the call.
- 9. An Identity that makes a value with a parameter's name is that parameter, which the
-    exporter found to be equal to another, and stands in the module that owns it.
-10. A node that replaced others and kept the name of a value stands in the scope of that name,
-    or in the nearest common ancestor of that and the modules whose parameters it reads.
-11. What has no scope and reads one parameter prepares it, and stands in the module that owns
-    it, unless the parameter is tied to another module's or may have been merged with one.
-12. Any other node without a scope does no module's own operation: it serves the nodes that it
-    stands between (`data_flow`). It stands in the nearest common ancestor of those that feed it
-    and those that read it; if it is made of constants and inputs alone, of those that read it.
-13. A node in the body of a local function that no rule above places, or one at odds with a
-    call, stands in the nearest common ancestor of all calls of the function
-    (`function_bodies`).
+ 7. A module reads only the parameters that it or a module inside it holds. So a candidate that
+    does not hold all parameters that the call's nodes read is excluded. If one name may stand for
+    two calls, each node is checked alone. A parameter whose name is not in the graph may have been
+    merged with an equal one; it counts as read wherever a parameter of its shape is read.
+ 8. All calls of a module run the same code. So a call is not a call of a module if the certain
+    calls of that module read only other parameters, or left only other operators, in the scopes
+    below them.
+ 9. An Identity whose output has the name of a parameter is that parameter, which the exporter
+    merged with an equal one. It belongs to the module that owns the parameter.
+10. A node that replaced others and kept the name of an output belongs to the scope in that name,
+    or to the nearest common ancestor of that module and the modules whose parameters it reads.
+11. A node without a scope that reads one parameter prepares it, and belongs to the module that owns
+    the parameter, unless that is tied to another module's or may have been merged with one.
+12. Any other node without a scope is not an operation of a module itself: it serves its neighbours
+    (`data_flow`). It belongs to the nearest common ancestor of the nodes that feed it and the nodes
+    that read it; if it is made only of constants and inputs, of the nodes that read it.
+13. A node in the body of a local function that no rule above places, or whose place contradicts a
+    call, belongs to the nearest common ancestor of all calls of the function (`function_bodies`).
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _Attributor:
         """Rules 1 and 2."""
         carried = self.prior.get(node.start)
         if carried is not None:
-            return NodePlacement(*carried, "a tag that it carried already")
+            return NodePlacement(*carried, "the tag that it already had")
         frames = export_record.recorded_frames(node)
         if not frames or export_record.is_rewritten(node):
             return None

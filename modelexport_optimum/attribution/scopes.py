@@ -40,11 +40,8 @@ def common(chains: Iterable[Paths]) -> Paths:
 class Scopes:
     """The scopes of a graph that was traced from one module of a tree.
 
-    Args:
-        tree: The modules of the whole model.
-        base: Path of the traced module.
-        ruled_out: Tells of labels and the path of a module whether no call with these labels was
-            one of that module.
+    `ruled_out` returns whether, for labels and a module, no call with these labels was a call of
+    this module.
     """
 
     def __init__(

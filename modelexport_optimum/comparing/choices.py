@@ -71,7 +71,7 @@ def take_choices(
 
 
 def _are_top(scores: np.ndarray, indices: np.ndarray, node: FlatNode, tolerance: float) -> bool:
-    """Tell whether scores at indices are the largest (or smallest) but for rounding."""
+    """Return whether scores at indices are the largest (or smallest), up to rounding."""
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.proto.attribute}
     axis, largest = given.get("axis", -1), given.get("largest", 1)
     if indices.ndim != scores.ndim:

@@ -40,7 +40,7 @@ def deployed_outputs(
     label: str,
     session: onnxruntime.InferenceSession | None = None,
 ) -> list[OutputComparison]:
-    """Compare the outputs of a file as it is deployed, with all optimizations."""
+    """Compare the outputs of a file as deployed, with all optimizations."""
     path = run.graph.file.path
     session = session or deployed_session(path, run.provider)
     with onnxruntime_errors(f"run {path}"):

@@ -70,7 +70,7 @@ class FilePair:
 
 
 def default_tolerance(pairs: Sequence[FilePair]) -> float:
-    """Return the tolerance of the narrowest type that either side holds weights of."""
+    """Return the tolerance of the narrowest type of the weights on either side."""
     tensors = (tensor for file in _both_sides(pairs) for tensor in file.initializers)
     return TOLERANCES[narrowest_float(tensors)]
 

@@ -36,7 +36,7 @@ class ValueStore:
         return name in self._kept
 
     def add(self, name: str, value: np.ndarray) -> None:
-        """Keep a value; one that is there already stays."""
+        """Keep a value, unless there is one of that name."""
         if name not in self._kept:
             place = self._file.seek(0, os.SEEK_END)
             self._file.write(_bytes_of(np.ascontiguousarray(value)))
@@ -51,7 +51,7 @@ class ValueStore:
         return value
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a value, which is not read for it."""
+        """Return the shape of a value, without reading it."""
         return self._kept[name][1]
 
     def dtype(self, name: str) -> np.dtype[Any]:
@@ -102,7 +102,7 @@ class RecordedRun:
 
 
 def record_graph(run: TappedRun, feeds: Arrays) -> RecordedRun:
-    """Run a graph once, and keep what leaves the calls of its modules."""
+    """Run a graph once, and keep the outputs of its module calls."""
     graph = run.graph
     recorded = RecordedRun()
     left = {name for call in graph.calls for name in call.outputs}

@@ -91,13 +91,13 @@ class TappedRun:
         is_replaced: Callable[[FlatNode, str], bool] | None = None,
         replacement: Callable[[str], np.ndarray] | None = None,
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Run the graph and yield the values that are wanted, in the order of the graph.
+        """Run the graph and yield the wanted values, in the order of the graph.
 
         Args:
             wanted: Names of the values.
             feeds: What the graph is run on.
-            is_replaced: Tells whether a node reads another value in the place of one that it names.
-            replacement: Gives that other value, by the name.
+            is_replaced: Whether a node reads another value instead of the one with this name.
+            replacement: Returns that other value, by the name.
         """
         nodes, stand_ins = self._needed(wanted, is_replaced)
         live: dict[str, Any] = dict(feeds)
@@ -124,7 +124,7 @@ class TappedRun:
     def _needed(
         self, wanted: Iterable[str], is_replaced: Callable[[FlatNode, str], bool] | None
     ) -> tuple[list[FlatNode], dict[str, str]]:
-        """Return the nodes that make the values, and what the stand-ins that they read are for."""
+        """Return the nodes that compute the values, and the names for which their stand-ins are."""
         todo = set(wanted)
         needed = []
         stand_ins: dict[str, str] = {}
@@ -162,7 +162,7 @@ class TappedRun:
     def part(
         self, nodes: Sequence[FlatNode], outputs: Sequence[str], live: Mapping[str, Any]
     ) -> Part:
-        """Make some nodes a model of their own, with what it is run on."""
+        """Make a separate model of some nodes, with its inputs."""
         model = onnx.ModelProto()
         model.CopyFrom(self._base)
         made = {name for node in nodes for name in node.makes}
@@ -187,8 +187,8 @@ class TappedRun:
                 model.graph.input.append(onnx.ValueInfoProto(name=name, type=_type_of(live[name])))
             else:
                 raise ModelExportError(
-                    f"{self.graph.file.path} reads {name!r:.100}, which nothing in it makes "
-                    "before: it is damaged"
+                    f"{self.graph.file.path} reads {name!r:.100} before any node computes it: "
+                    "the file is damaged, export it again"
                 )
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return Part(model.SerializeToString(), weights, feeds)
@@ -218,7 +218,7 @@ def _with_inputs(node: FlatNode, others: Mapping[str, str]) -> FlatNode:
 
 
 def _not_computed(nodes: Iterable[FlatNode], feeds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that an Identity makes of what is fed, and those of Constants."""
+    """Return the values of Constants, and the outputs of Identity nodes on given values."""
     known = {}
     for node in nodes:
         if node.proto.op_type == "Identity":

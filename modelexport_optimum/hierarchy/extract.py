@@ -284,7 +284,7 @@ def _inference_errors_named(path: Path) -> Iterator[None]:
 
 
 def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.ModelProto:
-    """Return the model without weights, down to the graph of the nodes that are cut out."""
+    """Return the model without weights, down to the graph of the extracted nodes."""
     model = model_without_graph(weights)
     inner = part.nodes[-1]  # the nodes of a graph come after those around it
     graphs: list[tuple[Graph, Node | None]] = [(graph_of(file, inner), None)]
@@ -315,7 +315,7 @@ def _skeleton(file: TaggedFile, part: ModuleSubgraph, weights: Weights) -> onnx.
 
 
 def _runtime_types(skeleton: onnx.ModelProto, names: Iterable[str]) -> dict[str, onnx.TypeProto]:
-    """Return the types as ONNX Runtime infers them, which knows its own operators."""
+    """Return the types that ONNX Runtime infers; it also knows its own operators."""
     del skeleton.graph.output[:]
     skeleton.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
     session = open_session(skeleton.SerializeToString(), Provider(CPU), unfused_options())

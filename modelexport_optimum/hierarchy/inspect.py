@@ -135,7 +135,7 @@ class FileView(Displayed):
 
     @property
     def selected(self) -> Amount:
-        """What the nodes are and read."""
+        """The counts of the nodes and their weights."""
         return _amount(_op_types(self.nodes), weights_of(self.nodes).values())
 
     @property
@@ -292,7 +292,7 @@ def _view(
 
 
 def _inside(file: TaggedFile, paths: set[str], classes: Sequence[str]) -> dict[str, int]:
-    """Tell how many levels each module is inside one that matches."""
+    """Return how many levels each module is below a matching one."""
     of_class = {
         path
         for path, module in file.modules.items()

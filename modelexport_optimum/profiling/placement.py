@@ -161,7 +161,7 @@ class _Found:
         return None if module is None else module.path
 
     def rows(self, modules: Mapping[str, TaggedModule], provider: str) -> Iterator[PlacedModule]:
-        """Yield the modules that have nodes, each after the one around it."""
+        """Yield the modules that have nodes, each after the module that contains it."""
         for path, module in modules.items():
             if path not in self.total:
                 continue

@@ -105,12 +105,12 @@ def _short(provider: str) -> str:
 
 
 def _time(file: TaggedFile, time: Times, number: int, label: str) -> Measure:
-    """Return the kernels' time."""
+    """Return the measure of the kernels' time."""
     return measure(
         f"time-{number}" if number else "time",
         f"Time{label}",
         "ms",
-        "Milliseconds of a run in a module's kernels, as ONNX Runtime's profiler saw them.",
+        "Milliseconds of a run in a module's kernels, measured by ONNX Runtime's profiler.",
         _by_module(file, time, "ms"),
         own=_by_module(file, time, "own_ms"),
         rest=sum(row["ms"] for row in time["unplaced"]),
@@ -124,14 +124,14 @@ def _by_module(file: TaggedFile, time: Times, key: str, missing: float | None = 
 
 
 def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
-    """Yield what the kernels give, and what was in use while they ran."""
+    """Yield the measures of the kernels' outputs, and of the memory in use."""
     if time["activation_bytes"] is not None:
         own = _by_module(file, time, "own_activation_bytes")
         yield measure(
             "activations",
             "Activations",
             "bytes",
-            "Bytes of the tensors that a module's kernels give in one run.",
+            "Bytes of the tensors that a module's kernels write in one run.",
             _by_module(file, time, "activation_bytes"),
             own=own,
             rest=max(0, time["activation_bytes"] - sum(own)),
@@ -142,7 +142,7 @@ def _memory(file: TaggedFile, time: Times) -> Iterator[Measure]:
             "Peak",
             "bytes",
             "Most bytes in use while a module ran, beyond what the session holds between runs. "
-            "Boxes are as high as operators are many; the stronger the colour, the more it is.",
+            "The height of a box is its number of operators; a stronger colour is a larger value.",
             _by_module(file, time, "peak_bytes", missing=None),
         )
 

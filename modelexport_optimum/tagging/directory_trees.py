@@ -78,9 +78,9 @@ def _known_trees(
 ) -> dict[Path, tuple[ModuleTree, str]] | None:
     """Return the trees in the nodes' own records, None if there are none.
 
-    Transformers' exporter writes a model for generation as several files, one for each of some
-    modules, and the record in a file begins at that module. The module is looked for, by its
-    classes, in the model that config.json describes; if it is not found, it is a root of its own.
+    transformers' exporter may write the modules of one model to separate files for generation. Each
+    file names only itself, and is found by its classes in the model that config.json describes. A
+    file that is not found is a root of its own.
     """
     carried = _carried_tree(group)
     own = {file.path: _carried_tree([file]) or _tracer_tree([file]) for file in group}
@@ -126,7 +126,7 @@ def _whole_tree(
 def _best(
     group: Sequence[OpenFile], trees: Sequence[ModuleTree]
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """Return the one tree that explains all files of a directory best."""
+    """Return the tree that explains all files of a directory best."""
     tried = [(tree, [tree_choice.fit(file.model, tree) for file in group]) for tree in trees]
     tree, fits = max(tried, key=lambda entry: tree_choice.total(entry[1]))  # of equals the first
     return {file.path: (tree, found.base) for file, found in zip(group, fits, strict=True)}
@@ -135,7 +135,7 @@ def _best(
 def _described_trees(
     directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> dict[Path, tuple[ModuleTree, str]]:
-    """Return the trees of the classes that config.json may mean, or of the names alone."""
+    """Return the trees of the classes that config.json may mean, or trees made from the names."""
     tried: list[tuple[tuple[int, ...], ModuleTree, list[tree_choice.Fit]]] = []
     for index, (candidate, tree) in enumerate(_built(directory, group, trust_remote_code)):
         fits = [tree_choice.fit(file.model, tree) for file in group]
@@ -202,7 +202,7 @@ def _outputs_agree(model: Model, candidate: Candidate) -> bool:
 
 
 def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
-    """Return the tree that the nodes' own tags describe, if the files were tagged before."""
+    """Return the tree in the nodes' own tags, if the files were tagged before."""
     qualified: dict[str, str] = {}
     for file in group:
         qualified.update(read_classes(file.model))

@@ -188,8 +188,8 @@ def spell(chain: Chain) -> Spelled:
     """Return the fields of the carriers for a chain of modules.
 
     Raises:
-        ModelExportError: It cannot be spelled so that `read` reads it: a name has a line's
-            end, begins with a slash or is no class's, or there are too many.
+        ModelExportError: The chain has no form that `read` can read: a name has a line end,
+            begins with a slash or is not a class name, or there are too many.
     """
     tag = format_tag(chain)
     paths, classes = repr([s.path for s in chain]), repr([s.qualified for s in chain])

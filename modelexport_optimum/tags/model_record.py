@@ -53,7 +53,7 @@ def record_of(model: Model) -> dict[str, str]:
 
 
 def read_classes(model: Model) -> dict[str, str]:
-    """Return the qualified classes of the record by their names; none of a damaged one."""
+    """Return the qualified classes of the record by their names; none if it is damaged."""
     found = _json_of(model, CLASSES)
     items = found.items() if isinstance(found, dict) else ()
     return {
