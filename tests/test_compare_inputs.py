@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from onnx import numpy_helper
 from test_compare import planted, run
 
 from modelexport_optimum import ModelExportError, UsageError, compare, strip, tag
+from modelexport_optimum.exporting.torch_reference import torch_parts
+from modelexport_optimum.system.lean_imports import EXPORTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +63,17 @@ def test_inputs_that_pytorch_does_not_take(
     file = arrays_file(tmp_path / "inputs.npz", input_ids=np.full((1, 5), 10**9))
     with pytest.raises(ModelExportError, match=r"PyTorch cannot run .*IndexError.*: give others"):
         compare(tagged("bert"), model=str(model_directory("bert")), inputs=file)
+
+
+def test_optimum_is_as_it_was_after_a_comparison_that_imported_it(
+    model_directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = importlib.import_module("optimum.exporters.onnx")
+    monkeypatch.setattr(package, "__main__", importlib.import_module(EXPORTER))  # given back after
+    monkeypatch.delitem(sys.modules, EXPORTER)
+    assert torch_parts(str(model_directory("bert")), "feature-extraction")
+    convert = importlib.import_module("optimum.exporters.onnx.convert")
+    assert sys.modules[EXPORTER].onnx_export_from_model is convert.onnx_export_from_model
 
 
 def test_a_text_goes_to_every_file_that_takes_it(tagged: Tagged, tmp_path: Path) -> None:

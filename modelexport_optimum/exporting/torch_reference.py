@@ -198,8 +198,9 @@ def torch_parts(
         given["model_kwargs"] = dict(model_kwargs)
     with (
         tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch,
-        _parts_kept() as parts,
+        # First: a module that is imported while a name is replaced keeps the replacement.
         optimum_export.optimum_imported(_ignore_stage),
+        _parts_kept() as parts,
     ):
         directory = Path(scratch)
         if isinstance(model, str | Path):
