@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceC
 
 from modelexport_optimum import ModelExportError, UsageError, export, read_hierarchy
 from modelexport_optimum.exporting import staging
-from modelexport_optimum.system import locks
+from modelexport_optimum.system import locks, signals
 from modelexport_optimum.tags.tag_grammar import parse_tag
 
 if TYPE_CHECKING:
@@ -523,7 +523,7 @@ def test_second_run_to_an_output_is_refused_before_it_does_anything(
 def test_signal_that_is_lost_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
-    monkeypatch.setattr(staging, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(signals, "_AGAIN_SECONDS", 0.05)
 
     def run() -> None:
         with staging.staging_directory(tmp_path / "out"):

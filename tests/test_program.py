@@ -23,7 +23,7 @@ from forked_python import ForkedPython
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from modelexport_optimum import errors, export
+from modelexport_optimum import errors, export, strip
 from modelexport_optimum.cli import help_page, printing
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.exporting import tasks
@@ -357,13 +357,66 @@ def test_export_that_is_stopped_says_what_was_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_that_a_library_made_its_own_error_is_one() -> None:
+def test_ctrl_c_that_a_library_made_its_own_error_is_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As what C++ initializes does (pybind11): "ImportError: initialization failed"."""
-    with pytest.raises(KeyboardInterrupt), printing.exit_on_error(as_json=False):
+    with pytest.raises(typer.Exit) as ended, printing.exit_on_error(as_json=False):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt as stopped:
             raise ImportError("initialization failed") from stopped
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == (
+        "stopped: nothing was changed; run the same command to start again\n"
+    )
+
+
+STOPS_WHILE_WRITING = """
+import os, time
+os.fsync = lambda _: time.sleep(240)  # what is written is on no disk yet
+from modelexport_optimum.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "kept"),
+    [
+        ("tag .", "SIGTERM", "every file is complete, either tagged or unchanged"),
+        ("tag .", "SIGHUP", "every file is complete, either tagged or unchanged"),
+        ("strip .", "SIGTERM", "every file is complete, either stripped or unchanged"),
+        ("extract . --module bert -o a.onnx", "SIGTERM", "every file is complete, either new"),
+        ("report . -o a.html", "SIGTERM", "nothing was changed"),
+    ],
+)
+def test_command_that_is_stopped_while_it_writes_says_what_was_kept(
+    command: str, number: str, kept: str, tmp_path: Path, exported: Path, python_server: Path
+) -> None:
+    place = tmp_path / "export"
+    shutil.copytree(exported, place)
+    if command == "tag .":
+        strip(place)
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with (
+        TemporaryFile("w+") as err,
+        ForkedPython(
+            python_server,
+            ["-c", STOPS_WHILE_WRITING, *command.split()],
+            cwd=place,
+            stdout=err,
+            stderr=err,
+        ) as process,
+    ):
+        deadline = time.monotonic() + 240
+        while not list(place.glob(".*.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.Signals[number])
+        assert process.wait(240) == 128 + signal.Signals[number]
+        err.seek(0)
+        shown = err.read()
+    assert shown.splitlines()[-1].startswith(f"stopped: {kept}")
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
 
 
 # --- Messages -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from modelexport_optimum.batches.jobs import Watcher
-from modelexport_optimum.cli.printing import STAGES, can_draw, exit_on_error, quiet
+from modelexport_optimum.cli.printing import STAGES, Stopped, can_draw, exit_on_error, quiet
 from modelexport_optimum.cli.tables import (
     Column,
     counted,
@@ -43,12 +43,14 @@ _COLUMNS = (
     Column("error", shrinks="text"),
 )
 
+_STOPPED = Stopped("finished exports were kept; run the same command to do the rest")
+
 
 @contextlib.contextmanager
 def batch(*, as_json: bool = False, verbose: bool = False) -> Iterator[Watcher]:
     """Run a batch without other output, with a line for each model that has ended."""
     with (
-        exit_on_error(as_json=as_json, verbose=verbose),
+        exit_on_error(as_json=as_json, verbose=verbose, stopped=_STOPPED),
         quiet() as stream,
         _Bars(stream, verbose=verbose) if stream.isatty() else _Lines(stream, verbose=verbose) as w,
     ):
@@ -216,7 +218,7 @@ def print_batch(result: BatchResult) -> None:
     where = f": {from_here(results)}" if results.exists() else ""
     print_line(f"{parts}{before} in {result.seconds:.1f} s{where}")
     if result.signal is not None:
-        print_line("stopped: finished exports were kept; run the same command to do the rest")
+        print_line(f"stopped: {_STOPPED.message}")
 
 
 def _model(name: str) -> str:

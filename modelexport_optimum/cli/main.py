@@ -31,7 +31,6 @@ from modelexport_optimum.cli.program import (
     BatchCommand,
     Command,
     Commands,
-    message_when_stopped,
 )
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.exporting.options import ExportOptions, ModelAndOutput, instance_of
@@ -123,19 +122,17 @@ def export(
 ) -> None:
     """Export MODEL to ONNX, tag every node with its module, and check the result."""
     arguments = instance_of(ExportOptions, given).arguments()
-    with (
-        message_when_stopped(
-            "nothing was written or replaced; run the same command to start again"
-        ) as stop,
-        printing.command(as_json=as_json, verbose=verbose) as progress,
-    ):
+    stopped = printing.Stopped(
+        "nothing was written or replaced; run the same command to start again"
+    )
+    with printing.command(as_json=as_json, verbose=verbose, stopped=stopped) as progress:
         model, output = instance_of(ModelAndOutput, given).resolve()
         from modelexport_optimum.export_run import default_output
         from modelexport_optimum.export_run import export as run
 
         def show_stage(stage: str, seconds: float | None) -> None:
             if stage == "upload":
-                stop.message = "the export is written, but was not uploaded"
+                stopped.message = "the export is written, but was not uploaded"
             progress(stage, seconds)
 
         result = run(model, output or default_output(model), progress=show_stage, **arguments)
@@ -237,13 +234,10 @@ def tag(
     verbose: Verbose = False,
 ) -> None:
     """Write the tags into an existing export."""
-    message = (
+    stopped = printing.Stopped(
         "every file is complete, either tagged or unchanged; run the same command to tag the rest"
     )
-    with (
-        message_when_stopped(message),
-        printing.command("tag", as_json=as_json, verbose=verbose),
-    ):
+    with printing.command("tag", as_json=as_json, verbose=verbose, stopped=stopped):
         if explain is None:
             from modelexport_optimum.tagging.htp import tag as run
 
@@ -269,14 +263,11 @@ def tag(
 @app.command(rich_help_panel=help_page.EXPORTS)
 def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Remove the tags: this restores the files byte for byte."""
-    message = (
+    stopped = printing.Stopped(
         "every file is complete, either stripped or unchanged; "
         "run the same command to strip the rest"
     )
-    with (
-        message_when_stopped(message),
-        printing.command("strip", as_json=as_json, verbose=verbose),
-    ):
+    with printing.command("strip", as_json=as_json, verbose=verbose, stopped=stopped):
         from modelexport_optimum.tagging.htp import strip as run
 
         changed = run(path)
@@ -309,11 +300,7 @@ def verify(
     if list_providers:
         _list_providers(provider_libraries, as_json=as_json)
         return
-    message = "nothing was changed; run the same command to start again"
-    with (
-        message_when_stopped(message),
-        printing.command("check", as_json=as_json, verbose=verbose),
-    ):
+    with printing.command("check", as_json=as_json, verbose=verbose):
         if directory is None:
             raise UsageError("Missing argument 'DIR': give an exported directory")
         from modelexport_optimum.verify_run import verify as run

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, NoReturn
 
 import typer
@@ -28,6 +29,7 @@ from modelexport_optimum.errors import (
     causes,
     in_one_line,
 )
+from modelexport_optimum.system.signals import terminating_as_exit
 from modelexport_optimum.system.standard_streams import (
     lost_output,
     open_descriptor,
@@ -84,16 +86,27 @@ def run_program(app: typer.Typer) -> NoReturn:
     sys.exit(status)
 
 
+@dataclass
+class Stopped:
+    """What to say when a command is stopped: what it has written, and how to go on."""
+
+    message: str = "nothing was changed; run the same command to start again"
+
+
 @contextlib.contextmanager
 def command(
-    stage: str | None = None, *, as_json: bool = False, verbose: bool = False
+    stage: str | None = None,
+    *,
+    as_json: bool = False,
+    verbose: bool = False,
+    stopped: Stopped | None = None,
 ) -> Iterator[Progress]:
     """Run a command's function: show its stages, hide other output, print an error in one line.
 
     `stage` is the only stage of a function that reports none itself.
     """
     with (
-        exit_on_error(as_json=as_json, verbose=verbose),
+        exit_on_error(as_json=as_json, verbose=verbose, stopped=stopped),
         contextlib.nullcontext(sys.stderr) if verbose else quiet() as stream,
         _stages(stream, plain=verbose or not stream.isatty()) as progress,
     ):
@@ -108,16 +121,32 @@ def command(
 
 @contextlib.contextmanager
 def exit_on_error(
-    *, as_json: bool, verbose: bool = False, status: int | None = None
+    *,
+    as_json: bool,
+    verbose: bool = False,
+    status: int | None = None,
+    stopped: Stopped | None = None,
 ) -> Iterator[None]:
-    """Print an error in one line, and exit with its status or the given one."""
+    """Print in one line what ends the block, and exit.
+
+    The status is that of the error or the one that is given, and of Ctrl-C and the signals that
+    ask a process to end 128 and their number.
+    """
+    stopped = stopped or Stopped()
     try:
-        yield
+        with terminating_as_exit():
+            yield
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as error:
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > 128:
+            typer.echo(f"stopped: {stopped.message}", err=True)
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        # A library that was just imported may have made an error of its own of Ctrl-C.
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
-            raise KeyboardInterrupt from error  # a library that was just imported made it its own
+            typer.echo(f"stopped: {stopped.message}", err=True)
+            raise typer.Exit(128 + signal.SIGINT) from error
         if verbose:
             typer.echo(visible(traceback.format_exc(), keep="\n\t"), err=True)
         problems = error.problems if isinstance(error, ManifestError) else []

@@ -10,8 +10,6 @@ shows a flag without a type.
 import contextlib
 import json
 import os
-import signal
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,29 +178,3 @@ class Commands(_FlagsHaveNoType, TyperGroup):
         if "--json" in self._given:
             document = {"ok": False, "error": error.format_message(), "exit_status": 2}
             typer.echo(json.dumps(document, indent=2))
-
-
-@dataclass
-class StopMessage:
-    """The message when a command is stopped: what it has written, and how to continue."""
-
-    message: str
-
-
-@contextlib.contextmanager
-def message_when_stopped(message: str) -> "Iterator[StopMessage]":
-    """Print a line when Ctrl-C or SIGTERM ends the block, and exit with 130 or 143.
-
-    Yields:
-        The message, which the block may change.
-    """
-    stop = StopMessage(message)
-    try:
-        yield stop
-    except KeyboardInterrupt as error:
-        typer.echo(f"stopped: {stop.message}", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from error
-    except SystemExit as error:
-        if isinstance(error.code, int) and error.code > 128:
-            typer.echo(f"stopped: {stop.message}", err=True)
-        raise

@@ -137,7 +137,11 @@ def extract(
     """Write one module as a separate model."""
     from modelexport_optimum.cli import view_tables
 
-    with printing.exit_on_error(as_json=as_json):
+    stopped = printing.Stopped(
+        "every file is complete, either new or unchanged; "
+        "run the same command with --overwrite to start again"
+    )
+    with printing.exit_on_error(as_json=as_json, stopped=stopped):
         from modelexport_optimum.hierarchy.extract import extract as run
 
         found = run(path, module, output, overwrite=overwrite)

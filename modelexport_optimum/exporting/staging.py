@@ -12,30 +12,22 @@ import glob
 import os
 import secrets
 import shutil
-import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes
 from modelexport_optimum.system.files import exchange, flush, remove_and_close, rename_directory
 from modelexport_optimum.system.locks import NoLocksError, lock
-from modelexport_optimum.system.signals import TO_END, send_to_self
+from modelexport_optimum.system.signals import exit_if_asked, terminating_as_exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
 _EXPORT_MARKS = ("config.json", "model_index.json")
 """Every export has one of these files at its top; a diffusion pipeline has the second.
 `--overwrite` replaces only such directories, so that a mistyped output cannot delete a home
 directory."""
-
-_AGAIN_SECONDS = 1.0
-"""Time between two attempts to end a run after a signal."""
-
-_asked: list[int] = []
-"""The signals that asked this run to end. It may still be running, but publishes nothing."""
 
 
 def check_output(output: str | os.PathLike[str], source: Path | None, *, overwrite: bool) -> Path:
@@ -119,7 +111,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
             with _system_errors_named(output):
                 directory.mkdir()
             try:
-                with _terminating_as_exit():
+                with terminating_as_exit():
                     yield directory
             finally:
                 _remove_tree(directory)
@@ -200,8 +192,7 @@ def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
         ModelExportError: The output was written in the meantime, or cannot be written.
     """
     _flush(staging)
-    if _asked:
-        raise SystemExit(128 + _asked[0])
+    exit_if_asked()
     try:
         if overwrite and output.is_dir() and any(output.iterdir()):
             if not exchange(staging, output):
@@ -278,46 +269,6 @@ def remove_abandoned(output: Path) -> None:
     if held is not None:
         _remove_stagings(output)
         remove_and_close(locked, held)
-
-
-@contextlib.contextmanager
-def _terminating_as_exit() -> Iterator[None]:
-    """Convert SIGTERM and similar signals to SystemExit, so that the run cleans up.
-
-    This is done only if there is no other handler, and only in the main thread, because Python
-    allows it only there. The exception is raised at any point of the program. It may be lost in a
-    destructor, or become another error in an import. Then it is raised again, and nothing is
-    published in between.
-    """
-    timers: list[threading.Timer] = []
-
-    def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        _asked.append(number)
-        timers.append(threading.Timer(_AGAIN_SECONDS, send_to_self, (number,)))
-        timers[-1].daemon = True
-        timers[-1].start()
-        raise SystemExit(128 + number)
-
-    signals = TO_END
-    if threading.current_thread() is not threading.main_thread():
-        signals = []
-    ours = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_IGN)
-        for timer in timers:
-            timer.cancel()
-            timer.join()
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-        if ours and _asked:
-            asked = _asked[0]
-            _asked.clear()
-            raise SystemExit(128 + asked)
 
 
 def _swap_in_two_steps(staging: Path, output: Path) -> None:
