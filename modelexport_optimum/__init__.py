@@ -10,47 +10,29 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.system.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from modelexport_optimum.batches.run import BatchResult, batch
-    from modelexport_optimum.compare_run import compare
-    from modelexport_optimum.comparing.comparison import Comparison
-    from modelexport_optimum.errors import InvalidModelError, ModelExportError, UsageError
-    from modelexport_optimum.export_run import ExportResult, export
-    from modelexport_optimum.hierarchy.diff import diff
-    from modelexport_optimum.hierarchy.extract import extract
-    from modelexport_optimum.hierarchy.inspect import inspect
-    from modelexport_optimum.hierarchy.view import view
-    from modelexport_optimum.profiling.profile import profile
-    from modelexport_optimum.reporting.report import report
-    from modelexport_optimum.tagging.htp import NodeTag, read_hierarchy, strip, tag
-    from modelexport_optimum.tagging.tag_report import TagReport
-    from modelexport_optimum.verify_run import verify
-    from modelexport_optimum.verifying.verify import VerifyReport
-
-__all__ = [
-    "BatchResult",
-    "Comparison",
-    "ExportResult",
-    "InvalidModelError",
-    "ModelExportError",
-    "NodeTag",
-    "TagReport",
-    "UsageError",
-    "VerifyReport",
-    "batch",
-    "compare",
-    "diff",
-    "export",
-    "extract",
-    "inspect",
-    "profile",
-    "read_hierarchy",
-    "report",
-    "strip",
-    "tag",
-    "verify",
-    "view",
-]
+if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
+    from modelexport_optimum.batches.run import BatchResult as BatchResult
+    from modelexport_optimum.batches.run import batch as batch
+    from modelexport_optimum.compare_run import compare as compare
+    from modelexport_optimum.comparing.comparison import Comparison as Comparison
+    from modelexport_optimum.errors import InvalidModelError as InvalidModelError
+    from modelexport_optimum.errors import ModelExportError as ModelExportError
+    from modelexport_optimum.errors import UsageError as UsageError
+    from modelexport_optimum.export_run import ExportResult as ExportResult
+    from modelexport_optimum.export_run import export as export
+    from modelexport_optimum.hierarchy.diff import diff as diff
+    from modelexport_optimum.hierarchy.extract import extract as extract
+    from modelexport_optimum.hierarchy.inspect import inspect as inspect
+    from modelexport_optimum.hierarchy.view import view as view
+    from modelexport_optimum.profiling.profile import profile as profile
+    from modelexport_optimum.reporting.report import report as report
+    from modelexport_optimum.tagging.htp import NodeTag as NodeTag
+    from modelexport_optimum.tagging.htp import read_hierarchy as read_hierarchy
+    from modelexport_optimum.tagging.htp import strip as strip
+    from modelexport_optimum.tagging.htp import tag as tag
+    from modelexport_optimum.tagging.tag_report import TagReport as TagReport
+    from modelexport_optimum.verify_run import verify as verify
+    from modelexport_optimum.verifying.verify import VerifyReport as VerifyReport
 
 _MODULE_OF = {
     "BatchResult": "batches.run",
@@ -76,6 +58,9 @@ _MODULE_OF = {
     "verify": "verify_run",
     "view": "hierarchy.view",
 }
+"""Each public name, and the module that has it."""
+
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:
@@ -87,4 +72,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

@@ -481,6 +481,7 @@ def test_public_names_are_the_commands() -> None:
     assert functions - commands == {"read_hierarchy"}
     for name in modelexport_optimum.__all__:
         assert getattr(modelexport_optimum, name).__name__ == name
+    assert set(dir(modelexport_optimum)) == {*modelexport_optimum.__all__, "__version__"}
 
 
 def test_imports_point_down_the_rooms() -> None:
