@@ -116,6 +116,7 @@ def test_wrong_command_line_is_json_if_that_was_asked_for() -> None:
         (["batch", "models.txt", "out"], "(out): the output is given with -o"),
         (["batch"], "Missing argument 'MANIFEST'"),
         (["a", "--model", "b", "-o", "c"], "MODEL is given twice, as a and as --model b"),
+        (["a", "--framework", "tf"], "Invalid value for '--framework': 'tf' is not one of 'pt'."),
     ],
 )
 def test_what_is_missing_or_too_much(arguments: list[str], message: str) -> None:
@@ -145,10 +146,17 @@ def test_an_option_that_is_no_path_may_be_empty(exported: Path) -> None:
     assert "is empty" not in shown(run("inspect", exported, "--module", ""))
 
 
-def test_json_that_is_nested_too_deep_is_a_wrong_value() -> None:
-    result = run("export", "x", "--model-kwargs", "[" * 100_000)
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("[" * 100_000, "it is nested too deep"),
+        (f'{{"a": {"9" * 5000}}}', "a whole number has too many digits"),
+    ],
+)
+def test_json_that_python_cannot_read_is_a_wrong_value(value: str, problem: str) -> None:
+    result = run("export", "x", "--model-kwargs", value)
     assert result.exit_code == 2
-    assert "is not JSON: it is nested too deep" in shown(result)
+    assert f"is not JSON: {problem}" in shown(result)
 
 
 def test_output_may_be_an_argument_as_for_optimum_cli(

@@ -151,6 +151,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
     def _explain(self, error: Any) -> None:  # noqa: ANN401
         """Add to the error of a wrong command line what was meant; also as JSON if requested."""
         context = getattr(error, "ctx", None)
+        error.message = error.message.removeprefix("Value error, ")  # pydantic's words
         if hasattr(error, "possibilities") and context is not None:
             name = next(
                 (

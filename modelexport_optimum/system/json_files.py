@@ -49,8 +49,8 @@ def parse_json(data: str | bytes, *, doubles: bool = False, constants: bool = Tr
             allow.
 
     Raises:
-        ValueError: It is not JSON, is nested too deep, repeats a key in an object, or has a
-            character that is not in Unicode. The message is one line.
+        ValueError: It is not JSON, is nested too deep, repeats a key in an object, or has a number
+            of too many digits or a character that is not in Unicode. The message is one line.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
@@ -67,6 +67,10 @@ def parse_json(data: str | bytes, *, doubles: bool = False, constants: bool = Tr
         raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
     except UnicodeEncodeError as error:
         raise ValueError("half of a character is missing (a lone surrogate)") from error
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):  # Python's own advice
+            raise ValueError("a whole number has too many digits") from None
+        raise
     return found
 
 
