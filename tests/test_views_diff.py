@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-import typer
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from modelexport_optimum import strip, tag
-from modelexport_optimum.cli import view_commands
+from modelexport_optimum.cli.main import app
 from modelexport_optimum.hierarchy.diff import diff
 from modelexport_optimum.hierarchy.difference import Change, NodeChange
 
@@ -39,8 +38,6 @@ def model(bert: Path) -> onnx.ModelProto:
 
 
 def run(*arguments: object) -> Result:
-    app = typer.Typer()
-    view_commands.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

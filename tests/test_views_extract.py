@@ -12,13 +12,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import typer
 from needs import POSIX
 from onnx import helper
 from typer.testing import CliRunner
 
 from modelexport_optimum import ModelExportError, UsageError, read_hierarchy, strip
-from modelexport_optimum.cli import view_commands
+from modelexport_optimum.cli.main import app
 from modelexport_optimum.hierarchy.extract import extract
 from modelexport_optimum.onnx_file.wire import varint
 
@@ -43,8 +42,6 @@ def electra(tagged: Callable[[str], Path]) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    app = typer.Typer()
-    view_commands.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

@@ -9,23 +9,22 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 import pytest
-import typer
 from needs import POSIX
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from modelexport_optimum import read_hierarchy, strip
-from modelexport_optimum.cli import view_commands
+from modelexport_optimum.cli.main import app
 from modelexport_optimum.hierarchy.inspect import inspect
 from modelexport_optimum.onnx_file.wire import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from click.testing import Result
 
@@ -39,14 +38,8 @@ def electra(tagged: Callable[[str], Path]) -> Path:
     return tagged("electra") / "model.onnx"
 
 
-def program() -> typer.Typer:
-    app = typer.Typer()
-    view_commands.register(app)
-    return app
-
-
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(program(), [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def by_path(view: FileView) -> dict[str, ModuleView]:
@@ -244,13 +237,8 @@ def test_colours_on_a_terminal(electra: Path) -> None:
     import pty
 
     controller, terminal = pty.openpty()
-    code = "import sys, test_views_inspect as this; this.program()(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "inspect", electra, "--depth", "1"]
-    environment = {
-        "TERM": "xterm-256color",
-        "COLUMNS": "120",
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
+    command = [sys.executable, "-m", "modelexport_optimum", "inspect", electra, "--depth", "1"]
+    environment = {"TERM": "xterm-256color", "COLUMNS": "120"}
     subprocess.run(command, stdout=terminal, env={**os.environ, **environment}, check=True)
     os.close(terminal)
     assert b"\x1b[36m" in os.read(controller, 10_000)

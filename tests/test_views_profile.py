@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from modelexport_optimum.cli import view_commands
+from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.example_inputs.dimensions import Wishes
 from modelexport_optimum.example_inputs.generate import generate
@@ -313,8 +312,6 @@ def test_full_log_is_an_error(
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    app = typer.Typer()
-    view_commands.register(app)
     result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     return result.exit_code, result.stdout, result.stderr
 

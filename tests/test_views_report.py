@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import browser
 import onnx
 import pytest
-import typer
 from onnx import TensorProto, helper
 from test_compare import planted
 from typer.testing import CliRunner
 
 from modelexport_optimum import compare
-from modelexport_optimum.cli import view_commands
+from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.profiling.profile import profile
@@ -564,8 +563,6 @@ def test_the_files_of_a_directory_are_tabs(
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    app = typer.Typer()
-    view_commands.register(app)
     result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     return result.exit_code, result.stdout, result.stderr
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 import browser
 import onnx
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from modelexport_optimum import compare
-from modelexport_optimum.cli import view_commands
+from modelexport_optimum.cli.main import app
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.tagging import htp
 
@@ -34,10 +33,7 @@ LAYERS = r"layer count\s+(\d+)"
 """As Model Explorer says how many modules it shows."""
 
 # What starts the program: it serves until it is interrupted.
-PROGRAM = (
-    "import typer; from modelexport_optimum.cli import view_commands; "
-    "app = typer.Typer(); view_commands.register(app); app()"
-)
+PROGRAM = "from modelexport_optimum.cli.main import app; app()"
 
 
 @pytest.mark.parametrize(
@@ -229,8 +225,6 @@ def test_netron_opens_one_file(tagged: Callable[[str], Path]) -> None:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    app = typer.Typer()
-    view_commands.register(app)
     result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     return result.exit_code, result.stderr
 

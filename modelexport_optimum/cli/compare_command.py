@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modelexport_optimum.cli import help_page, printing
+from modelexport_optimum.cli import printing
 from modelexport_optimum.cli.completion import complete_task
 from modelexport_optimum.cli.options import (
     BatchSize,
@@ -74,11 +74,6 @@ _NodeData = Annotated[
         metavar="FILE",
     ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command(rich_help_panel=help_page.VIEWS)(compare)
 
 
 def compare(

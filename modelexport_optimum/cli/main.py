@@ -6,8 +6,9 @@ a bare Typer app.
 
 # Annotations are no strings here: Typer would evaluate each, a third of what --help takes.
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -26,37 +27,12 @@ from modelexport_optimum.cli.options import (
     declared_options,
     option,
 )
-from modelexport_optimum.cli.program import (
-    CONTEXT,
-    BatchCommand,
-    Command,
-    Commands,
-)
+from modelexport_optimum.cli.program import CONTEXT, BatchCommand, Command, Commands
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.exporting.options import ExportOptions, ModelAndOutput, instance_of
 from modelexport_optimum.system.version import __version__
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_Function = TypeVar("_Function", bound="Callable[..., Any]")
-
-
-class _Program(typer.Typer):
-    """The program. All its commands are of the class `Command`."""
-
-    def command(
-        self,
-        name: "str | None" = None,
-        *,
-        cls: Any = Command,  # noqa: ANN401
-        **settings: Any,  # noqa: ANN401
-    ) -> "Callable[[_Function], _Function]":
-        """Register a command."""
-        return super().command(name, cls=cls, **settings)
-
-
-app = _Program(
+app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -65,6 +41,9 @@ app = _Program(
     "check that ONNX Runtime runs it."
     "\n\nmodelexport-optimum MODEL is short for modelexport-optimum export MODEL.",
 )
+
+_command = functools.partial(app.command, cls=Command)
+"""Registers a command of the program."""
 
 
 def _print_version(value: bool) -> None:
@@ -112,7 +91,7 @@ def _main(
     pass
 
 
-@app.command(rich_help_panel=help_page.FIRST)
+@_command(rich_help_panel=help_page.FIRST)
 @declared_options(ModelAndOutput, ExportOptions, after="providers")
 def export(
     as_json: Json = False,
@@ -147,7 +126,7 @@ def export(
     printing.finish(result.exit_status, written=True)
 
 
-@app.command(cls=BatchCommand, rich_help_panel=help_page.EXPORTS)
+@_command(cls=BatchCommand, rich_help_panel=help_page.EXPORTS)
 @declared_options(Resources, ExportOptions)
 def batch(
     manifest: Annotated[
@@ -215,7 +194,7 @@ def batch(
     printing.finish(result.exit_status, written=True)
 
 
-@app.command(rich_help_panel=help_page.EXPORTS)
+@_command(rich_help_panel=help_page.EXPORTS)
 def tag(
     path: _Path,
     model: Annotated[
@@ -260,7 +239,7 @@ def tag(
     printing.finish(written=explain is None)
 
 
-@app.command(rich_help_panel=help_page.EXPORTS)
+@_command(rich_help_panel=help_page.EXPORTS)
 def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Remove the tags: this restores the files byte for byte."""
     stopped = printing.Stopped(
@@ -281,7 +260,7 @@ def strip(path: _Path, as_json: Json = False, verbose: Verbose = False) -> None:
     printing.finish(written=True)
 
 
-@app.command(rich_help_panel=help_page.EXPORTS)
+@_command(rich_help_panel=help_page.EXPORTS)
 def verify(
     directory: _Directory = None,
     providers: Providers = None,
@@ -338,8 +317,16 @@ def _list_providers(libraries: list[str] | None, *, as_json: bool) -> None:
     printing.finish()
 
 
-view_commands.register(app)
-compare_command.register(app)
+for _view in (view_commands.inspect, view_commands.report):
+    _command(rich_help_panel=help_page.FIRST)(_view)
+for _view in (
+    view_commands.diff,
+    view_commands.extract,
+    view_commands.profile,
+    view_commands.view,
+    compare_command.compare,
+):
+    _command(rich_help_panel=help_page.VIEWS)(_view)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from modelexport_optimum.cli import help_page, printing
+from modelexport_optimum.cli import printing
 from modelexport_optimum.cli.completion import (
     complete_class,
     complete_module,
@@ -35,14 +35,6 @@ from modelexport_optimum.cli.options import (
     TaggedExport,
     option,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    for first in (inspect, report):
-        app.command(rich_help_panel=help_page.FIRST)(first)
-    for view_of_an_export in (diff, extract, profile, view):
-        app.command(rich_help_panel=help_page.VIEWS)(view_of_an_export)
 
 
 def inspect(
