@@ -81,7 +81,7 @@ def print_comparison(
     print_blank()
     rows = [row for file in files for row in _outputs_of(file, found, named=len(files) > 1)]
     print_line("as deployed, with ONNX Runtime's optimizations", style=DIM)
-    print_table(_OUTPUTS, rows, elsewhere="--json has all")
+    print_table(_OUTPUTS, rows)
     print_line(
         "error: relative difference from the reference; own: the same if the module gets the "
         "reference's input tensors. Modules are compared without fusions.",
@@ -158,7 +158,7 @@ def _print_tree(calls: Sequence[ModuleComparison], found: Comparison, depth: int
                 Cell(call.reason, DIM),
             )
         )
-    print_table(_COLUMNS, rows, elsewhere="--json has all")
+    print_table(_COLUMNS, rows)
 
 
 def _outer_first(

@@ -132,7 +132,7 @@ def _print_profile(profile: FileProfile, *, depth: int | None) -> None:
     for op_type, (time, kernels) in profile.unplaced.items():
         label = Cell(f"(not placed) {op_type}, {counted(kernels, 'kernel')}", "yellow")
         rows.append((label, "", *_times(profile, time, time), "", "", ""))
-    print_table(_TIMES, rows, elsewhere="--json has all")
+    print_table(_TIMES, rows)
     print_blank()
     _print_slowest(profile)
 
@@ -153,7 +153,7 @@ def _print_slowest(profile: FileProfile) -> None:
         return
     print_line("slowest by their own kernels, repeated modules together", style=DIM)
     print_blank()
-    print_table(_SLOWEST_MODULES, slowest, elsewhere="--json has all")
+    print_table(_SLOWEST_MODULES, slowest)
     print_blank()
 
 
@@ -207,7 +207,7 @@ def _print_growth(growth: FileGrowth, *, depth: int | None) -> None:
         name, kind = Cell(module.name, "bold", line), Cell(module.module_class, "cyan")
         times = [f"{ms:,.3f}" for ms in module.ms]
         rows.append((name, kind, *times, _powers_in_words(module.powers)))
-    print_table(columns, rows, elsewhere="--json has all")
+    print_table(columns, rows)
     print_blank()
 
 

@@ -116,7 +116,7 @@ def print_placement(placement: Placement, *, depth: int | None) -> None:
     for provider, op_type, count in placement.unplaced:
         cells = (f"{count:,}" if name == provider else "" for name in names)
         rows.append((Cell(f"(not placed) {op_type}", "yellow"), "", *cells, ""))
-    print_table(columns, rows, elsewhere="--json has all")
+    print_table(columns, rows)
     _print_crossings(placement)
 
 
@@ -148,7 +148,7 @@ def print_isolated(run: IsolatedRun) -> None:
         )
         for one in run.modules
     ]
-    print_table(_ISOLATED, rows, elsewhere="--json has all")
+    print_table(_ISOLATED, rows)
     print_blank()
 
 
@@ -165,7 +165,7 @@ def _print_crossings(placement: Placement) -> None:
     ]
     if rows:
         print_blank()
-        print_table(_CROSSINGS, rows, elsewhere="--json has all")
+        print_table(_CROSSINGS, rows)
     more = len(placement.crossings) - _MOST_CROSSINGS
     if more > 0:
         print_line(f"and {counted(more, 'tensor')} more (--json has all)", style=DIM)

@@ -62,11 +62,7 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
     print_blank()
     print_line((from_here(result.output), "bold"), f"  {result.task}")
     print_blank()
-    print_table(
-        _FILE_COLUMNS,
-        _file_rows(result.tags, result.output, result.files),
-        elsewhere="--json has all",
-    )
+    print_table(_FILE_COLUMNS, _file_rows(result.tags, result.output, result.files))
     others = [name for name in result.files if not _is_model(name)]
     size = decimal(sum(result.files[name] for name in others))
     print_line(f"and {', '.join(others)} ({size})", style=DIM)
@@ -88,7 +84,7 @@ def print_export(result: ExportResult, *, legend: bool = False) -> None:
 
 def print_tags(report: TagReport, *, trusted: bool, legend: bool = False) -> None:
     """Print the result of the pass for each file, with the evidence of its nodes."""
-    print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}), elsewhere="--json has all")
+    print_table(_FILE_COLUMNS, _file_rows(report, Path.cwd(), {}))
     if legend:
         print_legend({name: text for name, text in _LEGEND.items() if name != "size"})
     for directory in [] if trusted else sorted({file.file.parent for file in report.files}):

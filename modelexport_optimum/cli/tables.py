@@ -116,11 +116,13 @@ def print_blank() -> None:
     _print(stdout(), Text())
 
 
-def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: str = "") -> None:
+def print_table(
+    columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: str = "--json has all"
+) -> None:
     """Print a table at the width of the terminal.
 
     A column that is empty in every row is not shown. `elsewhere` says where the omitted columns
-    are, such as "--json has them".
+    are.
     """
     console = stdout()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -135,8 +137,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], *, elsewhere: st
             _print(console, line)
     left_out = [column.name for index, column in enumerate(columns) if index not in kept]
     if left_out:
-        where = f"; {elsewhere}" if elsewhere else ""
-        note = f"no room for {', '.join(left_out)} in {width} columns{where}"
+        note = f"no room for {', '.join(left_out)} in {width} columns; {elsewhere}"
         for part in _wrapped(note, width or len(note)):
             print_line(part, style=DIM)
 

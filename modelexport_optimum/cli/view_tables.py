@@ -176,7 +176,7 @@ def print_diff(found: Diff) -> None:
             for change in file.interface
         ]
         rows += _module_change_rows(file)
-        print_table(_CHANGES, rows, elsewhere="--json has all")
+        print_table(_CHANGES, rows)
 
 
 def _summary(file: FileDiff) -> str:
