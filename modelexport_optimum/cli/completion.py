@@ -1,6 +1,6 @@
 """Shell completion of option values: it takes at most a second, and never fails.
 
-Typer calls these functions with the text that was typed so far.
+Typer calls these functions, and offers what begins with the text that was typed so far.
 """
 
 # Annotations are no strings here: Typer reads them to know what to pass.
@@ -34,41 +34,38 @@ def mend_zsh() -> None:
             scripts["zsh"] = scripts["zsh"].replace(_REGISTERS, _OFFERS_OR_REGISTERS)
 
 
-def complete_task(incomplete: str) -> list[str]:
+def complete_task() -> list[str]:
     """Return the tasks that Optimum knows."""
     from modelexport_optimum.exporting.tasks import TASKS, WITH_PAST
 
-    names = ["auto", *TASKS, *(f"{task}-with-past" for task in WITH_PAST)]
-    return sorted(name for name in names if name.startswith(incomplete))
+    return sorted(["auto", *TASKS, *(f"{task}-with-past" for task in WITH_PAST)])
 
 
-def complete_provider(incomplete: str) -> list[str]:
+def complete_provider() -> list[str]:
     """Return the short names of the execution providers of ONNX Runtime and of plugins."""
     from modelexport_optimum.providers.choice import known_provider_names
 
-    names = [name.removesuffix("ExecutionProvider").lower() for name in known_provider_names()]
-    return sorted(name for name in names if name.startswith(incomplete.lower()))
+    return sorted(name.removesuffix("ExecutionProvider").lower() for name in known_provider_names())
 
 
-def complete_viewer(incomplete: str) -> list[str]:
+def complete_viewer() -> list[str]:
     """Return the viewers of `view`."""
-    return [name for name in ("model-explorer", "netron") if name.startswith(incomplete)]
+    return ["model-explorer", "netron"]
 
 
-def complete_module(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_module(ctx: typer.Context) -> list[str]:
     """Return the module paths in the file or directory on the command line."""
-    return [path for path, _ in _modules(ctx) if path.startswith(incomplete)]
+    return [path for path, _ in _modules(ctx)]
 
 
-def complete_class(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_class(ctx: typer.Context) -> list[str]:
     """Return the module classes in the file or directory on the command line."""
-    return sorted({name for _, name in _modules(ctx) if name.startswith(incomplete)})
+    return sorted({name for _, name in _modules(ctx)})
 
 
-def complete_op(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_op(ctx: typer.Context) -> list[str]:
     """Return the operators in the file or directory on the command line."""
-    names = {node.op_type for file in _files(ctx) for node in file.nodes}
-    return sorted(name for name in names if name.startswith(incomplete))
+    return sorted({node.op_type for file in _files(ctx) for node in file.nodes})
 
 
 def _modules(ctx: typer.Context) -> list[tuple[str, str]]:
