@@ -887,8 +887,7 @@ def test_waiting_for_another_worker_is_no_time_of_the_job(
     runner = Again()
     monkeypatch.setattr(batch_module, "_runner", lambda *_: (runner, None))
     monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: runner.seconds))
-    result = batch_module.run_jobs(
-        [Job(1, "m", place / "out", resources=Resources(timeout=0.2))], place
-    )
+    job = Job(1, "m", place / "out", place / "log", resources=Resources(timeout=0.2))
+    result = batch_module.run_jobs([job], place)
     assert [record["status"] for record in result.records] == ["ok"]
     assert runner.cancelled == []

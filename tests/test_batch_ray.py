@@ -255,21 +255,21 @@ def test_ctrl_c(model_directory: ModelDirectory, tmp_path: Path) -> None:
 
 def test_an_output_that_is_on_a_disk_of_its_own_is_told(tmp_path: Path) -> None:
     """Two machines would be needed: Ray's answer is all that is not real."""
-    job = Job(1, "bert", tmp_path / "bert-onnx", log=tmp_path / "logs" / "bert-onnx.log")
+    job = Job(1, "bert", tmp_path / "bert-onnx", tmp_path / "logs" / "bert-onnx.log")
     answer = {"status": "ok", "state": "1", "worker": "elsewhere 1"}
     runner = object.__new__(cluster.RayCluster)
     runner._ray = SimpleNamespace(get=lambda _: answer)
     ended = runner._end(cluster._Task(job, None))
     assert ended.record["status"] == "failed"
     assert "was written on elsewhere 1, and is not on this machine" in ended.record["error"]
-    assert job.pending is not None
     job.pending.parent.mkdir()
     job.pending.touch()
     assert runner._end(cluster._Task(job, None)).record == answer
 
 
 def test_a_node_with_another_version_is_told(tmp_path: Path) -> None:
-    record = cluster._run_on_node(1, Job(1, "bert", tmp_path), None, str(tmp_path), "0.0.1")
+    job = Job(1, "bert", tmp_path, tmp_path / "log")
+    record = cluster._run_on_node(1, job, None, str(tmp_path), "0.0.1")
     assert record["status"] == "failed"
     assert "is 0.0.1 here" in record["error"]
 

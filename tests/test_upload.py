@@ -212,10 +212,9 @@ def test_a_job_that_dies_during_its_upload_is_not_done(
     monkeypatch.setattr("modelexport_optimum.export_run.push", dies)
     arguments = {"push_to_hub": "team/x", "providers": ["cpu"]}
     log = tmp_path / "logs" / "out.log"
-    job = Job(1, str(model_directory("bert")), tmp_path / "out", arguments, log)
+    job = Job(1, str(model_directory("bert")), tmp_path / "out", log, arguments)
     with pytest.raises(SystemExit):
         run_job(job, lambda _: None, 1)
-    assert job.pending is not None
     record = published_record(job.pending)
     assert record is not None
     assert (record["ok"], record["status"], record["exit_status"]) == (False, "upload-failed", 4)

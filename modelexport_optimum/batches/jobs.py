@@ -24,25 +24,25 @@ class Job:
         line: Number of the line in the manifest, from 1.
         model: A name on the Hub, or a directory.
         output: The absolute path of the directory to write.
-        arguments: Further arguments of `export()`.
         log: The file for the output of the libraries, and the traceback.
+        arguments: Further arguments of `export()`.
         resources: Its limits and the resources to request.
     """
 
     line: int
     model: str
     output: Path
+    log: Path
     arguments: dict[str, Any] = field(default_factory=dict)
-    log: Path | None = None
     resources: Resources = Resources()  # noqa: RUF009 (it is frozen)
 
     @property
-    def pending(self) -> Path | None:
+    def pending(self) -> Path:
         """The file with the record until the record is in results.jsonl.
 
         It tells the next batch about an output that was published just before this batch died.
         """
-        return None if self.log is None else self.log.with_suffix(".pending")
+        return self.log.with_suffix(".pending")
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,7 @@ def _job(number: int, values: Mapping[str, Any], directory: Path) -> Job:
     inside = path.is_relative_to(directory)
     below = path.relative_to(directory if inside else path.anchor)
     log = directory / LOGS / below.parent / f"{below.name}.log"
-    return Job(number, model, path, arguments, log, instance_of(Resources, values))
+    return Job(number, model, path, log, arguments, instance_of(Resources, values))
 
 
 def _check_characters(words: Iterable[str]) -> None:

@@ -272,7 +272,7 @@ class RayCluster:
             record = self._ray.get(task.result)
         except Exception as error:
             return Lost(job, _reason(error))
-        if "state" in record and job.pending is not None and not job.pending.exists():
+        if "state" in record and not job.pending.exists():
             where = f"{job.output} was written on {record['worker']}, and is not on this machine"
             return _failed(job, f"{where}: give a directory that all nodes share with -o")
         return Done(job, record)

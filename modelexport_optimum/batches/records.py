@@ -37,7 +37,7 @@ def new_record(job: Job) -> dict[str, Any]:
         "error": None,
         "exit_status": 1,
         "warnings": [],
-        "log": None if job.log is None else str(job.log),
+        "log": str(job.log),
         "node_count": None,
         "module_count": None,
         "bytes": None,

@@ -137,7 +137,7 @@ class Scheduler:
         record = self._record_of_failure(event, started)
         if record is not None:
             self._record(job, record)
-        elif job.log is not None:
+        else:
             job.log.unlink(missing_ok=True)
 
     def _note_stage(self, started: _StartedJob, event: Stage) -> None:
@@ -153,7 +153,7 @@ class Scheduler:
         """Make the record of a job that failed or was ended; None if the batch was stopped."""
         job = event.job
         # A process may die, and Ray run the job again, after the output was published.
-        record = published_record(job.pending) if job.pending else None
+        record = published_record(job.pending)
         if record is not None:
             return record
         if started.end_reason == "timed-out":
@@ -176,8 +176,7 @@ class Scheduler:
         except ModelExportError as error:
             self._watcher.warned(f"{error}: the next batch will find what became of {job.output}")
         else:
-            if job.pending is not None:
-                job.pending.unlink(missing_ok=True)
+            job.pending.unlink(missing_ok=True)
         self.records[job.output] = record
         self._watcher.finished(job, record)
         if self._fail_fast and record["status"] != "ok":
@@ -241,9 +240,8 @@ def _record_of_lost_job(started: _StartedJob, status: str, reason: str) -> Recor
     record = {**new_record(job), **times, "status": status, "error": reason}
     if started.since is not None:
         record["seconds"] = round(time.monotonic() - started.since, 3)
-    if job.log is not None:
-        with contextlib.suppress(OSError), job.log.open("a", encoding="utf-8") as log:
-            log.write(f"{reason}\n")  # the record has it, whether or not it can be written
+    with contextlib.suppress(OSError), job.log.open("a", encoding="utf-8") as log:
+        log.write(f"{reason}\n")  # the record has it, whether or not it can be written
     return record
 
 

@@ -100,9 +100,8 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
     def write_pending(result: ExportResult, staging: Path) -> None:
         described = _described(result, staging)
         record.update(described, **_verdict(result, job), seconds=seconds(), finished=now())
-        if job.pending is not None:
-            with replacing(job.pending) as descriptor:
-                write_all(descriptor, json.dumps(record).encode())
+        with replacing(job.pending) as descriptor:
+            write_all(descriptor, json.dumps(record).encode())
 
     def progress(stage: str, seconds_taken: float | None) -> None:
         if seconds_taken is None:  # it begins
@@ -125,7 +124,7 @@ def run_job(job: Job, report_stage: Callable[[str], None], threads: int) -> dict
     except Exception as error:
         known = {key: record[key] for key in ("started", "made")}
         record = {**new_record(job), **known, "error": in_one_line(error)}
-    if record["status"] == "ok" and job.log is not None:
+    if record["status"] == "ok":
         job.log.unlink(missing_ok=True)
     return {**record, "seconds": seconds(), "finished": now()}
 
@@ -172,9 +171,6 @@ def _described(result: ExportResult, staging: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _logged(job: Job) -> Iterator[None]:
     """Write all output to the job's log, also from C++ libraries and during a crash."""
-    if job.log is None:
-        yield
-        return
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("w", encoding="utf-8") as log, output_to(log.fileno()):
         faulthandler.enable(log)
