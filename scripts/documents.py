@@ -5,11 +5,11 @@ With `--check`, write nothing and fail if the file is out of date.
 
 from __future__ import annotations
 
-import difflib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from written_page import write_or_check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,17 +87,5 @@ def kind(part: Any, schema: Any) -> str:  # noqa: ANN401
     return " or ".join(names)
 
 
-def main() -> None:
-    """Write the page, or compare it."""
-    text = page()
-    if "--check" not in sys.argv[1:]:
-        FILE.write_text(text, encoding="utf-8")
-        return
-    written = FILE.read_text(encoding="utf-8").splitlines() if FILE.exists() else []
-    changes = list(difflib.unified_diff(written, text.splitlines(), FILE.name, "docs/schemas"))
-    if changes:
-        sys.exit("\n".join([*changes, f"{FILE.name} is out of date: run `make docs`"]))
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(FILE, page(), "docs/schemas")

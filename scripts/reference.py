@@ -5,12 +5,11 @@ With `--check`, write nothing and fail if the file is out of date.
 
 from __future__ import annotations
 
-import difflib
-import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
+from written_page import write_or_check
 
 from modelexport_optimum.cli.main import app
 
@@ -86,18 +85,5 @@ def paragraph(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def main() -> None:
-    """Write the page, or compare it."""
-    page = reference()
-    if "--check" not in sys.argv[1:]:
-        FILE.parent.mkdir(exist_ok=True)
-        FILE.write_text(page, encoding="utf-8")
-        return
-    written = FILE.read_text(encoding="utf-8").splitlines() if FILE.exists() else []
-    changes = list(difflib.unified_diff(written, page.splitlines(), "docs/reference.md", "--help"))
-    if changes:
-        sys.exit("\n".join([*changes, "docs/reference.md is out of date: run `make docs`"]))
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(FILE, reference(), "--help")

@@ -8,11 +8,11 @@ With `--check`, write nothing and fail if the page is out of date.
 from __future__ import annotations
 
 import ast
-import difflib
 import sys
 from pathlib import Path
 
 import grimp
+from written_page import write_or_check
 
 REPOSITORY = Path(__file__).parent.parent
 PAGE = REPOSITORY / "docs" / "design.md"
@@ -191,21 +191,5 @@ def drawn(page: str) -> str:
     return page
 
 
-def main() -> None:
-    """Write the page, or compare it."""
-    written = PAGE.read_text(encoding="utf-8")
-    page = drawn(written)
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page, encoding="utf-8")
-        return
-    changes = list(
-        difflib.unified_diff(
-            written.splitlines(), page.splitlines(), "docs/design.md", "the code", lineterm=""
-        )
-    )
-    if changes:
-        sys.exit("\n".join([*changes, "docs/design.md is out of date: run `make docs`"]))
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(PAGE, drawn(PAGE.read_text(encoding="utf-8")), "the code")
