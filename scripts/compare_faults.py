@@ -8,24 +8,17 @@ exports a second module is at fault, too, and both must be accused.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
 import random
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compare_zoo import arguments
+from planted_faults import plant, weights_by_module
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-import zoo
-from compare_zoo import arguments, exported
-from planted_faults import plant, weights_by_module
+from zoo_runs import exported, quiet, zoo
 
 from modelexport_optimum import compare
 
@@ -82,18 +75,13 @@ def main() -> None:
     parser.add_argument("--two", type=int, default=0, help="so many more have two faults")
     parser.add_argument("--built", type=Path, help="a directory with models/ and exports/")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
     draw = random.Random(options.seed)
     table = Table("architecture", "fault", "accused")
     found = 0
     total = options.count + options.two
     for number, row in enumerate(drawn(total, draw)):
         try:
-            with (
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
+            with quiet():
                 faults = 1 + (number >= options.count)
                 ok, where, said = try_one(row, options.built, draw, faults=faults)
         except Exception as error:

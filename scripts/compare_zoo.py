@@ -8,29 +8,21 @@ architecture; the exit status is 1 if one fails, a module is accused, or too few
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
-import logging
 import sys
-import tempfile
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from zoo_runs import exported, quiet, zoo
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-import zoo
-
-from modelexport_optimum import compare, export
+from modelexport_optimum import compare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 LEAST_MATCHED = 0.97
 """Of the called modules that return tensors, over the whole zoo."""
@@ -65,19 +57,6 @@ def measure(row: zoo.Architecture, source: Path, output: Path) -> dict[str, Any]
     }
 
 
-@contextlib.contextmanager
-def exported(row: zoo.Architecture, built: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Yield the model and the export of an architecture: those that are there, or new ones."""
-    if built is not None:
-        yield built / "models" / row.name, built / "exports" / row.name
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        source, output = Path(directory, "model"), Path(directory, "export")
-        zoo.build(row, source)
-        export(source, output, task=row.task, do_validation=False, **row.arguments(source))
-        yield source, output
-
-
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """Return one line for each architecture."""
     found = Table("architecture", "graphs", "modules", "matched", "%", "seconds", "told")
@@ -110,8 +89,6 @@ def main() -> None:
     parser.add_argument("--built", type=Path, help="a directory with models/ and exports/")
     parser.add_argument("--results", type=Path, help="JSON lines to go on from, and to add to")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
     console = Console(width=160)
     results: dict[str, dict[str, Any]] = {}
     if options.results and options.results.exists():
@@ -124,11 +101,7 @@ def main() -> None:
             continue
         result: dict[str, Any] = {"name": row.name, "family": row.family}
         try:
-            with (
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-                exported(row, options.built) as (source, output),
-            ):
+            with quiet(), exported(row, options.built) as (source, output):
                 result |= measure(row, source, output)
         except Exception as error:
             result["error"] = f"{type(error).__name__}: {error}"

@@ -9,16 +9,12 @@ table has a line for each graph; the exit status is 1 if one cannot be run.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
 import sys
-import warnings
 from pathlib import Path
 
-from compare_zoo import exported, zoo
 from rich.console import Console
 from rich.table import Table
+from zoo_runs import exported, quiet, zoo
 
 from modelexport_optimum import profile
 from modelexport_optimum.errors import in_one_line
@@ -48,17 +44,12 @@ def main() -> None:
     parser.add_argument("--built", type=Path, help="a directory with models/ and exports/")
     parser.add_argument("--provider", default="cpu")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
     table = Table("architecture", "graph", "ms", "sizes, or what ran where", box=None)
     failed = 0
     chosen = [row for row in zoo.ARCHITECTURES if not options.names or row.name in options.names]
     for row in chosen:
         try:
-            with (
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
+            with quiet():
                 lines = rows_of(row, options.built, options.provider)
         except Exception as error:  # an exporter raises anything
             failed += 1

@@ -6,22 +6,15 @@ while PyTorch traced the graph and holds none that did: PyTorch's forward hooks 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import sys
 import tempfile
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-import zoo
+from zoo_runs import quiet, zoo
 
 from modelexport_optimum.attribution.placements import EVIDENCE_KINDS
 from modelexport_optimum.tagging import htp
@@ -67,20 +60,13 @@ def measure(row: zoo.Architecture, work: Path) -> Counter[str]:
 
 def main() -> None:
     """Print the table, and exit with 1 if a node is wrong or an architecture fails."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     columns = ["nodes", *EVIDENCE_KINDS, "on the root", "wrong", "attribute"]
     table = Table("architecture", "family", *columns)
     total, failed = Counter[str](), []
     chosen = [row for row in zoo.ARCHITECTURES if not sys.argv[1:] or row.name in sys.argv[1:]]
     for number, row in enumerate(chosen, 1):
         print(f"\r{number} of {len(chosen)}: {row.name:40}", end="", file=sys.stderr)
-        noise = io.StringIO()
-        with (
-            tempfile.TemporaryDirectory() as directory,
-            contextlib.redirect_stdout(noise),
-            contextlib.redirect_stderr(noise),
-        ):
+        with tempfile.TemporaryDirectory() as directory, quiet():
             try:
                 counts = measure(row, Path(directory))
             except Exception as error:  # told below, with the others
