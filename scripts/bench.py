@@ -12,9 +12,9 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
+from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import zoo
 from bench_command import TASK, bench_command, bench_tag
 from bench_compare import bench_compare
-from measure import BUILD, MODELS, Report, megabytes, python, seconds, whole
+from measure import BUILD, MODELS, Report, median, megabytes, per_second, python, seconds, whole
 from wheel_test import plain_environment
 
 if TYPE_CHECKING:
@@ -102,15 +102,7 @@ def evict(path: Path) -> None:
 def bench_pass(report: Report, name: str, export: Path, tree: Path, runs: int, work: Path) -> None:
     """Measure the pass against a copy of the file, and against onnx.load and onnx.save."""
     copy = work / "copy"
-    taken: dict[str, list[dict[str, float]]] = {
-        "cp": [],
-        "replace": [],
-        "cold cp": [],
-        "cold pass": [],
-        "pass": [],
-        "load": [],
-        "inspect": [],
-    }
+    taken: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     external = (export / "model.onnx_data").exists()
     for _ in range(runs):
         shutil.rmtree(copy, ignore_errors=True)
@@ -137,31 +129,19 @@ def bench_pass(report: Report, name: str, export: Path, tree: Path, runs: int, w
         taken["load"].append(
             python(LOAD_AND_SAVE, copy / "model.onnx", *(["external"] if external else []))
         )
-    mid = {
-        key: {figure: statistics.median(run[figure] for run in all_runs) for figure in all_runs[0]}
-        for key, all_runs in taken.items()
-    }
-    ours, copied = mid["pass"]["seconds"], mid["cp"]["seconds"]
-    size = (export / "model.onnx").stat().st_size
-    if size < 50 * 2**20:
-        more = ours - copied
-        report.add("pass above cp", name, seconds(ours), seconds(copied), more / 0.05, 1.0)
+    mid = {key: median(all_runs) for key, all_runs in taken.items()}
+    took = {key: figures["seconds"] for key, figures in mid.items()}
+    if (export / "model.onnx").stat().st_size < 50 * 2**20:
+        report.add("pass above cp", name, seconds, took["pass"] - took["cp"], 0.05, 1.0)
     else:
-        report.add("pass / cp", name, seconds(ours), seconds(copied), ours / copied, 1.5)
-        cold, read = mid["cold pass"]["seconds"], mid["cold cp"]["seconds"]
-        report.add("pass / cp, not cached", name, seconds(cold), seconds(read), cold / read, 1.5)
-        safe = mid["replace"]["seconds"]
-        report.add("pass / cp, sync, mv", name, seconds(ours), seconds(safe), ours / safe, 1.3)
-    loaded = mid["load"]["seconds"]
-    report.add("pass / onnx.load + save", name, seconds(ours), seconds(loaded), ours / loaded, 0.35)
-    memory = mid["pass"]["memory"]
-    report.add("pass: memory", name, megabytes(memory), "32 MB", memory / 2**20 / 32, 1.0)
-    memory = mid["inspect"]["memory"]
-    report.add("inspect: memory", name, megabytes(memory), "64 MB", memory / 2**20 / 64, 1.0)
-    looked = mid["inspect"]["seconds"]
-    report.add(
-        "inspect / onnx.load + save", name, seconds(looked), seconds(loaded), looked / loaded, 0.35
-    )
+        report.add("pass / cp", name, seconds, took["pass"], took["cp"], 1.5)
+        cold = took["cold pass"], took["cold cp"]
+        report.add("pass / cp, not cached", name, seconds, *cold, 1.5)
+        report.add("pass / cp, sync, mv", name, seconds, took["pass"], took["replace"], 1.3)
+    report.add("pass / onnx.load + save", name, seconds, took["pass"], took["load"], 0.35)
+    report.add("inspect / onnx.load + save", name, seconds, took["inspect"], took["load"], 0.35)
+    report.add("pass: memory", name, megabytes, mid["pass"]["memory"], 32 * 2**20, 1.0)
+    report.add("inspect: memory", name, megabytes, mid["inspect"]["memory"], 64 * 2**20, 1.0)
 
 
 def bench_help(report: Report, runs: int, work: Path) -> None:
@@ -170,11 +150,11 @@ def bench_help(report: Report, runs: int, work: Path) -> None:
     app.write_text(BARE_APP)
     ours, bare = [], []
     for _ in range(2 * runs + 1):
-        bare.append(whole([sys.executable, app, "--help"])["seconds"])
+        bare.append(whole([sys.executable, app, "--help"]))
         command = Path(sys.executable).parent / "modelexport-optimum"
-        ours.append(whole([command, "--help"])["seconds"])
-    left, right = statistics.median(ours), statistics.median(bare)
-    report.add("--help / bare Typer app", "", seconds(left), seconds(right), left / right, 1.2)
+        ours.append(whole([command, "--help"]))
+    took = median(ours)["seconds"], median(bare)["seconds"]
+    report.add("--help / bare Typer app", "", seconds, *took, 1.2)
 
 
 def bench_batch(report: Report, work: Path) -> None:
@@ -209,23 +189,15 @@ def bench_batch(report: Report, work: Path) -> None:
         command = [bin_directory / "optimum-cli", "export", "onnx", "-m", work / name]
         loop += whole([*command, "--task", tasks[name], work / "loop" / str(number)])["seconds"]
     ours = batch(20, 2)[0]
-    report.add("batch / loop", "20 tiny", seconds(ours), seconds(loop), ours / loop, 0.05)
+    report.add("batch / loop", "20 tiny", seconds, ours, loop, 0.05)
     one, two = batch(50, 1)[1], batch(50, 2)[1]
-    slow, fast = throughput(one), throughput(two)
-    shown = f"{fast:.2f} a second", f"{slow:.2f} a second"
-    report.add("one worker / two: throughput", "50 tiny", *shown[::-1], slow / fast, 1 / 1.6)
+    speeds = throughput(one), throughput(two)
+    report.add("one worker / two: throughput", "50 tiny", per_second, *speeds, 1 / 1.6)
     for records in (one, two):
         for worker in sorted({record["worker"] for record in records}):
             held = [record["memory"] for record in records if record["worker"] == worker]
-            start, end = held[len(TINY)], held[-1]
-            report.add(
-                f"memory of {worker}: last / early",
-                f"{len(held)} tiny",
-                megabytes(end),
-                megabytes(start),
-                end / start,
-                1.05,
-            )
+            label = f"memory of {worker}: last / early"
+            report.add(label, f"{len(held)} tiny", megabytes, held[-1], held[len(TINY)], 1.05)
 
 
 def bench_models(report: Report, options: argparse.Namespace, parts: set[str], work: Path) -> None:

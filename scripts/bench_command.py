@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import megabytes, seconds, whole
+from measure import median, megabytes, seconds, whole
 
 if TYPE_CHECKING:
     from measure import Report
@@ -60,7 +60,7 @@ def bench_command(
         whole([python, "-c", LIBRARIES])
         ours = [python.parent / "modelexport-optimum", source, *TASK, "--json", "-o"]
         theirs = [python, "-c", OPTIMUM, "export", "onnx", "-m", source, *TASK]
-        taken: dict[str, list[dict[str, float]]] = {"theirs": [], "ours": []}
+        taken: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
         for _ in range(runs):
             for key, command in (("theirs", theirs), ("ours", ours)):
                 output = work / "whole"
@@ -70,19 +70,15 @@ def bench_command(
                 printed = (work / "printed").read_text()
                 found = json.loads(printed if key == "ours" else printed.splitlines()[-1])
                 taken[key].append(figures | found["stages"])
-        mid = {
-            key: {name: statistics.median(run[name] for run in found) for name in found[0]}
-            for key, found in taken.items()
-        }
+        mid = {key: median(found) for key, found in taken.items()}
         name = f"{model}, {environment}"
         for figure, show, most in (
             ("CPU", seconds, 1.0),
             ("seconds", seconds, 1.0),
             ("memory", megabytes, 1.02),
         ):
-            one, two = mid["ours"][figure], mid["theirs"][figure]
             label = f"command / optimum-cli: {figure}"
-            report.add(label, name, show(one), show(two), one / two, most)
+            report.add(label, name, show, mid["ours"][figure], mid["theirs"][figure], most)
         for stage in ("import", "load", "export", "tag", "compare", "check"):
             one, two = (mid[key].get(stage, 0.0) for key in ("ours", "theirs"))
             report.add_without_bound(f"stage {stage}", name, seconds(one), seconds(two))
@@ -90,16 +86,15 @@ def bench_command(
 
 def bench_tag(report: Report, name: str, export: Path, runs: int, work: Path) -> None:
     """`tag DIR` as a whole process, against importing PyTorch and the model's class."""
-    taken: dict[str, list[dict[str, float]]] = {"theirs": [], "ours": []}
+    theirs, ours = [], []
     tag = [Path(sys.executable).parent / "modelexport-optimum", "tag", work / "tag"]
     for _ in range(runs):
         shutil.rmtree(work / "tag", ignore_errors=True)
         shutil.copytree(export, work / "tag")
         os.sync()
-        taken["theirs"].append(whole([sys.executable, "-c", IMPORTS]))
-        taken["ours"].append(whole(tag))
+        theirs.append(whole([sys.executable, "-c", IMPORTS]))
+        ours.append(whole(tag))
+    one, two = median(ours), median(theirs)
     for figure in ("CPU", "seconds"):
-        one, two = (statistics.median(run[figure] for run in taken[k]) for k in ("ours", "theirs"))
-        report.add(
-            f"tag DIR / its imports: {figure}", name, seconds(one), seconds(two), one / two, 1.1
-        )
+        label = f"tag DIR / its imports: {figure}"
+        report.add(label, name, seconds, one[figure], two[figure], 1.1)

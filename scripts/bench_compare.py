@@ -48,20 +48,18 @@ def bench_compare(report: Report, runs: int, work: Path) -> None:
     exported(MODELS[name], source, export)
     for what, model in (("PyTorch", source), ("two exports", "")):
         sides = model, export, 128
-        plain = median(runs, lambda sides=sides: python(COMPARE, "plain", *sides))
-        ours = median(runs, lambda sides=sides: python(COMPARE, "compare", *sides))
+        plain = median([python(COMPARE, "plain", *sides) for _ in range(runs)])
+        ours = median([python(COMPARE, "compare", *sides) for _ in range(runs)])
         label = f"compare {what} / load, run"
         for figure, show, most in (("seconds", seconds, 10), ("memory", megabytes, 2)):
-            one, two = ours[figure], plain[figure]
-            report.add(f"{label}: {figure}", name, show(one), show(two), one / two, most)
+            report.add(f"{label}: {figure}", name, show, ours[figure], plain[figure], most)
     taken = []
     for layers in (25, 100):
         exported({**NARROW, "num_hidden_layers": layers}, source, export)
-        found = median(runs, lambda: python(COMPARE, "compare", "", export, 128))
+        found = median([python(COMPARE, "compare", "", export, 128) for _ in range(runs)])
         taken.append(found["cpu"])
-    few, many = 4 * taken[0], taken[1]
     label = "compare 100 layers / 4 x 25, CPU time"
-    report.add(label, "narrow", seconds(many), seconds(few), many / few, 1.25)
+    report.add(label, "narrow", seconds, taken[1], 4 * taken[0], 1.25)
 
 
 def exported(config: dict[str, int], source: Path, export: Path) -> None:

@@ -69,10 +69,9 @@ def whole(command: Sequence[object], output: Path | None = None) -> dict[str, fl
     return {"seconds": seconds, "CPU": cpu, "memory": usage.ru_maxrss * 1024}
 
 
-def median(runs: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+def median(runs: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return the median of each figure."""
-    found = [measure() for _ in range(runs)]
-    return {key: statistics.median(figures[key] for figures in found) for key in found[0]}
+    return {figure: statistics.median(run[figure] for run in runs) for figure in runs[0]}
 
 
 class Report:
@@ -82,12 +81,30 @@ class Report:
         self.table = Table("what", "model", "measured", "against", "ratio", "at most", "")
         self.failed = False
 
-    def add(self, what: str, model: str, ours: str, theirs: str, ratio: float, most: float) -> None:
-        """Add a row; a ratio above its bound fails the bench."""
-        good = ratio <= most
+    def add(
+        self,
+        what: str,
+        model: str,
+        show: Callable[[float], str],
+        ours: float,
+        theirs: float,
+        most: float,
+    ) -> None:
+        """Add a row; a ratio above its bound fails the bench.
+
+        Args:
+            what: What is measured.
+            model: With which model.
+            show: Writes a figure with its unit.
+            ours: The figure that is measured.
+            theirs: The one that it is measured against.
+            most: The bound of their ratio.
+        """
+        good = ours / theirs <= most
         self.failed |= not good
         mark = "[green]ok" if good else "[red]above"
-        self.table.add_row(what, model, ours, theirs, f"{ratio:.2f}", f"{most:.2f}", mark)
+        figures = show(ours), show(theirs), f"{ours / theirs:.2f}", f"{most:.2f}"
+        self.table.add_row(what, model, *figures, mark)
 
     def add_without_bound(self, what: str, model: str, ours: str, theirs: str) -> None:
         """Add a row that is only shown."""
@@ -102,3 +119,8 @@ def seconds(value: float) -> str:
 def megabytes(value: float) -> str:
     """For the table."""
     return f"{value / 2**20:.0f} MB"
+
+
+def per_second(value: float) -> str:
+    """For the table."""
+    return f"{value:.2f} a second"
