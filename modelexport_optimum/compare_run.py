@@ -13,18 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.comparing.compare import compare_files
+from modelexport_optimum.comparing.comparison import node_data as node_data_of
+from modelexport_optimum.comparing.file_pairs import (
+    FilePair,
+    default_tolerance,
+    export_pairs,
+    unpaired,
+)
+from modelexport_optimum.comparing.samples import LENGTH, SampleOptions
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
+from modelexport_optimum.example_inputs.generate import check_sizes
+from modelexport_optimum.exporting.task_inference import library_of_export, task_of_export
+from modelexport_optimum.exporting.torch_reference import torch_parts
+from modelexport_optimum.graph_runs.recorded_run import RecordedRun
+from modelexport_optimum.hierarchy.tagged_model import read_tagged
+from modelexport_optimum.onnx_file.find import onnx_files, onnx_files_by_name
+from modelexport_optimum.providers.choice import CPU, choose_provider
 from modelexport_optimum.system.atomic_write import replacing, write_all
 from modelexport_optimum.system.output_files import check_output_file
+from modelexport_optimum.tags.model_record import record_of
+from modelexport_optimum.tags.recorded_call import RecordedCall
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
     from modelexport_optimum.comparing.comparison import Comparison
-    from modelexport_optimum.comparing.file_pairs import FilePair
     from modelexport_optimum.exporting.torch_reference import TorchPart
-    from modelexport_optimum.graph_runs.recorded_run import RecordedRun
     from modelexport_optimum.graph_runs.tapped_run import Arrays
     from modelexport_optimum.hierarchy.tagged_model import TaggedFile
     from modelexport_optimum.providers.choice import Settings
@@ -84,11 +100,6 @@ def compare(
         UsageError: There is no such export or provider, or the sides do not fit together.
         ModelExportError: A file is not tagged, or one side cannot be run.
     """
-    from modelexport_optimum.comparing.compare import compare_files
-    from modelexport_optimum.comparing.file_pairs import default_tolerance, unpaired
-    from modelexport_optimum.comparing.samples import LENGTH, SampleOptions
-    from modelexport_optimum.providers.choice import CPU, choose_provider
-
     if samples < 1:
         raise UsageError(f"--samples {samples}: give 1 or more")
     if other is not None and model is not None:
@@ -124,9 +135,6 @@ def _two_exports(
     paths: Sequence[Path], provider: str, sizes: Mapping[str, int]
 ) -> tuple[list[FilePair], str, str]:
     """Return the pairs of two exports, or of one on two providers, and the sides in words."""
-    from modelexport_optimum.comparing.file_pairs import export_pairs
-    from modelexport_optimum.example_inputs.generate import check_sizes
-
     first, second = paths[0], paths[-1]
     pairs = export_pairs(first, second)
     check_sizes(first, [(pair.file.path, pair.file.model.graph) for pair in pairs], sizes)
@@ -158,10 +166,8 @@ def _with_pytorch(
 
 
 def _write_node_data(target: Path, found: Comparison, file: TaggedFile) -> None:
-    from modelexport_optimum.comparing.comparison import node_data
-
     with replacing(target) as descriptor:
-        write_all(descriptor, json.dumps(node_data(found, file), indent=1).encode())
+        write_all(descriptor, json.dumps(node_data_of(found, file), indent=1).encode())
 
 
 def _check_node_data(target: Path, pairs: Sequence[FilePair], *, overwrite: bool) -> None:
@@ -196,10 +202,6 @@ def _tokens(text: str, pairs: Sequence[FilePair]) -> Arrays:
 
 def _recorded_source(path: Path) -> str:
     """Return the model that an export says it was made from."""
-    from modelexport_optimum.hierarchy.tagged_model import read_tagged
-    from modelexport_optimum.onnx_file.find import onnx_files
-    from modelexport_optimum.tags.model_record import record_of
-
     for file in onnx_files(path):
         source = record_of(read_tagged(file).model).get("source")
         if source is not None:
@@ -226,9 +228,6 @@ class TorchReference:
 
     def record(self, branch: Mapping[str, bool], feeds: Arrays) -> RecordedRun:
         """Run the part."""
-        from modelexport_optimum.graph_runs.recorded_run import RecordedRun
-        from modelexport_optimum.tags.recorded_call import RecordedCall
-
         recorded = RecordedRun()
         try:
             calls, outputs = self._part(branch).run(feeds, recorded.values.add)
@@ -264,11 +263,6 @@ def _torch_pairs(
     shapes: Mapping[str, int],
     options: Mapping[str, Any],
 ) -> list[FilePair]:
-    from modelexport_optimum.exporting.task_inference import library_of_export, task_of_export
-    from modelexport_optimum.exporting.torch_reference import torch_parts
-    from modelexport_optimum.hierarchy.tagged_model import read_tagged
-    from modelexport_optimum.onnx_file.find import onnx_files_by_name
-
     top = path if path.is_dir() else path.parent
     files = {name: read_tagged(file) for name, file in onnx_files_by_name(path).items()}
     has_past = any(
@@ -305,8 +299,6 @@ def _pairs_by_name(
 
     It exports a merged decoder as two, and merges them.
     """
-    from modelexport_optimum.comparing.file_pairs import FilePair
-
     by_file = {part.file: part for part in parts}
     decoders = [part for part in parts if "decoder" in part.file]
     decoders.sort(key=lambda part: "with_past" in part.file)
