@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.batches.jobs import Done, Lost, Stage
+from modelexport_optimum.batches.results import held_by_worker
 from modelexport_optimum.system.processes import (
     FORKS,
     ending,
@@ -249,7 +250,6 @@ def _work(pipe: Connection, threads: int, directory: Path) -> None:
     assert batch is not None
     threading.Thread(target=_end_with, args=(batch,), daemon=True).start()
     from modelexport_optimum.batches import worker
-    from modelexport_optimum.batches.results import held_by_worker
 
     with held_by_worker(directory):
         if not batch.is_alive():

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError
+from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.files import BYTES, read_file, remove_and_close
 from modelexport_optimum.system.locks import NoLocksError, lock
 
@@ -113,8 +114,6 @@ class Results:
         """Rewrite the file with one line for each output."""
         if not self.path.exists():
             return
-        from modelexport_optimum.system.atomic_write import replacing
-
         lines = [json.dumps(record).encode() + b"\n" for record in self._records.values()]
         if self.path.read_bytes() == b"".join(lines):
             return

@@ -156,7 +156,7 @@ def _reported_as_missing(available: PrivateName) -> Iterator[bool]:
         yield known
 
 
-def _conditional_statements(module: ModuleType, library: str) -> list[ast.stmt]:
+def _conditional_statements(module: ModuleType, library: str) -> list[ast.If]:
     """Return the top-level statements of a module that run only if a library is installed."""
     question = f"is_{library}_"
     if not any(name.startswith(question) for name in vars(module)):
@@ -176,9 +176,8 @@ def _run(statement: ast.stmt, module: ModuleType) -> None:
 def _import_when_called(module: ModuleType, library: str) -> None:
     """Add a library's missing functions to a module; their first call imports them."""
     for statement in _conditional_statements(module, library):
-        assert isinstance(statement, ast.If)
-        if all(isinstance(inner, ast.ImportFrom) for inner in statement.body):
-            imports = [inner for inner in statement.body if isinstance(inner, ast.ImportFrom)]
+        imports = [inner for inner in statement.body if isinstance(inner, ast.ImportFrom)]
+        if len(imports) == len(statement.body):
             for alias in (alias for one in imports for alias in one.names):
                 name = alias.asname or alias.name
                 vars(module).setdefault(name, _stand_in(module, name, statement))
