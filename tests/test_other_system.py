@@ -124,7 +124,7 @@ import os, sys
 from pathlib import Path
 from modelexport_optimum.system.atomic_write import replacing
 from modelexport_optimum.system.files import open_to_read
-from modelexport_optimum.system.locks import lock, waiting_lock
+from modelexport_optimum.system.locks import holding, lock
 assert not hasattr(os, "pread") and not hasattr(os, "fork")
 path = Path(sys.argv[1])
 like = open_to_read(path)
@@ -132,7 +132,7 @@ try:
     path.replace(path.with_name("moved"))
 except PermissionError:
     print("refused")
-with waiting_lock(path.with_name("lock"), "it") as held, replacing(path, like=like) as target:
+with holding(path.with_name("lock")) as held, replacing(path, like=like) as target:
     print(held, lock(path.with_name("lock")))
     os.write(target, b"new")
 try:

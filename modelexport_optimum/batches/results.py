@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.system.atomic_write import replacing
-from modelexport_optimum.system.files import BYTES, read_file, remove_and_close
-from modelexport_optimum.system.locks import NoLocksError, lock
+from modelexport_optimum.system.files import BYTES, read_file
+from modelexport_optimum.system.locks import holding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,48 +156,33 @@ def only_batch(directory: Path) -> Iterator[None]:
     Raises:
         ModelExportError: Another batch writes there, or the directory cannot be made.
     """
-    locked = directory / _LOCK
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        held = _lock_until(locked, deadline)
-        taken = held is None or not _remove_locks_of_workers(directory, deadline)
-    except NoLocksError:
-        locked.unlink(missing_ok=True)
-        yield
-        return
-    except OSError as error:
-        raise ModelExportError(
-            f"cannot write in {directory}: {error.strerror}: give another directory with -o"
-        ) from error
-    try:
-        if taken:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(holding(directory / _LOCK, wait=_PATIENCE_SECONDS))
+            if held:
+                stack.callback(_remove_locks_of_workers, directory, 0)  # of those that were killed
+                held = _remove_locks_of_workers(directory, deadline)
+        except OSError as error:
+            raise ModelExportError(
+                f"cannot write in {directory}: {error.strerror}: give another directory with -o"
+            ) from error
+        if held is False:
             raise ModelExportError(
                 f"another batch writes in {directory}: "
                 "wait for it, or give another directory with -o"
             )
         yield
-    finally:
-        if held is not None:
-            _remove_locks_of_workers(directory, deadline=0)  # of those that were killed
-            remove_and_close(locked, held)
 
 
 def _remove_locks_of_workers(directory: Path, deadline: float) -> bool:
     """Remove unused locks; return False if one is still held at the deadline."""
     for path in directory.glob(_WORKER_LOCKS):
-        held = _lock_until(path, deadline)
-        if held is None:
-            return False
-        remove_and_close(path, held)
+        with holding(path, wait=deadline - time.monotonic()) as held:
+            if held is False:
+                return False
     return True
-
-
-def _lock_until(path: Path, deadline: float) -> int | None:
-    """Take a lock; return None if another process still holds it at the deadline."""
-    while (held := lock(path)) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return held
 
 
 @contextlib.contextmanager
@@ -206,16 +191,9 @@ def held_by_worker(directory: Path) -> Iterator[None]:
 
     The holder must check whether its batch is alive: if not, a later batch may already run.
     """
-    held: int | None = None
-    try:
-        while held is None:  # a batch that begins takes it for what a dead worker left
-            path = directory / _WORKER_LOCKS.replace("*", secrets.token_hex(4))
-            held = lock(path)
-    except NoLocksError:
-        path.unlink(missing_ok=True)
-        yield
-        return
-    try:
-        yield
-    finally:
-        remove_and_close(path, held)
+    while True:
+        with holding(directory / _WORKER_LOCKS.replace("*", secrets.token_hex(4))) as held:
+            if held is not False:
+                yield
+                return
+        # Else a batch that begins has taken it for what a dead worker left.

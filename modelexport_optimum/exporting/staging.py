@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes
-from modelexport_optimum.system.files import exchange, flush, remove_and_close, rename_directory
-from modelexport_optimum.system.locks import NoLocksError, lock
+from modelexport_optimum.system.files import exchange, flush, rename_directory
+from modelexport_optimum.system.locks import holding
 from modelexport_optimum.system.signals import exit_if_asked, terminating_as_exit
 
 if TYPE_CHECKING:
@@ -222,26 +222,17 @@ def _lock_of(output: Path) -> Path:
 @contextlib.contextmanager
 def _owned(output: Path) -> Iterator[None]:
     """Hold an output's lock, if there are locks, and remove the files of killed runs."""
-    locked = _lock_of(output)
-    with _system_errors_named(output):
-        try:
-            held = lock(locked)
-        except NoLocksError:
-            locked.unlink(missing_ok=True)
-            held = -1
-    if held is None:
-        raise ModelExportError(
-            f"output {output} is being written by another run: "
-            "wait for its end, or give another directory with -o"
-        )
-    try:
-        if held >= 0:
-            with _system_errors_named(output):
+    with contextlib.ExitStack() as stack:
+        with _system_errors_named(output):
+            held = stack.enter_context(holding(_lock_of(output)))
+            if held:
                 _remove_stagings(output)
+        if held is False:
+            raise ModelExportError(
+                f"output {output} is being written by another run: "
+                "wait for its end, or give another directory with -o"
+            )
         yield
-    finally:
-        if held >= 0:
-            remove_and_close(locked, held)
 
 
 def _remove_stagings(output: Path) -> None:
@@ -262,13 +253,9 @@ def remove_abandoned(output: Path) -> None:
     locked = _lock_of(output)
     if not os.path.exists(locked):  # noqa: PTH110 (Path's raises for a name that is too long)
         return
-    try:
-        held = lock(locked)
-    except OSError:  # not ours
-        return
-    if held is not None:
-        _remove_stagings(output)
-        remove_and_close(locked, held)
+    with contextlib.suppress(OSError), holding(locked) as held:  # one that is not ours stays
+        if held:
+            _remove_stagings(output)
 
 
 def _swap_in_two_steps(staging: Path, output: Path) -> None:

@@ -86,28 +86,33 @@ def lock(path: Path, *, mode: int = 0o666) -> int | None:
 
 
 @contextlib.contextmanager
-def waiting_lock(path: Path, what: str) -> Iterator[bool]:
-    """Hold a lock for the block, after waiting for its holder; then remove the file.
+def holding(path: Path, *, wait: float = 0, what: str = "") -> Iterator[bool | None]:
+    """Hold the lock that a file stands for while the block runs; the file is removed then.
 
     Args:
-        path: The file of the lock.
-        what: What the lock is for; named in the log if another run holds it.
+        path: The file.
+        wait: Seconds to wait for another process that has the lock.
+        what: What the lock is on, for a line that is logged when another process has it.
 
     Yields:
-        Whether it is held; False if the file system has no locks.
+        True; False if another process still has the lock; None where the file system has none.
 
     Raises:
         OSError: The file cannot be made.
     """
+    deadline = time.monotonic() + wait
     try:
         held = lock(path)
-        if held is None:
+        if held is None and what:
             _logger.warning("waiting for another run that works on %s", what)
-        while held is None:
+        while held is None and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
             held = lock(path)
     except NoLocksError:
         path.unlink(missing_ok=True)
+        yield None
+        return
+    if held is None:
         yield False
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from modelexport_optimum.onnx_file.reader import damage_named, read_model
 from modelexport_optimum.onnx_file.skeleton import walk_all_nodes, walk_initializers
 from modelexport_optimum.system.atomic_write import remove_abandoned
 from modelexport_optimum.system.files import open_to_read
-from modelexport_optimum.system.locks import waiting_lock
+from modelexport_optimum.system.locks import holding
 from modelexport_optimum.tagging import config_json
 from modelexport_optimum.tags import carriers
 from modelexport_optimum.tags.model_record import is_marked
@@ -72,7 +73,7 @@ def open_to_write(path: Path, stack: contextlib.ExitStack) -> list[OpenFile]:
     names = {file.name for file in files} | {config_json.NAME}
     for directory in sorted({file.parent for file in files}):
         try:
-            stack.enter_context(waiting_lock(directory / _LOCK, str(directory)))
+            stack.enter_context(holding(directory / _LOCK, wait=math.inf, what=str(directory)))
             remove_abandoned(directory, lambda name: name in names or name.endswith(".onnx"))
         except OSError as error:
             raise ModelExportError(f"cannot write in {directory}: {error.strerror}") from error
