@@ -45,10 +45,8 @@ PARTS = {
 
 # The pass alone, as it is inside an export: the module tree is there already, and so is filelock.
 PASS = """
-import json, pickle, resource, sys, time
+import pickle
 import filelock, onnx
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 from modelexport_optimum.tagging import htp
 tree = pickle.load(open(sys.argv[2], "rb"))
@@ -58,7 +56,6 @@ print(json.dumps({"seconds": time.perf_counter() - start, "memory": peak() - bef
 """
 
 LOAD_AND_SAVE = """
-import json, sys, time
 import onnx
 start = time.perf_counter()
 model = onnx.load(sys.argv[1])
@@ -68,10 +65,7 @@ print(json.dumps({"seconds": time.perf_counter() - start}))
 """
 
 INSPECT = """
-import json, resource, sys, time
 import onnx
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 start = time.perf_counter()
 from modelexport_optimum.hierarchy.inspect import inspect

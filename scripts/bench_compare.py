@@ -14,10 +14,7 @@ NARROW = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": 500}
 
 # Both sides once, and the comparison of them. Imports are no part of it.
 COMPARE = """
-import json, resource, sys, time
 import numpy, onnxruntime
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 what, source, export, tokens = *sys.argv[1:4], int(sys.argv[4])
 from modelexport_optimum.compare_run import compare
 import modelexport_optimum.comparing.compare

@@ -23,9 +23,15 @@ MODELS = {
     "3 GB": {"hidden_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 16},
 }
 
+BEGINNING = """
+import json, resource, sys, time
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+"""
+"""What the code of every process that is measured begins with."""
 
 BUILD = """
-import json, pickle, sys
+import pickle
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 from modelexport_optimum.module_trees.module_tree import ModuleTree
@@ -43,7 +49,7 @@ with open(directory + "/tree.pickle", "wb") as file:
 
 def python(code: str, *arguments: object) -> dict[str, float]:
     """Run code in a process of its own and read the figures that it prints."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", BEGINNING + code, *map(str, arguments)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1]) if output else {}
 
