@@ -28,6 +28,14 @@ _PLACE = re.compile(
 """A place in C++ sources, with the words that lead to it: `Exception from src/core.cpp:114: `,
 `failed at src/node.cpp:106: `, `/onnxruntime_src/core/graph.cc:1 void f(const T&) `."""
 
+_INNERMOST_BRACKETS = re.compile(r"\([^()]*\)|\[[^][]*\]|<[^<>]*>")
+
+_SIGNATURE = re.compile(
+    r"[^.;'\"\n\x01]*[\w\x00]\x01+"  # what it returns, its name and arguments; no prose
+    r"(?: (?:const|noexcept|&&?))*(?: \x02+)?"
+)
+"""The signature of a C++ function in a text whose brackets are masked."""
+
 
 class ModelExportError(Exception):
     """The export or the pass failed. The message is one line for the user."""
@@ -152,6 +160,7 @@ def _shortened(line: str) -> str:
 def _without_places(text: str) -> str:
     kept = []
     position = 0
+    masked = _masked(text)
     while match := _PLACE.search(text, position):
         before = text[position : match.start()]
         # `failed at node.cpp:106: why`: the colon stays.
@@ -159,42 +168,24 @@ def _without_places(text: str) -> str:
             before.rstrip() + ":" if match[0].startswith("at ") and match["end"] else before
         )
         position = match.end()
-        if not match["end"]:  # without a colon, the function's signature follows
-            position = _after_signature(text, position)
+        # Without a colon, the function's signature follows.
+        if not match["end"] and (signature := _SIGNATURE.match(masked, position)):
+            position = signature.end()
     return "".join([*kept, text[position:]])
 
 
-def _after_signature(text: str, start: int) -> int:
-    """Return the end of the C++ function signature that begins here; the start if none does."""
-    depth = 0
-    for position in range(start, len(text)):
-        character = text[position]
-        if character == "(" and depth == 0:
-            name = text[start:position]
-            if name.endswith("operator") or not re.search(r"[\w>]$", name):
-                return start if not name.endswith("operator") else position + 2
-            end = _after_bracket(text, position)
-            qualifier = re.compile(r"(?: (?:const|noexcept|&&?))*").match(text, end)
-            end = qualifier.end() if qualifier else end
-            if text.startswith(" [with ", end):
-                end = _after_bracket(text, end + 1)
-            return end
-        depth += (character == "<") - (character == ">")
-        if character in ".;'\"\n" and depth == 0:  # it is prose
-            return start
-    return start
+def _masked(text: str) -> str:
+    r"""Put a mark for each character in brackets: `\x01` in (), `\x02` in [with ], else `\x00`."""
 
+    def mark(found: re.Match[str]) -> str:
+        inside = found[0]
+        sign = "\x01" if inside[0] == "(" else "\x02" if inside.startswith("[with ") else "\x00"
+        return sign * len(inside)
 
-def _after_bracket(text: str, start: int) -> int:
-    """Return the position after the bracket that closes the one here."""
-    pairs = {"(": ")", "[": "]"}
-    opening, closing = text[start], pairs[text[start]]
-    depth = 0
-    for position in range(start, len(text)):
-        depth += (text[position] == opening) - (text[position] == closing)
-        if depth == 0:
-            return position + 1
-    return len(text)
+    while True:
+        text, count = _INNERMOST_BRACKETS.subn(mark, text)
+        if not count:
+            return text
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

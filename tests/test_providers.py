@@ -341,6 +341,10 @@ Unexpected: CPU plug-in doesn't support If operation with dynamic rank. Operatio
             "status.IsOK() was false. Shape mismatch (4)",
             "status.IsOK() was false. Shape mismatch (4)",
         ),
+        (
+            "x.cc:7 auto std::function<void (int)>::operator()(Args ...) const it failed",
+            "it failed",
+        ),
         ("Protobuf parsing failed.", "Protobuf parsing failed."),
         ("x.cc:12 Invalid rank (3) for input", "Invalid rank (3) for input"),
     ],
