@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -248,17 +248,9 @@ def _lines(columns: Sequence[Column], row: Sequence[Cell], widths: Sequence[int]
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Return the lines of a text, broken between words; a word that is too long is broken."""
-    lines = [""]
-    for word in text.split(" "):
-        joined = f"{lines[-1]} {word}" if lines[-1] else word
-        if cell_len(joined) <= width:
-            lines[-1] = joined
-            continue
-        if lines[-1]:
-            lines.append("")
-        *whole, lines[-1] = chop_cells(word, width) or [""]
-        lines[-1:-1] = whole
-    return lines
+    if cell_len(text) <= width:
+        return [text]
+    return [line.plain.rstrip() for line in Text(text).wrap(stdout(), width)]
 
 
 def _shown(cell: str | Cell) -> Cell:
