@@ -317,8 +317,8 @@ def _list_providers(libraries: list[str] | None, *, as_json: bool) -> None:
     printing.finish()
 
 
-for _view in (view_commands.inspect, view_commands.report):
-    _command(rich_help_panel=help_page.FIRST)(_view)
+for _first_view in (view_commands.inspect, view_commands.report):
+    _command(rich_help_panel=help_page.FIRST)(_first_view)
 for _view in (
     view_commands.diff,
     view_commands.extract,
