@@ -162,7 +162,7 @@ def only_batch(directory: Path) -> Iterator[None]:
             directory.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(holding(directory / _LOCK, wait=_PATIENCE_SECONDS))
             if held:
-                stack.callback(_remove_locks_of_workers, directory, 0)  # of those that were killed
+                stack.callback(_remove_locks_of_workers, directory, 0)  # of killed workers
                 held = _remove_locks_of_workers(directory, deadline)
         except OSError as error:
             raise ModelExportError(
@@ -196,4 +196,4 @@ def held_by_worker(directory: Path) -> Iterator[None]:
             if held is not False:
                 yield
                 return
-        # Else a batch that begins has taken it for what a dead worker left.
+        # Else a batch that just begins took the lock for one of a dead worker.

@@ -127,10 +127,9 @@ def exit_on_error(
     status: int | None = None,
     stopped: Stopped | None = None,
 ) -> Iterator[None]:
-    """Print in one line what ends the block, and exit.
+    """Print one line about an error or a signal that ends the block, and exit.
 
-    The status is that of the error or the one that is given, and of Ctrl-C and the signals that
-    ask a process to end 128 and their number.
+    The exit status is the error's or the given one; for a signal it is 128 and the signal's number.
     """
     stopped = stopped or Stopped()
     try:
@@ -143,7 +142,7 @@ def exit_on_error(
             typer.echo(f"stopped: {stopped.message}", err=True)
         raise
     except (Exception, KeyboardInterrupt) as error:
-        # A library that was just imported may have made an error of its own of Ctrl-C.
+        # A library that is being imported may convert KeyboardInterrupt to an error of its own.
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
             typer.echo(f"stopped: {stopped.message}", err=True)
             raise typer.Exit(128 + signal.SIGINT) from error

@@ -87,15 +87,15 @@ def lock(path: Path, *, mode: int = 0o666) -> int | None:
 
 @contextlib.contextmanager
 def holding(path: Path, *, wait: float = 0, what: str = "") -> Iterator[bool | None]:
-    """Hold the lock that a file stands for while the block runs; the file is removed then.
+    """Hold the lock of a file during the block, and then remove the file.
 
     Args:
         path: The file.
-        wait: Seconds to wait for another process that has the lock.
-        what: What the lock is on, for a line that is logged when another process has it.
+        wait: Seconds to wait for another process that holds the lock.
+        what: What is locked, for a line that is logged if another process holds the lock.
 
     Yields:
-        True; False if another process still has the lock; None where the file system has none.
+        True; False if another process still holds the lock; None if the file system has no locks.
 
     Raises:
         OSError: The file cannot be made.

@@ -20,13 +20,13 @@ TO_END = [signal.SIGTERM, *TERMINAL_CLOSED]
 """The signals that ask a process to end, besides Ctrl-C."""
 
 _AGAIN_SECONDS = 1.0
-"""Between two attempts to leave a block that was asked to end."""
+"""Time between two attempts to end a block after a signal."""
 
 _asked: list[int] = []
-"""The signals that have come while a block of `terminating_as_exit` runs."""
+"""The signals that came during a block of `terminating_as_exit`."""
 
 _timers: list[threading.Timer] = []
-"""Each sends a signal once more, in case the exception that it raised is lost."""
+"""Timers that send a signal again, in case its exception was lost."""
 
 
 def send_to_self(number: int) -> None:
@@ -39,12 +39,12 @@ def send_to_self(number: int) -> None:
 
 @contextlib.contextmanager
 def terminating_as_exit() -> Iterator[None]:
-    """Turn SIGTERM and its like into SystemExit in the block, so that cleaning up is done.
+    """Convert SIGTERM and similar signals to SystemExit in the block, so that the block cleans up.
 
-    Only where nobody else has a handler, and only in the main thread, where Python allows it.
-    SystemExit is raised wherever the program is just then. It may be lost, in a destructor, or
-    become another error, in an import: then it is raised again, at the latest as the block ends.
-    One such block may be inside another.
+    This is done only if there is no other handler, and only in the main thread, because Python
+    allows it only there. The exception is raised at any point of the program. It may be lost in a
+    destructor, or become another error in an import. Then it is raised again, at the latest at the
+    end of the block. One such block may be inside another.
     """
     before = {number: signal.getsignal(number) for number in TO_END}
     ours = {n: handler for n, handler in before.items() if handler in (signal.SIG_DFL, _exit)}
@@ -72,7 +72,7 @@ def terminating_as_exit() -> Iterator[None]:
 
 
 def exit_if_asked() -> None:
-    """Raise the SystemExit that a signal in the block has raised, in case it was lost."""
+    """Raise SystemExit if a signal came during the block, and its exception was lost."""
     if _asked:
         raise SystemExit(128 + _asked[0])
 
