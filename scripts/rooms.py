@@ -31,6 +31,7 @@ USED_BY_ALL = {"system", "errors"}
 
 PASSED_ON = {
     "require_optimum": ("system", "", "an error, or nothing"),
+    "require_packages": ("system", "", "an error, or nothing"),
     "check_repository": ("uploading", "--push-to-hub", "an error, or nothing"),
     "find_source": ("exporting", "the model's name", "its directory, or the Hub"),
     "check_output": ("exporting", "the output's name", "its path, if it may be written"),
