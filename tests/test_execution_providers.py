@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from modelexport_optimum import compare, profile, verify
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import UsageError
-from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.dimensions import InputOptions
 from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.profiling.placement import place_nodes
@@ -255,7 +255,7 @@ def test_what_one_module_leaves_to_another_provider_crosses_there(tagged: Export
     nodes = tuple(
         node if node.name in own else replace(node, provider=OTHER) for node in assigned(path)
     )
-    feeds = generate(path, file.model.graph, Wishes(2, 8)).arrays
+    feeds = generate(path, file.model.graph, InputOptions(2, 8)).arrays
     found = place_nodes(file, Assignment(OTHER, nodes, recorded=True), feeds)
 
     assert [one.module for one in found.fallen_back] == [module]

@@ -346,12 +346,12 @@ def test_generation_is_run_with_a_cache_that_transformers_does_not_know() -> Non
 
 def test_weights_that_are_made_up_are_named(tmp_path: Path) -> None:
     """Transformers 5 says it in a table."""
-    from modelexport_optimum.exporting.made_up_weights import made_up_weights_noted
+    from modelexport_optimum.exporting.missing_weights import missing_weights_recorded
 
     model, _ = exports.model_of("bert")
     model.bert.save_pretrained(tmp_path)
     warnings: list[str] = []
-    with made_up_weights_noted(warnings):
+    with missing_weights_recorded(warnings):
         type(model).from_pretrained(tmp_path)
     (warning,) = warnings
     assert warning.startswith(f"BertForSequenceClassification of {tmp_path}: newly initialized: ")

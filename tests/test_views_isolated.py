@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from modelexport_optimum import profile
 from modelexport_optimum.cli.main import app
-from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.dimensions import InputOptions
 from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.graph_runs.flat_graph import branches, flatten
 from modelexport_optimum.graph_runs.tapped_run import TappedRun
@@ -42,7 +42,7 @@ def test_a_module_alone_gives_what_it_gives_in_the_whole_graph(
 ) -> None:
     found = read_tagged(tagged(name) / file)
     for branch in branches(found):
-        feeds = generate(found.path, found.model.graph, Wishes(2, 8), branch=branch).arrays
+        feeds = generate(found.path, found.model.graph, InputOptions(2, 8), branch=branch).arrays
         graph = flatten(found, branch)
         given = {value.name: feeds[value.name] for value in graph.inputs}
         run = TappedRun(graph)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from modelexport_optimum.cli.main import app
 from modelexport_optimum.errors import ModelExportError, UsageError
-from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.dimensions import InputOptions
 from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
 from modelexport_optimum.onnx_file.reader import read_model
@@ -200,7 +200,7 @@ def test_real_inputs_are_run(tagged: Callable[[str], Path], tmp_path: Path) -> N
 
 def test_made_up_inputs_select_rows_that_exist(tagged: Callable[[str], Path]) -> None:
     file = read_tagged(tagged("bert") / "model.onnx")
-    arrays = generate(file.path, file.model.graph, Wishes(64, SHORT)).arrays
+    arrays = generate(file.path, file.model.graph, InputOptions(64, SHORT)).arrays
 
     assert {array.shape for array in arrays.values()} == {(64, SHORT)}
     rows = onnx.numpy_helper.to_array
@@ -255,7 +255,7 @@ def test_pictures_are_of_the_size_that_the_config_tells(
     if config is not None:
         (tmp_path / "config.json").write_text(config)
 
-    arrays = generate(file, read_model(file).graph, Wishes(2, 4)).arrays
+    arrays = generate(file, read_model(file).graph, InputOptions(2, 4)).arrays
 
     assert arrays["x"].shape == (2, 3, side, side)
 

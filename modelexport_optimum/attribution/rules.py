@@ -185,7 +185,7 @@ class _Attributor:
             return None
         # The exporter may have added modules of its own, which the tree has not.
         paths = tuple(path for path in common(chains) if path in self.tree.modules)
-        return NodePlacement(paths, SCOPE, f"the call that the tracer noted for {name}")
+        return NodePlacement(paths, SCOPE, f"the call that the tracer recorded for {name}")
 
     def _traced_here(self, traced: Sequence[TracedGraph]) -> dict[int, list[TracedGraph]]:
         """Return for each graph of the file the traced ones with most of its nodes' names."""

@@ -22,7 +22,7 @@ else
 fi"""
 
 
-def mend_zsh() -> None:
+def patch_zsh_script() -> None:
     """Make the script for zsh work at the first Tab of a shell, too.
 
     At the first Tab, zsh runs the script as the completion function; Typer's script then only

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from modelexport_optimum.cli.completion import mend_zsh
+from modelexport_optimum.cli.completion import patch_zsh_script
 from modelexport_optimum.cli.help_page import print_options
 from modelexport_optimum.errors import did_you_mean
 from modelexport_optimum.exporting.options import normalized
@@ -113,7 +113,7 @@ class Commands(_FlagsHaveNoType, TyperGroup):
         """Parse the arguments, with `export` added before a word that is not a command."""
         self._given = list(args)
         if args and args[0] in ("--install-completion", "--show-completion"):
-            mend_zsh()
+            patch_zsh_script()
         own = [name for option in self.get_params(ctx) for name in option.opts]
         if args and args[0] not in self.commands and args[0] not in own:
             if not ctx.resilient_parsing:  # it is not being completed

@@ -71,7 +71,7 @@ def match(recorded: RecordedRun, graph: FlatGraph, values: ValueStore) -> list[M
             _match_root(entries, calls[""], recorded, values)
             continue
         _match_module(entries, calls.get(path, []), recorded.values, values)
-    _leave_out_blurred(matched)
+    _drop_ambiguous(matched)
     _name_fused(matched, graph)
     _match_without_nodes(matched, recorded, graph)
     return matched
@@ -214,7 +214,7 @@ def _why_unpaired(theirs: Iterable[str], ours: Sequence[str]) -> str:
     return "its output tensors have other shapes than those of the reference"
 
 
-def _leave_out_blurred(matched: Sequence[MatchedCall]) -> None:
+def _drop_ambiguous(matched: Sequence[MatchedCall]) -> None:
     """Undo the matches of modules inside which another module calls something.
 
     By its tag such a call is in the module, so the outputs of the module are not certain.

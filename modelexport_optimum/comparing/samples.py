@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, UsageError
 from modelexport_optimum.example_inputs.archive import load
-from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.dimensions import InputOptions
 from modelexport_optimum.example_inputs.generate import generate
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def _generated(
         sizes = array.shape[0], array.shape[1]
     # Both branches of a merged decoder get as many new tokens. OpenVINO 1.24 keeps the branch
     # of the first run, as in generation, but only while the inputs have the same shapes.
-    wishes = Wishes(*sizes, samples.sizes, LENGTH, one_step=False)
+    input_options = InputOptions(*sizes, samples.sizes, LENGTH, one_step=False)
     path = pair.file.path
     made = generate(
-        path, pair.file.model.graph, wishes, branch=branch, export=pair.export, seed=seed
+        path, pair.file.model.graph, input_options, branch=branch, export=pair.export, seed=seed
     ).arrays
     taken = {
         name: array.astype(made[name].dtype)

@@ -49,7 +49,7 @@ FLOATS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class InputOptions:
     """The user's requests for the inputs.
 
     Attributes:
@@ -80,7 +80,7 @@ class Dimensions:
         inputs: Iterable[Value],
         use: InputUse,
         declared: Declared,
-        wishes: Wishes,
+        input_options: InputOptions,
         *,
         uses_past: bool = True,
     ) -> None:
@@ -91,7 +91,7 @@ class Dimensions:
         self._path = path
         self._use = use
         self._declared = declared
-        self._wishes = wishes
+        self._options = input_options
         self._uses_past = uses_past
         self._inputs = list(inputs)
         names = {dim for value in self._inputs for dim in value.shape or () if isinstance(dim, str)}
@@ -99,10 +99,10 @@ class Dimensions:
         self._has_tokens = any(value.elem_type not in FLOATS for value in self._inputs)
         # A decoder that stands beside its encoder takes one token more at each step.
         self._steps = (
-            wishes.one_step and self._has_past and any("decoder" in name for name in names)
+            input_options.one_step and self._has_past and any("decoder" in name for name in names)
         )
         self._known: dict[str, Size] = {
-            name: Size(size, f"--size {name}") for name, size in wishes.sizes.items()
+            name: Size(size, f"--size {name}") for name, size in input_options.sizes.items()
         }
         self._read: set[str] = set()
         for value in self._inputs:
@@ -172,8 +172,8 @@ class Dimensions:
         self._read.add(name)
         if name not in self._known:
             found = self._found(value, axis, dim or "")
-            if found is None and self._wishes.default_size is not None:
-                found = Size(self._wishes.default_size, "default")
+            if found is None and self._options.default_size is not None:
+                found = Size(self._options.default_size, "default")
             if found is None:
                 raise UsageError(
                     f"{self._path} does not say the size of {dim or f'dimension {axis}'} of its "
@@ -185,7 +185,7 @@ class Dimensions:
 
     def _found(self, value: Value, axis: int, name: str) -> Size | None:
         if "batch" in name:
-            asked = self._wishes.batch_size
+            asked = self._options.batch_size
             return Size(1, "default") if asked is None else Size(asked, "--batch-size")
         found = None
         if value.elem_type in FLOATS and "past" not in name:
@@ -227,7 +227,7 @@ class Dimensions:
 
     def _of_signal(self, value: Value, axis: int, name: str) -> Size | None:
         """Return the lengths of sounds, of their spectra, and of other sequences of numbers."""
-        asked = self._wishes.sequence_length
+        asked = self._options.sequence_length
         dims = value.shape or ()
         if not ("seq" in name or "length" in name or "audio" in name) or asked is not None:
             return None
@@ -252,18 +252,18 @@ class Dimensions:
         is_step = self._steps and self._uses_past
         if is_step and "decoder" in name and "past" not in name:
             return Size(1, "one step of the decoder")
-        if self._wishes.sequence_length is not None:
-            return Size(self._wishes.sequence_length, "--sequence-length")
+        if self._options.sequence_length is not None:
+            return Size(self._options.sequence_length, "--sequence-length")
         longest = self._longest()
         # What is cached and what is new have their positions together.
         most = longest.size
-        if self._wishes.one_step and (is_step or "decoder" in name):  # which makes room for a step
+        if self._options.one_step and (is_step or "decoder" in name):  # which makes room for a step
             most -= 1
-        elif self._has_past and (self._uses_past or not self._wishes.one_step):
+        elif self._has_past and (self._uses_past or not self._options.one_step):
             most //= 2
-        if most < self._wishes.default_length:
+        if most < self._options.default_length:
             return Size(max(1, most), longest.source)
-        return Size(self._wishes.default_length, "default")
+        return Size(self._options.default_length, "default")
 
     def _longest(self) -> Size:
         in_graph = self._use.longest()

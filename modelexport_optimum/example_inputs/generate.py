@@ -10,7 +10,7 @@ import onnx
 
 from modelexport_optimum.errors import InvalidModelError, UsageError
 from modelexport_optimum.example_inputs.declared import Declared
-from modelexport_optimum.example_inputs.dimensions import FLOATS, Dimensions, Wishes
+from modelexport_optimum.example_inputs.dimensions import FLOATS, Dimensions, InputOptions
 from modelexport_optimum.onnx_file.input_use import InputUse
 from modelexport_optimum.onnx_file.skeleton import wanted_inputs
 
@@ -46,7 +46,7 @@ class ExampleInputs:
 def generate(
     path: Path,
     graph: Graph,
-    wishes: Wishes | None = None,
+    input_options: InputOptions | None = None,
     *,
     given: Mapping[str, np.ndarray] | None = None,
     branch: Mapping[str, bool] | None = None,
@@ -62,7 +62,7 @@ def generate(
     Args:
         path: The `.onnx` file; the export's JSON files are next to it.
         graph: Its graph.
-        wishes: The user's requests.
+        input_options: The user's requests.
         given: Arrays for inputs by name, from another graph; those that fit are used.
         branch: Values of the inputs that choose a branch.
         export: The directory of the export; its JSON files may be in a directory above the file.
@@ -81,7 +81,7 @@ def generate(
         inputs,
         use,
         declared,
-        wishes or Wishes(),
+        input_options or InputOptions(),
         uses_past=any(chosen.values()) or not chosen,
     )
     arrays = _taken(path, inputs, given or {}, dimensions)
@@ -111,8 +111,8 @@ def check_sizes(given: Path, files: Iterable[tuple[Path, Graph]], sizes: Mapping
     Raises:
         UsageError: There is no such dimension; `given` is the name from the user.
     """
-    wishes = Wishes(sizes=sizes, default_size=1)
-    made = [generate(path, graph, wishes) for path, graph in files if sizes]
+    input_options = InputOptions(sizes=sizes, default_size=1)
+    made = [generate(path, graph, input_options) for path, graph in files if sizes]
     names = dict.fromkeys(name for example in made for name in example.sizes)
     for name, size in sizes.items():
         if name not in names:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError, did_you_mean
 from modelexport_optimum.exporting.companions import copy_companions, fetch_companions
-from modelexport_optimum.exporting.made_up_weights import made_up_weights_noted
+from modelexport_optimum.exporting.missing_weights import missing_weights_recorded
 from modelexport_optimum.exporting.optimum_errors import errors_explained
 from modelexport_optimum.exporting.options import check_conflicts
 from modelexport_optimum.exporting.pytorch_comparison import PendingComparison
@@ -136,7 +136,7 @@ def export_source(
     with (
         errors_explained(source),
         own_code_refused(source.directory, trusted=trust),
-        made_up_weights_noted(exported.warnings),
+        missing_weights_recorded(exported.warnings),
         TOKENIZER_LOADER.replaced(_TokenizerLoader(trust)),
         EXPORT_OF_LOADED_MODEL.replaced(export_loaded),
     ):
@@ -244,7 +244,7 @@ def _export_loaded(
     begin("export")
     with (
         headers_asked_first(),
-        COMPARISON_WITH_PYTORCH.replaced(exported.comparison.put_off),
+        COMPARISON_WITH_PYTORCH.replaced(exported.comparison.postpone),
         traced_graphs(model) as exported.traced,
     ):
         convert.onnx_export_from_model(

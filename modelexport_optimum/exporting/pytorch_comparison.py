@@ -59,7 +59,7 @@ class PendingComparison:
         """Whether the comparison is still to be done."""
         return self.compare is not None
 
-    def put_off(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def postpone(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Postpone Optimum's comparison until `make` is called."""
         # By its name, under which this stands just now.
         self.compare = lambda: COMPARISON_WITH_PYTORCH.get()(*args, **kwargs)

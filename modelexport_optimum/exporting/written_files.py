@@ -26,12 +26,12 @@ def headers_asked_first() -> Iterator[None]:
     """Answer Optimum from the headers of files in the block."""
     mend = MENDING_OF_AXES.get()
 
-    def mend_if_needed(config: Any, model_path: Path, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def fix_if_needed(config: Any, model_path: Path, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         # bfloat16 is what ONNX Runtime may not compute, which is to be known before all is done.
         if kwargs.get("dtype") == "bf16" or not _axes_known(config, model_path):
             mend(config, model_path, *args, **kwargs)
 
-    with MENDING_OF_AXES.replaced(mend_if_needed), LOADING_OF_FILES.replaced(_Onnx()):
+    with MENDING_OF_AXES.replaced(fix_if_needed), LOADING_OF_FILES.replaced(_Onnx()):
         yield
 
 

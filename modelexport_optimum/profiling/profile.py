@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.example_inputs.archive import load
-from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.dimensions import InputOptions
 from modelexport_optimum.example_inputs.generate import ExampleInputs, check_sizes, generate
 from modelexport_optimum.graph_runs.flat_graph import branches
 from modelexport_optimum.hierarchy.tagged_model import read_tagged_files
@@ -77,8 +77,8 @@ def profile(
     """
     if iterations < 1:
         raise UsageError(f"--iterations {iterations}: give 1 or more")
-    wishes = _wishes(batch_size, sequence_length, sizes)
-    if inputs is not None and (len(wishes) > 1 or wishes[0] != Wishes()):
+    input_options = _input_options(batch_size, sequence_length, sizes)
+    if inputs is not None and (len(input_options) > 1 or input_options[0] != InputOptions()):
         raise UsageError(
             "--inputs has sizes of its own: leave out --batch-size, --sequence-length and --size"
         )
@@ -86,9 +86,11 @@ def profile(
     files = in_order(read_tagged_files(path))
     check_sizes(Path(path), [(file.path, file.model.graph) for file in files], sizes or {})
     run = _Run(chosen, iterations, isolated, depth)
-    profiles = [one for wish in wishes for one in _profiles(files, run, wish, Path(path), inputs)]
+    profiles = [
+        one for each in input_options for one in _profiles(files, run, each, Path(path), inputs)
+    ]
     shapes = {(one.name, *one.inputs.items()) for one in profiles}
-    if len(wishes) > 1 and len(shapes) * len(wishes) == len(profiles):
+    if len(input_options) > 1 and len(shapes) * len(input_options) == len(profiles):
         raise UsageError(
             f"--batch-size and --sequence-length change no input of {path}: give one size of each"
         )
@@ -105,11 +107,11 @@ class _Run:
     depth: int | None
 
 
-def _wishes(
+def _input_options(
     batch_size: int | Sequence[int] | None,
     sequence_length: int | Sequence[int] | None,
     sizes: Mapping[str, int] | None,
-) -> list[Wishes]:
+) -> list[InputOptions]:
     """Return the requests for the inputs, for each batch size with each number of tokens."""
     several = [
         list(dict.fromkeys(asked)) if isinstance(asked, Sequence) else [asked]
@@ -118,13 +120,13 @@ def _wishes(
     for name, asked in zip(("batch_size", "sequence_length"), several, strict=True):
         if not asked or any(size is not None and size < 1 for size in asked):
             raise UsageError(f"{name} {asked}: give 1 or more")
-    return [Wishes(batch, length, sizes or {}) for batch, length in product(*several)]
+    return [InputOptions(batch, length, sizes or {}) for batch, length in product(*several)]
 
 
 def _profiles(
     files: Sequence[TaggedFile],
     run: _Run,
-    wishes: Wishes,
+    input_options: InputOptions,
     export: Path,
     inputs: str | os.PathLike[str] | None,
 ) -> Iterator[FileProfile]:
@@ -135,7 +137,7 @@ def _profiles(
         for branch in branches(file) if inputs is None else [{}]:
             if inputs is None:
                 example = generate(
-                    file.path, graph, wishes, given=given, branch=branch, export=export
+                    file.path, graph, input_options, given=given, branch=branch, export=export
                 )
             else:
                 example = ExampleInputs(load(Path(inputs), file.path, graph), {})
@@ -155,6 +157,6 @@ def _profiles(
                 branch=branch,
                 sizes=example.sizes,
                 isolated=alone,
-                batch_size=wishes.batch_size,
-                sequence_length=wishes.sequence_length,
+                batch_size=input_options.batch_size,
+                sequence_length=input_options.sequence_length,
             )

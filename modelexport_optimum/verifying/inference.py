@@ -69,7 +69,7 @@ def _generate(plan: RunPlan, model: Any) -> Outputs:  # noqa: ANN401
     else:
         inputs = dict(plan.inputs[plan.file_of(encoder.session)])
     steps = _Steps()
-    with steps.noted(model):
+    with steps.recorded(model):
         model.generate(
             **_tensors(inputs, model.device),
             min_new_tokens=NEW_TOKENS,
@@ -116,7 +116,7 @@ class _Steps:
         return torch.zeros_like(chosen, dtype=torch.bool)
 
     @contextlib.contextmanager
-    def noted(self, model: Any) -> Iterator[None]:  # noqa: ANN401
+    def recorded(self, model: Any) -> Iterator[None]:  # noqa: ANN401
         """Record the logits of each call of the model in the block."""
         forward = model.forward
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_line
-from modelexport_optimum.example_inputs.dimensions import Wishes
+from modelexport_optimum.example_inputs.dimensions import InputOptions
 from modelexport_optimum.example_inputs.generate import generate
 from modelexport_optimum.onnx_file.skeleton import RANDOM_OPERATORS, walk_nodes
 from modelexport_optimum.providers.choice import CPU
@@ -57,7 +57,7 @@ _LACKING = re.compile(
 )
 """Matches messages of ONNX Runtime and PyTorch about a missing device or library."""
 
-_WISHES = Wishes(default_length=16, default_size=16)
+_INPUT_OPTIONS = InputOptions(default_length=16, default_size=16)
 """Sizes of the inputs: those with which Optimum's exporter validates a graph, and a batch of one.
 """
 
@@ -154,7 +154,7 @@ def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) ->
         path = exported.directory / file
         try:
             graph = exported.graphs[file]
-            made = generate(path, graph, _WISHES, export=exported.directory)
+            made = generate(path, graph, _INPUT_OPTIONS, export=exported.directory)
             inputs[file] = made.arrays
         except ModelExportError as error:
             what = str(error).partition(": give ")[0]  # `verify` takes no inputs

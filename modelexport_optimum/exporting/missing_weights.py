@@ -17,7 +17,7 @@ _ROW = re.compile(r"(.+?)\s*\|\s*(?:MISSING|MISMATCH)\b")
 
 
 @contextlib.contextmanager
-def made_up_weights_noted(warnings: list[str]) -> Iterator[None]:
+def missing_weights_recorded(warnings: list[str]) -> Iterator[None]:
     """Add a line for each model loaded in the block whose files lack some weights."""
 
     class Handler(logging.Handler):
