@@ -26,7 +26,7 @@ class Parameters:
         self._tree = tree
         self._prefix = f"{base}." if base else ""
         named = {name for node in nodes for value in (node.inputs, node.outputs) for name in value}
-        # The modules of the parameters that stand nowhere, by the parameter's shape.
+        # The modules of parameters that are not in the graph, by the parameter's shape.
         self._missing: dict[tuple[int, ...], list[str]] = {}
         for name, shape in tree.tensors.items():
             if not is_inside(name, base):

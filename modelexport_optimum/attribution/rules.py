@@ -241,7 +241,7 @@ class _Attributor:
         chains = self.scopes.candidates(scope)
         if len(chains) > 1 and len(self.scopes.spellings(scope)) == 1:
             indices = self.calls.get((graph, scope), ())
-            # A node of the call that carries a tag tells of the others.
+            # A tag on one node of the call also holds for the others.
             known = {placed.paths for index in indices if (placed := self.placed[index])}
             if len(known.intersection(chains)) == 1:
                 return list(known.intersection(chains))
@@ -251,7 +251,7 @@ class _Attributor:
 
     def _unlike_other_calls(self) -> Callable[[str, str], bool]:
         """Rule 8."""
-        # For labels: what is read, and which operators stand, where below them.
+        # For labels: the parameters read, and the operators, by scope below the labels.
         traces: dict[str, tuple[set[tuple[str, str]], set[tuple[str, str]]]] = {}
         certain: dict[str, set[str]] = {}  # for each module the labels that are its alone
         for node, scope in zip(self.flow.nodes, self.scope_of, strict=True):

@@ -257,7 +257,7 @@ def _row(
     call = entry.recorded
     blank = ModuleComparison(call.path, call.module_class, call.number, label)
     if not entry.pairs:
-        # What hands on what it is given does nothing wrong, though it shows no tensor.
+        # A module that passes its input on is correct, although it shows no tensor.
         own_none = 0.0 if entry.is_matched else None
         return dataclasses.replace(
             blank, reason=entry.reason, matched=entry.is_matched, own_relative=own_none

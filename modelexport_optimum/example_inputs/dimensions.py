@@ -97,7 +97,7 @@ class Dimensions:
         names = {dim for value in self._inputs for dim in value.shape or () if isinstance(dim, str)}
         self._has_past = any("past" in name for name in names)
         self._has_tokens = any(value.elem_type not in FLOATS for value in self._inputs)
-        # A decoder that stands beside its encoder takes one token more at each step.
+        # A decoder next to its encoder takes one more token at each step.
         self._steps = (
             input_options.one_step and self._has_past and any("decoder" in name for name in names)
         )

@@ -85,7 +85,7 @@ def generate(
         uses_past=any(chosen.values()) or not chosen,
     )
     arrays = _taken(path, inputs, given or {}, dimensions)
-    # What is no token tells more of a length: sound has samples, a picture sides.
+    # Inputs other than tokens show more lengths: sound has samples, an image has sides.
     ordered = sorted(inputs, key=lambda value: value.elem_type not in FLOATS)
     shapes = {value.name: dimensions.shape(value) for value in ordered}
     sides = [size for shape in shapes.values() for size in shape[1:]]
@@ -216,5 +216,5 @@ class _Values:
             tokens += tokens >= token
         end = found["eos_token_id"]
         if end is not None and end < rows and shape and shape[-1] > 1:
-            tokens[..., -1] = end  # some models read what stands at a text's end
+            tokens[..., -1] = end  # some models read the last token of a text
         return tokens.astype(dtype)

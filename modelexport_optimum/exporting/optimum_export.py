@@ -188,7 +188,7 @@ def export_model(
     def infer_library(*_arguments: Any, **_options: Any) -> str:  # noqa: ANN401
         return library
 
-    # Optimum tells the library by the module that defines the class, which is the user's
+    # Optimum finds the library from the module that defines the class, which is the user's
     # own for a class derived from one of transformers'.
     with (
         errors_explained(Source(type(model).__name__, None)),

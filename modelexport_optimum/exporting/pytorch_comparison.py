@@ -61,7 +61,7 @@ class PendingComparison:
 
     def postpone(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Postpone Optimum's comparison until `make` is called."""
-        # By its name, under which this stands just now.
+        # Looked up when it is called: this method replaces it now.
         self.compare = lambda: COMPARISON_WITH_PYTORCH.get()(*args, **kwargs)
         self.atol = kwargs.get("atol")
 

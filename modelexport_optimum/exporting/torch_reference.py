@@ -68,12 +68,12 @@ class TorchPart:
             sizes: Sizes of example inputs by name, with the highest priority.
         """
         shapes = {**self.shapes, **{k: n for k, n in sizes.items() if k in self.shapes}}
-        # Tensors are told apart by their shapes, so no axis is as long as another.
+        # Tensors are distinguished by their shapes, so no two axes have the same length.
         if shapes["sequence_length"] == getattr(self._config, "hidden_size", None):
             shapes["sequence_length"] -= 3
         part = replace(self, shapes=shapes)
         made = part.inputs()
-        # Frames of sound, of which the model takes no more than it has positions for.
+        # The model takes at most as many frames of sound as it has positions.
         frames, config = "audio_sequence_length", self._config
         has_frames = any(a.ndim > 2 and shapes.get(frames) in a.shape for a in made.values())
         positions = getattr(config, "max_source_positions", None) or getattr(

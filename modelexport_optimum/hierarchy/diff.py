@@ -189,7 +189,7 @@ def _fingerprint(attribute: bytes, weights: Weights | None = None) -> bytes:
             rest = weights.file[parse_length(bytes(payload).decode()) :]
             if not rest:
                 raise DecodeError("an attribute has a field of no operator's")
-            number, _, start, end = next(fields(rest))  # the field that it stands for
+            number, _, start, end = next(fields(rest))  # the field that it represents
             payload = rest[start:end]
         if number == _ATTRIBUTE_TENSOR:
             parts.append((number, tensor_digest(payload)))

@@ -307,7 +307,7 @@ class _Reader:
         for path, module in self._modules.items():
             outer = (each for each in (*outer_paths(path), "") if each in self._modules)
             module.parent = self._modules[next(outer)] if path else None
-        # Constants, and Identities that name weights, stand at the head of the file.
+        # Constants, and Identities that name weights, are at the beginning of the file.
         ran: dict[str, int] = {}
         for index, node in enumerate(self.nodes):
             if node.module is not None:

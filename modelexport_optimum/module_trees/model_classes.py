@@ -140,7 +140,7 @@ def _transformers_candidates(
                 for loader, reference in custom.items()
                 if loader.startswith("AutoModel")
             ]
-        except OSError:  # Optimum does not copy the code: it is not beside an exported config
+        except OSError:  # Optimum does not copy the code: it is not next to an exported config
             return []
     if "AutoConfig" in custom or described["model_type"] not in transformers.CONFIG_MAPPING:
         return []

@@ -124,7 +124,7 @@ class ConfigJson:
             key = f"{self._line}{json.dumps(_KEY)}{self._colon}"
             return f"{text[:end]},{key}{self._spelled(metadata)}{text[end:]}"
         if metadata is not None:
-            member = ours.pop()  # of a key that stands there twice the last one counts
+            member = ours.pop()  # of a repeated key the last one counts
             if self.content[_KEY] != metadata:
                 text = text[: member.value] + self._spelled(metadata) + text[member.end :]
         for member in reversed(ours):

@@ -129,7 +129,7 @@ def read(node: Node, *, marked: bool) -> Carried:
         in_doc and bool(evidence) and attribute in (None, tag) and metadata.keys() >= set(_PLACES)
     )
     if complete and not own_scopes:
-        # The metadata spell each path on its own, whatever stands in a module's name.
+        # The metadata contain each path separately, with any characters in a module's name.
         scopes = parse_scopes(metadata[NAME_SCOPES], metadata[CLASS_HIERARCHY])
         chain = tuple((path, name.rpartition(".")[2]) for path, name in scopes or ())
         complete = is_tag_of(chain, tag)

@@ -104,7 +104,7 @@ def _mismatch(
         if any(axis >= len(shape) for axis in axes):
             return None
         dynamic = {axis: dim for axis, dim in enumerate(shape) if not isinstance(dim, int)}
-        if dynamic:  # a graph of fixed shapes tells nothing by them
+        if dynamic:  # the shapes of a fixed graph show nothing
             other_axes += dynamic.keys() != axes.keys()
             other_names += sum(dynamic.get(axis) != dim for axis, dim in axes.items())
     return other_axes, len(expected.keys() - outputs.keys()), other_names

@@ -96,7 +96,7 @@ def run(
     started = time.perf_counter()
     note = at or (lambda stage, file: None)
     onnxruntime.set_seed(seed)
-    # What another provider logs of its errors tells more than they do.
+    # The log of another provider says more than its errors.
     options = quiet_options() if provider.name == CPU else onnxruntime.SessionOptions()
     options.add_session_config_entry(_SPINNING, "0")
     options.enable_profiling = True  # its events tell where each node ran
