@@ -293,6 +293,11 @@ def test_json_values_are_no_options() -> None:
     assert job.arguments["providers"] == ["cpu"]
 
 
+def test_whole_number_that_is_larger_than_a_float() -> None:
+    (job,) = read_json({"model": "a", "opset": 10**400})
+    assert job.arguments["opset"] == 10**400
+
+
 def test_json_overrides_defaults() -> None:
     defaults = {"slim": True, "opset": 15, "providers": ["cpu"], "model_kwargs": {"a": 1}}
     silent, null, other = read_json(
@@ -335,6 +340,9 @@ def test_json_overrides_defaults() -> None:
         ('{"model": "a", "opset": "17"}', 'opset must be a whole number, not "17"'),
         ('{"model": "a", "opset": 17.5}', "opset must be a whole number, not 17.5"),
         ('{"model": "a", "timeout": 1e400}', "inf is not a number"),
+        (f'{{"model": "a", "timeout": {"9" * 400}}}', "9 is not a number"),
+        (f'{{"model": "a", "memory": {"9" * 400}}}', "is not a number of bytes above 0"),
+        (f'{{"model": "a", "opset": "{"9" * 400}"}}', "opset must be a whole number, not"),
         ('{"model": "a", "providers": ["cpu", 1]}', "providers must be text or a list of it"),
         ('{"model": "a", "model_kwargs": "{}"}', 'model_kwargs must be an object, not "{}"'),
         ('{"model": "a", "memory": [1]}', "memory must be a whole number, not [1]"),
@@ -347,6 +355,7 @@ def test_json_that_is_wrong(text: str, message: str) -> None:
     found = problem(f'{{"model": "good"}}\r\n\r\n{text}\r\n', "models.jsonl")
     assert found.startswith("models.jsonl:3: ")
     assert message in found
+    assert len(found) < 500
 
 
 # --- Defaults, resources --------------------------------------------------------------------------

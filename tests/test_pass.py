@@ -119,10 +119,13 @@ def test_broken_config_is_told_before_anything_is_written(bert: Path) -> None:
     assert contents(bert) == before
 
 
-def test_model_records_who_tagged_it(bert: Path) -> None:
-    htp.tag(bert, source="org/name")
+@pytest.mark.parametrize(
+    ("source", "recorded"), [("org/name", "org/name"), (os.fsdecode(b"a\xff"), r"a\udcff")]
+)
+def test_model_records_who_tagged_it(bert: Path, source: str, recorded: str) -> None:
+    htp.tag(bert, source=source)
     metadata = {e.key: e.value for e in onnx.load(bert / "model.onnx").metadata_props}
-    assert metadata["modelexport_optimum.source"] == "org/name"
+    assert metadata["modelexport_optimum.source"] == recorded
     for package in ("version", "torch", "transformers", "optimum"):
         assert metadata[f"modelexport_optimum.{package}"]
 

@@ -457,6 +457,25 @@ def test_read_only_directory(place: Path) -> None:
     assert line.endswith("give a writable directory with -o")
 
 
+@POSIX
+def test_paths_that_are_not_utf8(place: Path, exported: Path) -> None:
+    name = os.fsdecode(b"x\xff")
+    assert refused(place, "bert", "-o", name) == (
+        2,
+        f"output {place}/x\\udcff is not UTF-8, and the libraries cannot write there: "
+        "give another directory with -o",
+    )
+    shutil.copytree(exported, place / name)
+    assert refused(place, "profile", name) == (
+        1,
+        "ONNX Runtime cannot open x\\udcff/model.onnx, whose path is not UTF-8: rename it",
+    )
+    assert refused(place, name) == (
+        1,
+        "model x\\udcff is not UTF-8, and the libraries cannot read it: rename the directory",
+    )
+
+
 @contextlib.contextmanager
 def closed(path: Path) -> Iterator[None]:
     """A path without any permission, also when the test itself fails."""

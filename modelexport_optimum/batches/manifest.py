@@ -20,7 +20,7 @@ from modelexport_optimum.batches.jobs import Job
 from modelexport_optimum.batches.outputs import Outputs
 from modelexport_optimum.batches.resources import Resources
 from modelexport_optimum.batches.results import LOGS
-from modelexport_optimum.errors import ManifestError, UsageError, did_you_mean
+from modelexport_optimum.errors import ManifestError, UsageError, did_you_mean, first_line
 from modelexport_optimum.export_run import default_output
 from modelexport_optimum.exporting.options import (
     ExportOptions,
@@ -87,7 +87,7 @@ def read_manifest(
                 outputs.add(job)
                 jobs.append(job)
         except UsageError as error:
-            problems.append(f"{name}:{number}: {error}")
+            problems.append(f"{name}:{number}: {first_line(error)}")
     if problems:
         raise ManifestError(name, problems)
     if not jobs:

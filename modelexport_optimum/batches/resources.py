@@ -24,7 +24,7 @@ def read_number(value: Any) -> float:  # noqa: ANN401
     """Read a finite number, or raise a ValueError."""
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the second of an integer that is larger than a float
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is not a number")
@@ -50,8 +50,9 @@ def read_amount(value: Any) -> float:  # noqa: ANN401
 def read_bytes(value: Any) -> int:  # noqa: ANN401
     """Read a number of bytes above 0, with a unit or without."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", str(value).strip(), re.ASCII)
-    size = _UNITS.get(found[2].lower()) if found else None
-    if found is None or size is None or not (count := int(float(found[1]) * size)):
+    size = _UNITS.get(found[2].lower(), 0) if found else 0
+    number = float(found[1]) * size if found else 0
+    if not math.isfinite(number) or not (count := int(number)):
         raise ValueError(
             f"{value!r} is not a number of bytes above 0, such as 8000000000, 8GB or 7.5GiB"
         )

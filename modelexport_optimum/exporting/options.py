@@ -107,7 +107,8 @@ class Option:
                 return self.read is not None
             if isinstance(value, bool) or not isinstance(value, int | float):
                 return False
-            return kind is float or self.read is not None or float(value).is_integer()
+            is_whole = isinstance(value, int) or value.is_integer()
+            return kind is float or self.read is not None or is_whole
         return isinstance(value, str)
 
 

@@ -19,7 +19,7 @@ from modelexport_optimum.exporting.hub import (
     is_unreachable,
 )
 from modelexport_optimum.own_code.named_code import OwnCode, find_own_code, refuse_needed
-from modelexport_optimum.system.files import expand_user, is_directory
+from modelexport_optimum.system.files import expand_user, is_directory, is_utf8
 from modelexport_optimum.system.json_files import parse_json
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 
@@ -121,6 +121,10 @@ def _check_directory(directory: Path, subfolder: str) -> None:
     place = directory / subfolder
     if not place.is_dir():
         raise UsageError(f"model {directory} has no subfolder {subfolder}")
+    if not is_utf8(place):
+        raise ModelExportError(
+            f"model {place} is not UTF-8, and the libraries cannot read it: rename the directory"
+        )
     if not os.access(place, os.R_OK | os.X_OK):
         raise ModelExportError(
             f"model {place} cannot be read: give yourself the right to, or a copy"

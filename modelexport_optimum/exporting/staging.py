@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes
-from modelexport_optimum.system.files import exchange, flush, rename_directory
+from modelexport_optimum.system.files import exchange, flush, is_utf8, rename_directory
 from modelexport_optimum.system.locks import holding
 from modelexport_optimum.system.signals import exit_if_asked, terminating_as_exit
 
@@ -39,6 +39,11 @@ def check_output(output: str | os.PathLike[str], source: Path | None, *, overwri
         overwrite: Whether an existing export may be replaced.
     """
     path = Path(os.path.abspath(output))  # noqa: PTH100 (resolve() would follow a link)
+    if not is_utf8(path):
+        raise UsageError(
+            f"output {path} is not UTF-8, and the libraries cannot write there: "
+            "give another directory with -o"
+        )
     if path.is_symlink():
         raise UsageError(
             f"output {output} is a symbolic link, and what it points to may be shared: "

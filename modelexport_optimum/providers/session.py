@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelexport_optimum.errors import ModelExportError
 from modelexport_optimum.providers.choice import CPU
 from modelexport_optimum.providers.plugins import devices_of
+from modelexport_optimum.system.files import is_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -106,11 +108,15 @@ def open_session(
     A plugin is added to the options.
 
     Raises:
-        ModelExportError: The provider's library cannot be loaded.
+        ModelExportError: The provider's library cannot be loaded, or the model's path is not UTF-8.
         Exception: ONNX Runtime raises anything about a model.
     """
     import onnxruntime as ort
 
+    if isinstance(model, str) and not is_utf8(model):  # it would blame the types of arguments
+        raise ModelExportError(
+            f"ONNX Runtime cannot open {model}, whose path is not UTF-8: rename it"
+        )
     if provider.library is not None:
         add_plugin(options, provider)
         return ort.InferenceSession(model, options)

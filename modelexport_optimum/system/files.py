@@ -53,6 +53,15 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is UTF-8, without which Rust and C++ libraries open no file."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def open_to_read(path: str | os.PathLike[str]) -> int:
     """Open a file for reading bytes, and return its descriptor.
 

@@ -107,7 +107,8 @@ def record_edits(
         new[SILENT] = old[SILENT]
     recorded = source or old.get(SOURCE)
     if recorded:
-        new[SOURCE] = recorded
+        # Of a directory whose name is not UTF-8, which protobuf's texts are.
+        new[SOURCE] = recorded.encode(errors="backslashreplace").decode()
     versions = installed_versions(RECORDED_PACKAGES)
     new |= {PREFIX + package: version for package, version in versions.items()}
     if new == old:
