@@ -119,6 +119,8 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, ModelExportError):
         return _lines_joined(str(error))
     if isinstance(error, OSError):
+        if "usable temporary directory" in str(error):  # of `tempfile`, which names those it tried
+            return f"{error.strerror}: set TMPDIR to a directory that can be written"
         where = f"{error.filename}: " if error.filename else ""
         return _lines_joined(f"{where}{error.strerror or error}")
     text = _shortened(one_line(error))

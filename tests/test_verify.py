@@ -301,6 +301,8 @@ def test_an_architecture_that_optimum_does_not_know(tmp_path: Path) -> None:
     ("name", "changes", "failing", "words"),
     [
         ("bert", {"model_type": None}, "config", "has no model_type"),
+        ("bert", {"architectures": [["A"]]}, "config", "is not a list of class names"),
+        ("bert", {"auto_map": 5, "model_type": "bertt"}, "config", "knows no model_type 'bertt'"),
         ("bert", {"model_type": "bertt"}, "config", "knows no model_type 'bertt'"),
         ("bert", {"hidden_size": "wide"}, "dimensions", "cannot be built: "),
         ("bert", {"architectures": None}, "architectures", "has no architectures"),

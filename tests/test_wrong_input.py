@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -455,6 +456,17 @@ def test_read_only_directory(place: Path) -> None:
     assert status == 1
     assert line.startswith("cannot write next to output fixed/out: ") or "fixed/out" in line
     assert line.endswith("give a writable directory with -o")
+
+
+def test_no_place_for_temporary_files(
+    place: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(place / "nowhere")])
+    status, line = refused(place, "profile", exported)
+    assert status == 1
+    assert line.startswith("No usable temporary directory found in ['")
+    assert line.endswith("nowhere']: set TMPDIR to a directory that can be written")
 
 
 @POSIX

@@ -151,7 +151,11 @@ def _load_config(exported: Exported) -> tuple[PretrainedConfig | None, str]:
     model_type = exported.settings.get("model_type")
     if not isinstance(model_type, str):
         return None, "config.json has no model_type: copy it from the model's own config.json"
-    custom = "AutoConfig" in exported.settings.get("auto_map", {})
+    names = exported.settings.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None, "architectures in config.json is not a list of class names: export again"
+    auto_map = exported.settings.get("auto_map")
+    custom = isinstance(auto_map, dict) and "AutoConfig" in auto_map
     if custom and not exported.trust_remote_code:
         return None, f"config.json has {in_words(find_own_code(exported.directory))}"
     if not custom and model_type not in transformers.CONFIG_MAPPING:
