@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from modelexport_optimum.providers.choice import Provider
-    from modelexport_optimum.verifying.provider_process import Outcome
     from modelexport_optimum.verifying.providers import ProviderResult
-    from modelexport_optimum.verifying.run_plan import RunPlan
+    from modelexport_optimum.verifying.run_plan import Run, RunPlan
 
     Exported = Callable[[str], Path]
 
@@ -190,7 +189,7 @@ def test_a_weight_that_one_provider_has_otherwise_is_found(
     changed = shutil.copytree(exported(name), tmp_path / name)
     _change_a_weight(changed / file)
 
-    def run_on_the_copy(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
+    def run_on_the_copy(plan: RunPlan, provider: Provider, seconds: float) -> Run:
         return run_in_child(replace(plan, directory=changed), provider, seconds)
 
     monkeypatch.setattr(providers, "run_in_child", run_on_the_copy)

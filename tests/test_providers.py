@@ -265,7 +265,7 @@ def test_without_forks_a_server_does_one_run(
     monkeypatch.setattr(provider_process, "_waiting", [])
     monkeypatch.setattr(provider_process, "FORKS", False)
     plan = plan_of(exported("bert"))
-    assert provider_process.run_in_child(plan, Provider(AZURE), 60).run.complete
+    assert provider_process.run_in_child(plan, Provider(AZURE), 60).complete
     assert provider_process._waiting == []
 
 
@@ -274,8 +274,8 @@ def test_a_server_that_cannot_start_says_why(
 ) -> None:
     monkeypatch.setattr(provider_process, "_waiting", [])
     monkeypatch.setattr(provider_process, "_program", lambda _: "raise OSError('no more memory')")
-    outcome = provider_process.run_in_child(plan_of(exported("bert")), Provider(AZURE), 60)
-    assert outcome.run.error == "its process did not start: OSError: no more memory"
+    found = provider_process.run_in_child(plan_of(exported("bert")), Provider(AZURE), 60)
+    assert found.error == "its process did not start: OSError: no more memory"
 
 
 @POSIX
@@ -286,7 +286,7 @@ def test_a_server_that_is_gone_is_replaced_and_ends_with_who_started_it(exported
     (gone,) = provider_process._waiting
     gone._process.send_signal(signal.SIGKILL)
     gone._process.wait()
-    assert provider_process.run_in_child(plan, Provider(AZURE), 60).run.complete
+    assert provider_process.run_in_child(plan, Provider(AZURE), 60).complete
     server = provider_process._waiting.pop()
     assert server is not gone
     server._pipe.close()

@@ -4,6 +4,9 @@ A server process imports PyTorch and Optimum once, and forks for each run, so th
 device in the state of another run. If the system cannot fork, the server does one run itself. It
 ends after some time without a request, and when its parent ends. A request is a folder with
 `plan.pickle`; the run adds the other files to it.
+
+The fork server of multiprocessing is not used: a process has only one, and the batch or the user's
+program decides what that imports.
 """
 
 from __future__ import annotations
@@ -13,17 +16,15 @@ import multiprocessing
 import os
 import pickle
 import re
-import select
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from modelexport_optimum.providers.messages import log_reason
 from modelexport_optimum.system.files import BYTES
@@ -53,23 +54,8 @@ _IDLE_SECONDS = 60
 _START_SECONDS = 300
 """Time for a server to import PyTorch and Optimum: seconds, or minutes on a cold disk."""
 
-_BEGUN = b"begun"
-
 _waiting: list[_Server] = []
 """The idle servers of this process."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a run in another process.
-
-    Attributes:
-        run: The run; its error says how the process ended if there is no answer.
-        log: The output of the process, including its C++ libraries.
-    """
-
-    run: Run
-    log: str
 
 
 def start_importing() -> None:
@@ -77,21 +63,24 @@ def start_importing() -> None:
     _waiting.append(_waiting_server() or _Server())
 
 
-def run_in_child(plan: RunPlan, provider: Provider, seconds: float) -> Outcome:
-    """Run on a provider in another process."""
+def run_in_child(plan: RunPlan, provider: Provider, seconds: float) -> Run:
+    """Run on a provider in another process; if that ends early, the error says how."""
     with tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as name:
         folder = Path(name)
         (folder / _PLAN).write_bytes(pickle.dumps((plan, provider)))
         started = time.perf_counter()
         ended = _serve(folder, seconds)
+        log = _read(folder / _LOG)
+        result: Run
         if ended:
             stage, file = _read(folder / _AT).partition("\n")[::2]
             result = Run(file=file or None, seconds=time.perf_counter() - started)
             result.stage = stage or result.stage
-            result.error = ": ".join(filter(None, (ended, _last_words(_read(folder / _LOG)))))
+            result.error = ": ".join(filter(None, (ended, _last_words(log))))
         else:
             result = pickle.loads((folder / _RUN).read_bytes())
-        return Outcome(result, _read(folder / _LOG))
+        result.log = log
+        return result
 
 
 def _last_words(log: str) -> str:
@@ -152,26 +141,20 @@ class _Server:
                 stdout=self._errors,
                 stderr=self._errors,
                 **apart_with(theirs.fileno()),  # it goes when we do
-                # What is forked has neither a driver of CUDA nor a tokenizer's threads.
-                env={
-                    **os.environ,
-                    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-                    "TOKENIZERS_PARALLELISM": "false",
-                },
             )
 
     def begin(self, folder: Path) -> bool:
         """Send it a request; return False if it has ended, or does not start."""
         try:
-            self._pipe.send_bytes(os.fsencode(folder))
-            return self._pipe.poll(_START_SECONDS) and self._pipe.recv_bytes() == _BEGUN
+            self._pipe.send(folder)
+            return self._pipe.poll(_START_SECONDS) and bool(self._pipe.recv())
         except (EOFError, ConnectionError):
             return False
 
     def finish(self, seconds: float) -> int | None:
         """Return the exit code of the process of a run, None if it has not ended in time."""
         try:
-            return int(self._pipe.recv_bytes()) if self._pipe.poll(seconds) else None
+            return self._pipe.recv() if self._pipe.poll(seconds) else None
         except (EOFError, ConnectionError):  # it ended itself, as where it does not fork
             return self._process.wait()
 
@@ -205,6 +188,9 @@ def serve(descriptor: int, *, forks: bool) -> None:
         descriptor: The server's end of the pipe; on Windows its handle.
         forks: Whether each run gets its own process; otherwise the first run is the last.
     """
+    # A fork cannot use the driver of CUDA, nor a tokenizer's threads, that were there before it.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if has_optimum():
         import_lean(EXPORTER)
         import optimum.onnxruntime.modeling_decoder
@@ -214,14 +200,14 @@ def serve(descriptor: int, *, forks: bool) -> None:
     with end_of_pipe(descriptor) as pipe:
         while pipe.poll(_IDLE_SECONDS):
             try:
-                folder = Path(os.fsdecode(pipe.recv_bytes()))
+                folder = pipe.recv()
             except EOFError:
                 return
-            pipe.send_bytes(_BEGUN)
+            pipe.send(True)  # it begins
             if not forks:
                 threading.Thread(target=_end_with_pipe, args=(pipe,), daemon=True).start()
                 _answer(folder)
-            pipe.send_bytes(str(_fork(folder, pipe.fileno())).encode())
+            pipe.send(_fork(folder, pipe))
 
 
 def _end_with_pipe(pipe: PipeEnd) -> None:
@@ -230,25 +216,16 @@ def _end_with_pipe(pipe: PipeEnd) -> None:
     os._exit(1)
 
 
-def _fork(folder: Path, pipe: int) -> int:
+def _fork(folder: Path, pipe: PipeEnd) -> int:
     """Run in a fork and return its exit code; it is killed when the parent process has ended."""
-    if sys.platform == "win32":
-        raise AssertionError("processes do not fork there")
-    done, open_while_it_runs = os.pipe()
-    process = os.fork()
-    if process == 0:
-        os.close(done)
-        _answer(folder)
-    os.close(open_while_it_runs)
-    ended, status = 0, 0
-    while not ended:
-        # What it started may hold its end open when it is gone itself.
-        ready, _, _ = select.select([done, pipe], [], [], 1)
-        if pipe in ready:
-            os.kill(process, signal.SIGKILL)
-        ended, status = os.waitpid(process, 0 if ready else os.WNOHANG)
-    os.close(done)
-    return os.waitstatus_to_exitcode(status)
+    context: Any = multiprocessing.get_context("fork")
+    process = context.Process(target=_answer, args=(folder,))
+    process.start()
+    while process.exitcode is None:
+        # What it started may keep the sentinel from being ready when it is gone itself.
+        if pipe in connection.wait([process.sentinel, pipe], 1):
+            process.kill()
+    return int(process.exitcode)
 
 
 def _answer(folder: Path) -> NoReturn:

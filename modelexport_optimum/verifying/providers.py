@@ -23,7 +23,7 @@ from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.text import listed
 from modelexport_optimum.verifying.exported_files import precision
 from modelexport_optimum.verifying.ort_messages import named_node, tag_of
-from modelexport_optimum.verifying.provider_process import Outcome, run_in_child, start_importing
+from modelexport_optimum.verifying.provider_process import run_in_child, start_importing
 from modelexport_optimum.verifying.provider_run import run_reference
 from modelexport_optimum.verifying.run_plan import COMPARING, Run, RunPlan
 from modelexport_optimum.verifying.tolerances import Agreement, compare_outputs, computed_in
@@ -205,14 +205,12 @@ class _Check:
         name = provider.name
         if self._plan is None or self.cpu is None:
             return ProviderResult(name, "failed", self._problem)
-        log = ""
         found = self.cpu
         if name != CPU:
             seconds = LEAST_SECONDS + TIMES_THE_CPU * self.cpu.seconds
-            outcome = run_in_child(self._plan, provider, seconds)
-            found, log = outcome.run, outcome.log
-            _pass_on(outcome)
-            self._note_placements(self._plan, name, found, log)
+            found = run_in_child(self._plan, provider, seconds)
+            _pass_on(found.log)
+            self._note_placements(self._plan, name, found)
         result = ProviderResult(
             provider=name,
             status="ok",
@@ -223,26 +221,26 @@ class _Check:
             seconds=round(found.seconds, 3),
         )
         if not found.complete:
-            return self._incomplete(result, found, log)
+            return self._incomplete(result, found)
         if not result.node_count:
             elsewhere = ", ".join(f"{count} on {other}" for other, count in found.nodes.items())
-            reason = log_reason(log)
+            reason = log_reason(found.log)
             message = f"no node ran on it ({elsewhere}){f': {reason}' if reason else ''}"
             return replace(result, status="failed", message=message)
         return result if name == CPU else self._compared(result, found, self.cpu)
 
-    def _note_placements(self, plan: RunPlan, provider: str, found: Run, log: str) -> None:
+    def _note_placements(self, plan: RunPlan, provider: str, found: Run) -> None:
         """Record the nodes of each module that a provider took, in each graph."""
         if self._place is None:
             return
         for file, assigned in sorted(found.assigned.items()):
-            why = "" if any(one.provider == provider for one in assigned) else log_reason(log)
+            why = "" if any(one.provider == provider for one in assigned) else log_reason(found.log)
             record = Assignment(provider, assigned, found.recorded, why)
             self.placements.append(
                 self._place(plan.directory / file, record, plan.inputs.get(file, {}))
             )
 
-    def _incomplete(self, result: ProviderResult, found: Run, log: str) -> ProviderResult:
+    def _incomplete(self, result: ProviderResult, found: Run) -> ProviderResult:
         if found.error:
             node = None
             if found.file is not None:
@@ -251,7 +249,8 @@ class _Check:
             words = f"{found.stage} {found.file or 'the export'} failed: {what}{_named(node)}"
         else:
             others = ", ".join(sorted(found.fell_back))
-            words = f"ONNX Runtime fell back to {others}: {log_reason(log) or 'it gave no reason'}"
+            reason = log_reason(found.log) or "it gave no reason"
+            words = f"ONNX Runtime fell back to {others}: {reason}"
             node = None
         status = "failed"
         if result.provider != CPU and _LACKING.search(words):
@@ -341,8 +340,8 @@ def _agreement(compared: Agreement, computed: str, cpu: Run) -> str:
     return words
 
 
-def _pass_on(outcome: Outcome) -> None:
+def _pass_on(log: str) -> None:
     """Print the output of a run, without ONNX Runtime's log."""
-    text = LOG_ENTRY.sub("", outcome.log).strip()
+    text = LOG_ENTRY.sub("", log).strip()
     if text:
         print(text, file=sys.stderr)

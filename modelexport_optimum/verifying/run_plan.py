@@ -74,6 +74,7 @@ class Run:
         assigned: The nodes that each provider took, by graph, if that was asked for.
         recorded: Whether these are ONNX Runtime's own record; else they are what ran.
         seconds: Time to load and run.
+        log: The output of its process, including its C++ libraries; "" for a run in this process.
     """
 
     stage: str = LOADING
@@ -89,6 +90,7 @@ class Run:
     assigned: dict[str, tuple[AssignedNode, ...]] = field(default_factory=dict)
     recorded: bool = False
     seconds: float = 0.0
+    log: str = ""
 
     @property
     def complete(self) -> bool:
