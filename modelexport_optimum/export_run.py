@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.exporting.optimum_export import ConvertedModel
     from modelexport_optimum.exporting.pytorch_comparison import ComparisonWithPyTorch
-    from modelexport_optimum.providers.choice import Settings
+    from modelexport_optimum.providers.choice import Provider, Settings
     from modelexport_optimum.tagging.tag_report import TagReport
     from modelexport_optimum.uploading.upload import Upload
     from modelexport_optimum.verifying.verify import VerifyReport
@@ -207,9 +207,9 @@ def export(
         from modelexport_optimum.tagging import htp
         from modelexport_optimum.verifying.verify import chosen_providers
 
-        chosen = providers, provider_options, provider_libraries
-        if any(chosen):  # ONNX Runtime's 20 MB are not in memory yet when the exporter needs most
-            chosen_providers(*chosen)
+        given = providers, provider_options, provider_libraries
+        if any(given):  # ONNX Runtime's 20 MB are not in memory yet when the exporter needs most
+            chosen_providers(*given)
         optimum_export.check_options(task, options, in_memory=source is None)
         how = staging, task, options, stages.begin
         if source is None:
@@ -223,7 +223,8 @@ def export(
             tags = htp.tag(
                 staging, model=trees, source=name, trust_remote_code=trust, traced=exported.traced
             )
-        verification = _check(exported, staging, stages, *chosen, trust_remote_code=trust)
+        chosen = chosen_providers(*given)
+        verification = _check(exported, staging, stages, chosen, trust_remote_code=trust)
         stages.end()
         result = _result(name, exported, tags, verification, stages.seconds, staging, path)
         card = ""
@@ -243,9 +244,7 @@ def _check(
     exported: ConvertedModel,
     staging: Path,
     stages: _Stages,
-    providers: Sequence[str] | None,
-    provider_options: Settings,
-    provider_libraries: Settings,
+    providers: Sequence[Provider],
     *,
     trust_remote_code: bool,
 ) -> VerifyReport:
@@ -261,9 +260,7 @@ def _check(
     with flushed_meanwhile(staging):
         verification = verify(
             staging,
-            providers=providers,
-            provider_options=provider_options,
-            provider_libraries=provider_libraries,
+            providers,
             task=None if exported.task == "auto" else exported.task,
             library=exported.library,
             model=exported.model,

@@ -5,6 +5,7 @@ The checks are in `verifying`; `hierarchy` finds the module of a node.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.verifying import verify as checks
@@ -12,7 +13,6 @@ from modelexport_optimum.verifying import verify as checks
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import numpy as np
 
@@ -58,13 +58,11 @@ def verify(
         ModelExportError: `by_module` is True, and a file is not tagged.
     """
     return checks.verify(
-        directory,
-        providers=providers,
-        provider_options=provider_options,
-        provider_libraries=provider_libraries,
+        Path(directory),
+        checks.chosen_providers(providers, provider_options, provider_libraries),
         task=task,
         library=library,
-        model=model,
+        model=None if model is None else Path(model),
         trust_remote_code=trust_remote_code,
         place=_placed if by_module else None,
     )

@@ -19,10 +19,9 @@ import pytest
 import zoo
 from test_verify import RUNS
 
-from modelexport_optimum import compare, profile
+from modelexport_optimum import compare, profile, verify
 from modelexport_optimum.verifying import providers
 from modelexport_optimum.verifying.provider_process import run_in_child
-from modelexport_optimum.verifying.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,10 +18,12 @@ import pytest
 import torch
 from needs import POSIX
 
+from modelexport_optimum import verify
 from modelexport_optimum.errors import onnxruntime_line
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.providers.choice import CPU, Provider
-from modelexport_optimum.verifying import provider_process, providers, verify
+from modelexport_optimum.verifying import provider_process, providers
+from modelexport_optimum.verifying import verify as checks
 from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.ort_messages import named_node, tag_of
@@ -123,7 +125,7 @@ def test_inputs_that_cannot_be_made_are_a_failure(tmp_path: Path) -> None:
         onnx.helper.make_model(graph, ir_version=8, opset_imports=opset), tmp_path / "model.onnx"
     )
     (tmp_path / "config.json").write_text("{}")
-    (cpu,) = verify.verify(tmp_path, providers=["cpu"]).providers
+    (cpu,) = verify(tmp_path, providers=["cpu"]).providers
     assert cpu.status == "failed"
     assert cpu.message.startswith("not run: no inputs can be generated: the input x of ")
     assert "is bfloat16, which NumPy lacks" in cpu.message
@@ -187,8 +189,8 @@ def on_azure(
     """What `verify` says of a provider on which a model of this class is run."""
 
     def check(ort_class: type) -> ProviderResult:
-        monkeypatch.setattr(verify, "find_loader", lambda _: Loader(ort_class))
-        report = verify.verify(tagged("bert"), providers=["cpu", "azure"])
+        monkeypatch.setattr(checks, "find_loader", lambda _: Loader(ort_class))
+        report = verify(tagged("bert"), providers=["cpu", "azure"])
         cpu, azure = report.providers
         assert cpu.status == "ok"
         assert not report.ok
@@ -388,7 +390,7 @@ def test_a_node_that_cannot_be_loaded_is_named_with_its_module(
     node = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
     node.op_type = "NoSuchOperator"
     onnx.save(model, directory / "model.onnx")
-    (cpu,) = verify.verify(directory, providers=["cpu"]).providers
+    (cpu,) = verify(directory, providers=["cpu"]).providers
     assert (cpu.status, cpu.stage, cpu.file, cpu.node) == (
         "failed", "loading", "model.onnx", node.name,
     )  # fmt: skip

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from modelexport_optimum import verify
 from modelexport_optimum.errors import UsageError
 from modelexport_optimum.onnx_file.reader import read_model
 from modelexport_optimum.onnx_file.skeleton import Tensor
@@ -24,7 +25,7 @@ from modelexport_optimum.verifying.export_reader import read_exported
 from modelexport_optimum.verifying.ort_classes import find_loader
 from modelexport_optimum.verifying.provider_run import run
 from modelexport_optimum.verifying.providers import _LACKING, make_plan
-from modelexport_optimum.verifying.verify import Check, VerifyReport, verify
+from modelexport_optimum.verifying.verify import Check, VerifyReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

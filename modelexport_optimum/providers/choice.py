@@ -30,12 +30,14 @@ class Provider:
         available: Whether this ONNX Runtime, or an installed package, has it.
         library: The path of its library; None if it is built into ONNX Runtime.
         options: Its options.
+        asked: Whether a user has named it; else it is one of the default ones.
     """
 
     name: str
     available: bool = True
     library: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    asked: bool = True
 
 
 def choose_provider(name: str, *, options: Settings = None, libraries: Settings = None) -> Provider:
@@ -81,14 +83,15 @@ def choose_providers(
         name: _library(name, path)
         for name, path in settings_of(libraries, "--provider-library NAME=PATH").items()
     }
-    found = list({one.name: one for one in (_find(name, paths) for name in names)}.values())
+    named = (replace(_find(name, paths), asked=asked) for name in names)
+    found = list({one.name: one for one in named}.values())
     unused = [name for name in paths if name not in {one.name for one in found}]
     if unused:
         raise UsageError(
             f"--provider-library {unused[0]}={paths[unused[0]]}: it is not used: give --provider "
             f"{unused[0]}"
         )
-    return _with_options(found, given, asked=asked) if given else found
+    return _with_options(found, given) if given else found
 
 
 def settings_of(given: Settings, form: str) -> dict[str, str]:
@@ -108,11 +111,9 @@ def settings_of(given: Settings, form: str) -> dict[str, str]:
     return found
 
 
-def _with_options(
-    found: list[Provider], options: Mapping[str, str], *, asked: bool
-) -> list[Provider]:
+def _with_options(found: list[Provider], options: Mapping[str, str]) -> list[Provider]:
     others = [one for one in found if one.name != CPU] or found
-    if len(others) > 1 or not asked:
+    if len(others) > 1 or not others[0].asked:
         names = ", ".join(one.name for one in others)
         raise UsageError(
             f"--provider-option is for one provider, but there are {names}: give one --provider "

@@ -112,7 +112,6 @@ def check_providers(
     loader: Loader,
     providers: Sequence[Provider],
     *,
-    asked: bool,
     place: Place | None = None,
     loaded: Loaded | None = None,
 ) -> tuple[list[ProviderResult], Run | None, list[Placement]]:
@@ -138,7 +137,7 @@ def check_providers(
             name, version = one.name, onnxruntime.__version__
             message = f"this build of ONNX Runtime ({version}) does not have it: {needs(name)}"
             result = ProviderResult(name, "unavailable", message, install=INSTALL.get(name))
-        results.append(replace(result, asked=asked))
+        results.append(replace(result, asked=one.asked))
     return results, check.cpu, check.placements
 
 

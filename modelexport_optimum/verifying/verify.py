@@ -7,7 +7,6 @@ Every result is one line.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import UsageError
@@ -23,11 +22,10 @@ from modelexport_optimum.verifying.ort_classes import Loader, find_loader
 from modelexport_optimum.verifying.providers import ProviderResult, check_providers
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from pathlib import Path
 
     from modelexport_optimum.providers.placement import Placement
-    from modelexport_optimum.verifying.exported_files import Exported
     from modelexport_optimum.verifying.provider_run import Loaded
     from modelexport_optimum.verifying.providers import Place
 
@@ -93,14 +91,12 @@ class VerifyReport(Displayed):
 
 @in_one_thread
 def verify(
-    directory: str | os.PathLike[str],
+    directory: Path,
+    providers: Sequence[Provider],
     *,
-    providers: Sequence[str] | None = None,
-    provider_options: Settings = None,
-    provider_libraries: Settings = None,
     task: str | None = None,
     library: str | None = None,
-    model: str | os.PathLike[str] | None = None,
+    model: Path | None = None,
     trust_remote_code: bool = False,
     place: Place | None = None,
     loaded: Loaded | None = None,
@@ -111,19 +107,33 @@ def verify(
     `loaded` is called with the CPU's sessions by file, if they ran, before they are released.
 
     Raises:
-        UsageError: There is nothing to check, or no such provider or task.
-        ModelExportError: A package that runs an export is not installed.
+        UsageError: There is nothing to check, or no such task.
     """
-    require_packages("onnxruntime", "transformers", "torch")
-    chosen = chosen_providers(providers, provider_options, provider_libraries)
-    source = None if model is None else Path(model)
-    if source is not None and not source.is_dir():
-        raise UsageError(f"{source} is not a directory: give the directory of the source model")
-    with own_code_refused(Path(directory), source, trusted=trust_remote_code):
+    if model is not None and not model.is_dir():
+        raise UsageError(f"{model} is not a directory: give the directory of the source model")
+    with own_code_refused(directory, model, trusted=trust_remote_code):
         exported = read_exported(
-            Path(directory), task=task, library=library, trust_remote_code=trust_remote_code
+            directory, task=task, library=library, trust_remote_code=trust_remote_code
         )
-        return _verify(exported, chosen, source, asked=bool(providers), place=place, loaded=loaded)
+        loader = Loader(None, "its files cannot be read")
+        if not exported.unreadable:
+            loader = find_loader(exported)
+        results, cpu, placements = check_providers(
+            exported, loader, providers, place=place, loaded=loaded
+        )
+        checks = tuple(check_all(exported, cpu, model))
+    found_task = exported.task
+    if found_task is not None and exported.uses_cache:
+        found_task += "-with-past"
+    return VerifyReport(
+        directory=directory,
+        task=found_task,
+        library=exported.library,
+        ort_class=loader.name,
+        checks=checks,
+        providers=tuple(results),
+        placements=tuple(placements),
+    )
 
 
 def chosen_providers(
@@ -133,36 +143,9 @@ def chosen_providers(
 
     Raises:
         UsageError: There is no such provider, or options or libraries do not fit them.
+        ModelExportError: What runs an export is not installed.
     """
+    require_packages("onnxruntime", "transformers", "torch")
     return choose_providers(
         names or DEFAULT_PROVIDERS, options=options, libraries=libraries, asked=bool(names)
-    )
-
-
-def _verify(
-    exported: Exported,
-    chosen: Sequence[Provider],
-    source: Path | None,
-    *,
-    asked: bool,
-    place: Place | None,
-    loaded: Loaded | None,
-) -> VerifyReport:
-    loader = Loader(None, "its files cannot be read")
-    if not exported.unreadable:
-        loader = find_loader(exported)
-    results, cpu, placements = check_providers(
-        exported, loader, chosen, asked=asked, place=place, loaded=loaded
-    )
-    task = exported.task
-    if task is not None and exported.uses_cache:
-        task += "-with-past"
-    return VerifyReport(
-        directory=exported.directory,
-        task=task,
-        library=exported.library,
-        ort_class=loader.name,
-        checks=tuple(check_all(exported, cpu, source)),
-        providers=tuple(results),
-        placements=tuple(placements),
     )
