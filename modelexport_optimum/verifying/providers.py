@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from modelexport_optimum.errors import ModelExportError, onnxruntime_line
@@ -123,21 +123,31 @@ def check_providers(
     """
     import onnxruntime
 
-    check = _Check(exported, loader, place)
+    check: _Check | None = None
+    problem = "not run: a file cannot be read (see the checks)"
     present = {one.name for one in providers if one.available}
     if present and not exported.unreadable:
         if present - {CPU}:
             start_importing()
-        check.begin(loaded)
+        try:
+            plan = make_plan(exported, loader, by_module=place is not None)
+        except ModelExportError as error:
+            problem = f"not run: {error}"
+        else:
+            check = _Check(exported, loader, place, plan, run_reference(plan, loaded))
     results = []
     for one in providers:
-        if one.available:
-            result = check.result(one)
-        else:
-            name, version = one.name, onnxruntime.__version__
+        name, version = one.name, onnxruntime.__version__
+        if not one.available:
             message = f"this build of ONNX Runtime ({version}) does not have it: {needs(name)}"
             result = ProviderResult(name, "unavailable", message, install=INSTALL.get(name))
+        elif check is None:
+            result = ProviderResult(name, "failed", problem)
+        else:
+            result = check.result(one)
         results.append(replace(result, asked=one.asked))
+    if check is None:
+        return results, None, []
     return results, check.cpu, check.placements
 
 
@@ -172,49 +182,40 @@ def make_plan(exported: Exported, loader: Loader, *, by_module: bool = False) ->
     )
 
 
+@dataclass
 class _Check:
     """The check of one export, provider by provider.
 
     Attributes:
-        cpu: The CPU's run, None before it has run.
-        placements: The nodes of each module that the other providers took, if requested.
+        exported: The export.
+        loader: How it is loaded.
+        place: Finds the nodes of each module that a provider took, if requested.
+        plan: The plan of all runs.
+        cpu: The CPU's run.
+        placements: The nodes of each module that the other providers took.
     """
 
-    def __init__(self, exported: Exported, loader: Loader, place: Place | None) -> None:
-        self.cpu: Run | None = None
-        self.placements: list[Placement] = []
-        self._place = place
-        self._exported = exported
-        self._loader = loader
-        self._plan: RunPlan | None = None
-        self._problem = "not run: a file cannot be read (see the checks)"
-
-    def begin(self, loaded: Loaded | None) -> None:
-        """Make the inputs, and run on the CPU."""
-        try:
-            by_module = self._place is not None
-            self._plan = make_plan(self._exported, self._loader, by_module=by_module)
-        except ModelExportError as error:
-            self._problem = f"not run: {error}"
-        else:
-            self.cpu = run_reference(self._plan, loaded)
+    exported: Exported
+    loader: Loader
+    place: Place | None
+    plan: RunPlan
+    cpu: Run
+    placements: list[Placement] = field(default_factory=list)
 
     def result(self, provider: Provider) -> ProviderResult:
         """Run on a provider, and check the result."""
         name = provider.name
-        if self._plan is None or self.cpu is None:
-            return ProviderResult(name, "failed", self._problem)
         found = self.cpu
         if name != CPU:
             seconds = LEAST_SECONDS + TIMES_THE_CPU * self.cpu.seconds
-            found = run_in_child(self._plan, provider, seconds)
+            found = run_in_child(self.plan, provider, seconds)
             _pass_on(found.log)
-            self._note_placements(self._plan, name, found)
+            self._note_placements(name, found)
         result = ProviderResult(
             provider=name,
             status="ok",
             message=self._what_ran(found, name),
-            ort_class=self._loader.name,
+            ort_class=self.loader.name,
             ran=found.ran,
             node_count=found.nodes[name],
             seconds=round(found.seconds, 3),
@@ -226,24 +227,23 @@ class _Check:
             reason = log_reason(found.log)
             message = f"no node ran on it ({elsewhere}){f': {reason}' if reason else ''}"
             return replace(result, status="failed", message=message)
-        return result if name == CPU else self._compared(result, found, self.cpu)
+        return result if name == CPU else self._compared(result, found)
 
-    def _note_placements(self, plan: RunPlan, provider: str, found: Run) -> None:
+    def _note_placements(self, provider: str, found: Run) -> None:
         """Record the nodes of each module that a provider took, in each graph."""
-        if self._place is None:
+        if self.place is None:
             return
         for file, assigned in sorted(found.assigned.items()):
             why = "" if any(one.provider == provider for one in assigned) else log_reason(found.log)
             record = Assignment(provider, assigned, found.recorded, why)
-            self.placements.append(
-                self._place(plan.directory / file, record, plan.inputs.get(file, {}))
-            )
+            feeds = self.plan.inputs.get(file, {})
+            self.placements.append(self.place(self.plan.directory / file, record, feeds))
 
     def _incomplete(self, result: ProviderResult, found: Run) -> ProviderResult:
         if found.error:
             node = None
             if found.file is not None:
-                node = named_node(found.error, self._exported.graphs[found.file])
+                node = named_node(found.error, self.exported.graphs[found.file])
             what = onnxruntime_line(found.error)
             words = f"{found.stage} {found.file or 'the export'} failed: {what}{_named(node)}"
         else:
@@ -266,16 +266,17 @@ class _Check:
             tag=tag_of(node) if node else None,
         )
 
-    def _compared(self, result: ProviderResult, found: Run, cpu: Run) -> ProviderResult:
-        computed = computed_in(result.provider, found.options, _stored(self._exported))
+    def _compared(self, result: ProviderResult, found: Run) -> ProviderResult:
+        computed = computed_in(result.provider, found.options, _stored(self.exported))
         result = replace(result, precision=computed)
-        if not cpu.complete:
+        if not self.cpu.complete:
             message = "it ran, but the CPU gave nothing to compare it with"
             return replace(result, status="failed", message=message, stage=COMPARING)
-        compared = compare_outputs(found.outputs, cpu.outputs, computed, cpu.drawn)
+        compared = compare_outputs(found.outputs, self.cpu.outputs, computed, self.cpu.drawn)
         result = replace(result, max_difference=compared.difference)
         if not compared.problem:
-            return replace(result, message=result.message + _agreement(compared, computed, cpu))
+            words = result.message + _agreement(compared, computed, self.cpu)
+            return replace(result, message=words)
         file, node = self._maker(found, compared.output or "")
         words = f"comparing {file or 'the export'} failed: {compared.problem} ({computed})"
         return replace(
@@ -293,15 +294,15 @@ class _Check:
         file, _, name = output.rpartition(": ")
         name = re.sub(r"^(logits)\.\d+$", r"\1", name)  # of a step of generation
         for each in [file] if file else sorted(found.files):
-            graph = self._exported.graphs[each]
+            graph = self.exported.graphs[each]
             if any(value.name == name for value in graph.outputs):
                 return each, next((node for node in graph.nodes if name in node.outputs), None)
         return file or None, None
 
     def _what_ran(self, found: Run, provider: str) -> str:
-        loader = self._loader
+        loader = self.loader
         what = f"{loader.name}: {found.ran}" if loader.name else "plain sessions"
-        graphs = (self._exported.graphs[file] for file in found.files)
+        graphs = (self.exported.graphs[file] for file in found.files)
         before = sum(1 for graph in graphs for _ in walk_nodes(graph))
         text = f"{what}, {found.nodes[provider]:,} nodes, {before:,} before optimization"
         elsewhere = found.nodes.total() - found.nodes[provider]
@@ -309,7 +310,7 @@ class _Check:
             text += f", {elsewhere} more on the CPU"
         if loader.reason:
             text += f" ({loader.reason})"
-        unused = sorted(self._exported.graphs.keys() - found.files)
+        unused = sorted(self.exported.graphs.keys() - found.files)
         if unused:
             text += f"; not loaded: {', '.join(unused)}"
         return text
