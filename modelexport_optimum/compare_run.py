@@ -24,7 +24,7 @@ from modelexport_optimum.comparing.file_pairs import (
 from modelexport_optimum.comparing.samples import LENGTH, SampleOptions
 from modelexport_optimum.errors import ModelExportError, UsageError, first_line
 from modelexport_optimum.example_inputs.generate import check_sizes
-from modelexport_optimum.exporting.task_inference import library_of_export, task_of_export
+from modelexport_optimum.exporting.task_inference import library_of_export, task_of_directory
 from modelexport_optimum.exporting.torch_reference import torch_parts
 from modelexport_optimum.graph_runs.recorded_run import RecordedRun
 from modelexport_optimum.hierarchy.tagged_model import read_tagged
@@ -273,8 +273,9 @@ def _torch_pairs(
     classes = [file.root.module_class for file in files.values()]
     library = library_of_export(top, classes)
     if task is None:
-        found_task, _ = task_of_export(top, classes)
-        task = found_task if has_past else found_task.removesuffix("-with-past")
+        task = task_of_directory(top, library, {})
+        if not has_past:
+            task = task.removesuffix("-with-past")
     load = functools.partial(torch_parts, source, task, library=library, **options)
     parts = load()
     pairs = _pairs_by_name(files, parts, shapes)

@@ -160,58 +160,58 @@ def _past_length(inputs: list[Value], shapes: Mapping[str, tuple[int, ...]]) -> 
     return 0
 
 
+@dataclass
 class _Values:
-    """Makes the numbers of one graph's inputs."""
+    """Makes the numbers of one graph's inputs.
 
-    def __init__(
-        self,
-        use: InputUse,
-        declared: Declared,
-        random: np.random.Generator,
-        *,
-        past: int,
-        longest: int,
-    ) -> None:
-        self._use = use
-        self._declared = declared
-        self._random = random
-        self._past = past
-        self._longest = longest
+    Attributes:
+        use: What the nodes require of the inputs.
+        declared: What the JSON files declare.
+        random: Where numbers come from.
+        past: How many tokens are cached.
+        longest: The longest side of an input.
+    """
+
+    use: InputUse
+    declared: Declared
+    random: np.random.Generator
+    past: int
+    longest: int
 
     def array(
         self, value: Value, shape: tuple[int, ...], dtype: np.dtype[np.generic]
     ) -> np.ndarray:
         if dtype == np.bool_ or "mask" in value.name:
             return np.ones(shape, dtype)
-        rows = self._use.table_rows(value.name)
+        rows = self.use.table_rows(value.name)
         if value.elem_type in FLOATS:
-            array = self._random.standard_normal(shape)
+            array = self.random.standard_normal(shape)
             # Some columns of a patch are its place, written as numbers among its pixels.
             return (np.minimum(np.abs(array), rows - 1) if rows else array).astype(dtype)
         if value.name.endswith("position_ids") and shape:
-            positions = np.arange(self._past, self._past + shape[-1])
+            positions = np.arange(self.past, self.past + shape[-1])
             return np.broadcast_to(positions, shape).astype(dtype)
         if value.name.endswith("input_ids"):
-            vocabulary = self._declared.number("vocab_size")
+            vocabulary = self.declared.number("vocab_size")
             return self._tokens(shape, rows or (vocabulary.size if vocabulary else 2), dtype)
         if rows and len(shape) > 2 and shape[-1] == 4:
-            corners = self._random.integers(0, min(rows, _PAGE + 1), (*shape[:-1], 2, 2))
+            corners = self.random.integers(0, min(rows, _PAGE + 1), (*shape[:-1], 2, 2))
             return np.sort(corners, axis=-2).reshape(shape).astype(dtype)
         if rows:
-            return self._random.integers(0, rows, shape).astype(dtype)
+            return self.random.integers(0, rows, shape).astype(dtype)
         if len(shape) > 1:
             return np.ones(shape, dtype)
-        setting = self._declared.token(value.name)
+        setting = self.declared.token(value.name)
         if value.name.endswith("length"):  # to which something is to grow
-            return np.full(shape, max(setting or 0, 2 * self._longest), dtype)
+            return np.full(shape, max(setting or 0, 2 * self.longest), dtype)
         return np.full(shape, 1 if setting is None else setting, dtype)
 
     def _tokens(self, shape: tuple[int, ...], rows: int, dtype: np.dtype[np.generic]) -> np.ndarray:
-        found = {name: self._declared.token(name) for name in _SPECIAL}
+        found = {name: self.declared.token(name) for name in _SPECIAL}
         special = sorted({token for token in found.values() if token is not None and token < rows})
         if len(special) >= rows:
             return np.full(shape, rows - 1, dtype)
-        tokens = self._random.integers(0, rows - len(special), shape)
+        tokens = self.random.integers(0, rows - len(special), shape)
         for token in special:
             tokens += tokens >= token
         end = found["eos_token_id"]

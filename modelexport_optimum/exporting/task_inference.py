@@ -14,17 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def task_of_export(directory: Path, root_classes: Iterable[str]) -> tuple[str, str]:
-    """Return the task and library of an existing export, in Optimum's names.
-
-    Raises:
-        UsageError: Its config.json does not show the task.
-        ModelExportError: Optimum does not export models of its type.
-    """
-    library = library_of_export(directory, root_classes)
-    return task_of_directory(directory, library, {}), library
-
-
 def library_of_export(directory: Path, root_classes: Iterable[str]) -> str:
     """Return the library of an existing export, in Optimum's name."""
     if (directory / "model_index.json").is_file():
