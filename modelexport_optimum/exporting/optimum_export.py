@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +127,7 @@ def export_source(
         elsewhere = source.directory is None and not source.place.is_default
         if elsewhere:
             preprocessors = _load_preprocessors(source, trust)
-        _export_loaded(exported, preprocessors, begin, options, **arguments)
+        _export_loaded(exported, preprocessors, begin, **arguments)
         if elsewhere or source.place.subfolder or trust:
             _save_preprocessors(preprocessors, directory)
 
@@ -185,14 +184,9 @@ def export_model(
     if library == "diffusers":
         import_diffusers()
 
-    def infer_library(*_arguments: Any, **_options: Any) -> str:  # noqa: ANN401
-        return library
-
-    # Optimum finds the library from the module that defines the class, which is the user's
-    # own for a class derived from one of transformers'.
     with (
         errors_explained(Source(type(model).__name__, None)),
-        LIBRARY_OF_MODEL.replaced(infer_library),
+        LIBRARY_OF_MODEL.replaced(lambda *_arguments, **_options: library),
     ):
         if task == "auto":
             task = task_of_model(model, library, directory, options)
@@ -201,7 +195,6 @@ def export_model(
             exported,
             list(preprocessors),
             begin,
-            options,
             model=model,
             output=directory,
             task=task,
@@ -215,7 +208,6 @@ def _export_loaded(
     exported: ConvertedModel,
     preprocessors: Sequence[Any],
     begin: Begin,
-    options: Mapping[str, Any],
     *,
     model: Any,  # noqa: ANN401
     output: Path,
@@ -240,7 +232,7 @@ def _export_loaded(
             "installed: pip install accelerate, and export again"
         )
 
-    exported.comparison.asked = options.get("atol") is not None
+    exported.comparison.asked = arguments.get("atol") is not None
     begin("export")
     with (
         headers_asked_first(),
@@ -290,9 +282,6 @@ def unchanged(model: Any) -> Iterator[None]:  # noqa: ANN401
 
     Optimum changes both, and needs the changes for its comparison of the exported files.
     """
-    if isinstance(model, str | os.PathLike):
-        yield
-        return
     import torch
 
     if not isinstance(model, torch.nn.Module):

@@ -98,7 +98,7 @@ EXPORT_OF_LOADED_MODEL = PrivateName(
     "`main_export` loads the model and calls this by its name in that module. Replaced, so that "
     "the modules of the very model that is converted are known; main_export gives the model to "
     "nobody.",
-    ("model", "output", "task", "preprocessors"),
+    ("model", "output", "task", "atol", "preprocessors"),
 )
 TOKENIZER_LOADER = PrivateName(
     "optimum.exporters.onnx.__main__",
