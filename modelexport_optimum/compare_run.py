@@ -284,7 +284,7 @@ def _torch_pairs(
         others = [{"_variant": name} for name in variants if name != "default"]
         for options in (*others, {} if "-with-past" in task else {"monolith": True}):
             if options and not pairs:
-                pairs = _pairs_by_name(files, load(options=options), shapes)
+                pairs = _pairs_by_name(files, load(**options), shapes)
     if not pairs:
         raise ModelExportError(
             f"Optimum exports {', '.join(part.file for part in parts)} from {source} for {task}, "

@@ -8,6 +8,7 @@ ONNX file is read.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
 import tempfile
 from dataclasses import dataclass, replace
@@ -71,8 +72,7 @@ class TorchPart:
         # Tensors are distinguished by their shapes, so no two axes have the same length.
         if shapes["sequence_length"] == getattr(self._config, "hidden_size", None):
             shapes["sequence_length"] -= 3
-        part = replace(self, shapes=shapes)
-        made = part.inputs()
+        made = replace(self, shapes=shapes).inputs()
         # The model takes at most as many frames of sound as it has positions.
         frames, config = "audio_sequence_length", self._config
         has_frames = any(a.ndim > 2 and shapes.get(frames) in a.shape for a in made.values())
@@ -93,7 +93,7 @@ class TorchPart:
             for (name, axis), size in other.items():
                 if changed[name].shape[axis] != made[name].shape[axis]:
                     shapes[key] = size  # the graph takes no other
-        return part
+        return replace(self, shapes=shapes)
 
     @property
     def _config(self) -> Any:  # noqa: ANN401 (transformers', or a dictionary)
@@ -155,8 +155,9 @@ class TorchPart:
         from modelexport_optimum.exporting.torch_calls import tensors
 
         names = list(self.config.ordered_inputs(self.model))
-        # The tracer takes the arguments in the order of the signature; so are the names.
-        ordered = [key for key in _signature(self.model) if key in inputs]
+        # The tracer names the arguments in the order of the signature: the instance's, as in
+        # Optimum's `ordered_inputs`, since a patch may give it another than its class has.
+        ordered = [key for key in inspect.signature(self.model.forward).parameters if key in inputs]
         ordered += [key for key in inputs if key not in ordered]
         leaves = [leaf for key in ordered for leaf in tensors(inputs[key])]
         return dict(zip(names, leaves, strict=True))
@@ -184,18 +185,26 @@ def torch_parts(
     task: str,
     *,
     library: str | None = None,
-    options: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    **options: Any,  # noqa: ANN401
 ) -> list[TorchPart]:
     """Load a model, and divide it into the parts that Optimum exports.
+
+    Args:
+        model: A name on the Hub, a directory, or a model in memory.
+        task: Optimum's name of the task.
+        library: Optimum's name of the library that loads it, if it is known.
+        model_kwargs: Further arguments of the model, as of `main_export`.
+        trust_remote_code: Whether code that comes with the model may run.
+        **options: Further arguments of `main_export`.
 
     Raises:
         ModelExportError: The model cannot be loaded, or Optimum cannot export it.
     """
-    given: dict[str, Any] = {"do_validation": False, "no_post_process": True, **(options or {})}
+    options |= {"do_validation": False, "no_post_process": True}
     if model_kwargs:
-        given["model_kwargs"] = dict(model_kwargs)
+        options["model_kwargs"] = dict(model_kwargs)
     with (
         tempfile.TemporaryDirectory(prefix="modelexport-optimum-") as scratch,
         # First: a module that is imported while a name is replaced keeps the replacement.
@@ -204,14 +213,12 @@ def torch_parts(
     ):
         directory = Path(scratch)
         if isinstance(model, str | Path):
-            if library is not None:
-                given["library_name"] = library
-            given["trust_remote_code"] = trust_remote_code
             source = find_source(model, library=library, trust_remote_code=trust_remote_code)
-            optimum_export.export_source(source, directory, task, given, _ignore_stage)
+            options |= {"library_name": library, "trust_remote_code": trust_remote_code}
+            optimum_export.export_source(source, directory, task, options, _ignore_stage)
         else:
             with optimum_export.unchanged(model):
-                optimum_export.export_model(model, None, directory, task, given, _ignore_stage)
+                optimum_export.export_model(model, None, directory, task, options, _ignore_stage)
     return parts
 
 
@@ -257,13 +264,6 @@ def _whole_of(part: torch.nn.Module, model: Any) -> torch.nn.Module:  # noqa: AN
         if any(module is part for module in whole.modules()):
             return whole
     return part  # Optimum has copied it
-
-
-def _signature(model: torch.nn.Module) -> list[str]:
-    import inspect
-
-    # Of the instance, as in Optimum's `ordered_inputs`: its patch may have another than its class.
-    return list(inspect.signature(model.forward).parameters)
 
 
 def _with_tensors(value: Any, replaced: Mapping[int, torch.Tensor]) -> Any:  # noqa: ANN401
