@@ -195,12 +195,7 @@ def _check_tokenizers(exported: Exported) -> tuple[str, str]:
     found = []
     for folder in sorted({Path(file).parent.name for file in exported.graphs}):
         if folder.startswith("text_encoder"):
-            config = AutoConfig.from_pretrained(
-                exported.directory / folder,
-                trust_remote_code=exported.trust_remote_code,
-                local_files_only=True,
-            )
-            size = vocabulary_size(config)
+            size = vocabulary_size(exported.load(AutoConfig, exported.directory / folder))
             tokenizer = folder.replace("text_encoder", "tokenizer")
             found.append(_check_tokenizer(exported, tokenizer, size))
     worst = ["failed", "unavailable", "ok"]
@@ -215,9 +210,7 @@ def _check_tokenizer(exported: Exported, folder: str, size: int | None) -> tuple
     if not any((directory / f"tokenizer{end}").is_file() for end in ("_config.json", ".json")):
         return "unavailable", f"{name} is missing: save the one of the model next to the graphs"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=exported.trust_remote_code, local_files_only=True
-        )
+        tokenizer = exported.load(AutoTokenizer, directory)
     except Exception as error:  # a tokenizer's class may raise anything about its files
         what = f"{name} cannot be loaded: {first_line(error)}"
         return "unavailable" if isinstance(error, ImportError) else "failed", what

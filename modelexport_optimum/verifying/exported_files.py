@@ -83,6 +83,16 @@ class Exported:
         """The headers of each file's initializers, nested graphs' included."""
         return {file: list(walk_initializers(graph)) for file, graph in self.graphs.items()}
 
+    def load(self, loader: Any, folder: Path) -> Any:  # noqa: ANN401
+        """Load a configuration, tokenizer or processor; nothing is fetched.
+
+        Raises:
+            Exception: The class may raise anything about its files.
+        """
+        return loader.from_pretrained(
+            folder, trust_remote_code=self.trust_remote_code, local_files_only=True
+        )
+
     @property
     def uses_cache(self) -> bool:
         """Whether a decoder takes cached keys and values."""

@@ -62,9 +62,7 @@ def _reason(exported: Exported, model: Path, files: list[CompanionFile]) -> str:
     loaded = False
     for name in _LOADERS.get(files[0].kind, ()):
         try:
-            found = getattr(transformers, name).from_pretrained(
-                folder, trust_remote_code=exported.trust_remote_code, local_files_only=True
-            )
+            found = exported.load(getattr(transformers, name), folder)
         except Exception as error:  # the classes may raise anything about their files
             errors.append(error)
         else:  # AutoProcessor gives the tokenizer where it finds no processor
