@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from modelexport_optimum.errors import causes, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,13 @@ class HubPlace:
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         return HfApi(token=self.token).model_info(name, revision=self.revision, timeout=timeout).sha
 
-    def fetch(self, name: str, patterns: Iterable[str]) -> Path:
-        """Download the files of a model whose names match, and return their directory."""
+    def fetch(self, name: str, patterns: Iterable[str] | None = None) -> Path:
+        """Download the files of a model whose names match, and return their directory.
+
+        Raises:
+            LocalEntryNotFoundError: The cache does not have it, and the Hub is not asked.
+            HFValidationError: This is not the name of a model.
+        """
         from huggingface_hub import snapshot_download
 
         return Path(
@@ -68,24 +75,13 @@ class HubPlace:
                 cache_dir=self.cache_dir,
                 local_files_only=self.local_files_only,
                 token=self.token,
-                allow_patterns=sorted(patterns),
+                allow_patterns=None if patterns is None else sorted(patterns),
             )
         )
 
     def cached(self, name: str) -> Path:
-        """Return the directory of a model in the cache.
-
-        Raises:
-            LocalEntryNotFoundError: It is not there.
-            HFValidationError: This is not the name of a model.
-        """
-        from huggingface_hub import snapshot_download
-
-        return Path(
-            snapshot_download(
-                name, revision=self.revision, cache_dir=self.cache_dir, local_files_only=True
-            )
-        )
+        """Return the directory of a model in the cache; raises as `fetch` does."""
+        return replace(self, local_files_only=True).fetch(name)
 
 
 def http_error() -> type[Exception]:
@@ -124,15 +120,14 @@ def is_unreachable(error: BaseException) -> bool:
 def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
     from huggingface_hub import constants, errors
 
-    log_in = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
-        return f"model {name} is gated: ask for access on its page on the Hub, then {log_in}"
+        return f"model {name} is gated: ask for access on its page on the Hub, then {LOG_IN}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"model {name} has no revision {revision}: check --revision"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"model {name} is neither a directory here nor a model on the Hub that you may see: "
-            f"check the spelling, and if it is private {log_in}"
+            f"check the spelling, and if it is private {LOG_IN}"
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
@@ -144,7 +139,7 @@ def _explain_one(error: BaseException, name: str, revision: str) -> str | None:
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
         if status in (401, 403):
-            return f"the Hub refuses access to {name} ({status}): check your token, or {log_in}"
+            return f"the Hub refuses access to {name} ({status}): check your token, or {LOG_IN}"
         return f"the Hub ({constants.ENDPOINT}) answered {status} for {name}: try again later"
     if isinstance(error, http_error()):
         return (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelexport_optimum.errors import ModelExportError, UsageError, causes, first_line, in_one_line
-from modelexport_optimum.exporting.hub import http_error
+from modelexport_optimum.exporting.hub import LOG_IN, http_error
 from modelexport_optimum.system.display import Displayed
 from modelexport_optimum.system.private_names import CHECK_OF_REPOSITORY_NAME
 from modelexport_optimum.uploading.model_card import CARD, is_own_file
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from huggingface_hub import HfApi
-
-
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,7 +129,7 @@ def _push(
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     if not isinstance(token, str) and get_token() is None:
-        raise ModelExportError(f"there is no token for the Hub: {_LOG_IN}")
+        raise ModelExportError(f"there is no token for the Hub: {LOG_IN}")
     api = HfApi(token=token)
     place = api.create_repo(repository, private=private, exist_ok=True)
     found = api.model_info(place.repo_id)
@@ -179,7 +176,7 @@ def _explained(error: BaseException, repository: str) -> str | None:
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
         if status == 401:
-            return f"the Hub does not take the token (401): {_LOG_IN}"
+            return f"the Hub does not take the token (401): {LOG_IN}"
         if status == 403:
             return (
                 f"the token may not write to {repository} (403): give a name in your own namespace "
