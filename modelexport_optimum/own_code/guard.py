@@ -63,12 +63,10 @@ class _Guard:
         directories: The directories of the model, which may also contain a project and its
             packages.
         caches: Where libraries copy the code of models to.
-        refused: The files that would have run.
     """
 
     directories: tuple[str, ...]
     caches: tuple[str, ...]
-    refused: list[str]
 
     def covers(self, path: str) -> bool:
         """Return whether a file of code belongs to the model."""
@@ -85,7 +83,7 @@ class _Guard:
 
 
 @contextlib.contextmanager
-def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[str]]:
+def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[None]:
     """Keep code of a model from running while the block loads it.
 
     It applies to all threads: none of them can import a file of the model in the meantime.
@@ -95,18 +93,14 @@ def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[
             its cache.
         trusted: Whether the code may run; then this does nothing.
 
-    Yields:
-        The files that were refused so far. A library may swallow the error.
-
     Raises:
-        ModelExportError: Raised inside the code that tried to run a file.
+        ModelExportError: Raised inside the code that tried to run a file; a library may catch it.
     """
-    refused: list[str] = []
     if trusted:
-        yield refused
+        yield
         return
     roots = tuple(os.path.realpath(directory) for directory in directories if directory)
-    guard = _Guard(roots, _code_caches(), refused)
+    guard = _Guard(roots, _code_caches())
     with _lock:
         _install()
         if not _active:
@@ -114,10 +108,10 @@ def own_code_refused(*directories: Path | None, trusted: bool) -> Iterator[list[
             _set_environment(_WEIGHTS_ONLY)
         _active.append(guard)
     try:
-        yield refused
+        yield
     finally:
         with _lock:
-            _active[:] = [other for other in _active if other is not guard]
+            _active.remove(guard)
             if not _active:
                 _set_environment(_environment)
 
@@ -146,10 +140,8 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def _check_file(path: str) -> None:
-    for guard in list(_active):
-        if guard.covers(path):
-            guard.refused.append(path)
-            raise ModelExportError(f"{path} came with a model and was not run: {ADVICE}")
+    if any(guard.covers(path) for guard in list(_active)):
+        raise ModelExportError(f"{path} came with a model and was not run: {ADVICE}")
 
 
 def _install() -> None:
