@@ -70,6 +70,7 @@ class ModuleTree:
 
         tree = cls()
         primary: dict[int, str] = {}
+        names: dict[int, list[str]] = {}
         unimplemented = torch.nn.Module.forward
         for path, module in model.named_modules(remove_duplicate=False):
             first = primary.setdefault(id(module), path)
@@ -77,13 +78,11 @@ class ModuleTree:
             name = f"{kind.__module__}.{kind.__name__}"
             has_forward = kind.forward is not unimplemented or "forward" in vars(module)
             tree.modules[path] = Module(path, name, first, has_forward)
-        names: dict[int, list[str]] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
             for own in (module.named_parameters, module.named_buffers):
-                for name, tensor in own(recurse=False, remove_duplicate=False):
-                    tree.tensors[prefix + name] = tuple(tensor.shape)
-                    names.setdefault(id(tensor), []).append(prefix + name)
+                for label, tensor in own(recurse=False, remove_duplicate=False):
+                    tree.tensors[prefix + label] = tuple(tensor.shape)
+                    names.setdefault(id(tensor), []).append(prefix + label)
         tree.tied = {name: same for same in names.values() if len(same) > 1 for name in same}
         tree.build = weakref.ref(model)  # the tree is not what keeps a model in memory
         return tree

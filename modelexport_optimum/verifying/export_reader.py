@@ -108,14 +108,12 @@ def _known_task(task: str) -> str:
 
 
 def _find_library(directory: Path, settings: Mapping[str, Any]) -> str:
-    if not has_optimum():
+    if not settings or not has_optimum():
         return "transformers"
-    from optimum.exporters.tasks import TasksManager
-
     if "export_model_type" in settings:  # Optimum's exporter writes it for this library
         return "sentence_transformers"
-    if not settings:
-        return "transformers"
+    from optimum.exporters.tasks import TasksManager
+
     try:
         library: str = TasksManager.infer_library_from_model(str(directory))
     except (TypeError, ValueError):  # wrong values in config.json, of which _load_config tells

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from modelexport_optimum.verifying.exported_files import Shape
 
+    Axes = Mapping[str, Mapping[int, str]]
+    """Outputs by name, each with the names of its dynamic axes."""
+
 
 def with_tasks(exported: Exported) -> Exported:
     """Find the tasks of `architectures` and of the graphs, and choose one."""
@@ -78,7 +81,7 @@ def _declared_custom(settings: Mapping[str, Any], named: set[str]) -> set[str]:
 
 
 def _tasks_of_outputs(
-    outputs: Mapping[str, Shape], known: Mapping[str, Mapping[str, Mapping[int, str]]]
+    outputs: Mapping[str, Shape], known: Mapping[str, Axes]
 ) -> tuple[tuple[int, ...], list[str]]:
     """Return the tasks that fit the outputs best, each with its mismatch."""
     mismatches = {task: _mismatch(outputs, expected) for task, expected in known.items()}
@@ -87,9 +90,7 @@ def _tasks_of_outputs(
     return best, [task for task, mismatch in found.items() if mismatch == best]
 
 
-def _mismatch(
-    outputs: Mapping[str, Shape], expected: Mapping[str, Mapping[int, str]]
-) -> tuple[int, ...] | None:
+def _mismatch(outputs: Mapping[str, Shape], expected: Axes) -> tuple[int, ...] | None:
     """Return how much the outputs differ from a task's, None if they cannot be its outputs.
 
     It counts outputs with other dynamic axes, missing outputs, and axes with another name; the
@@ -110,15 +111,13 @@ def _mismatch(
     return other_axes, len(expected.keys() - outputs.keys()), other_names
 
 
-def _common_outputs() -> Mapping[str, Mapping[str, Mapping[int, str]]]:
+def _common_outputs() -> Mapping[str, Axes]:
     """Return the default outputs of each task in Optimum's export configurations."""
-    if not has_optimum():
-        return {}
-    common: Mapping[str, Mapping[str, Mapping[int, str]]] = COMMON_OUTPUTS.get()
+    common: Mapping[str, Axes] = COMMON_OUTPUTS.get() if has_optimum() else {}
     return common
 
 
-def _wrapped_outputs(config: PretrainedConfig) -> Mapping[str, Mapping[str, Mapping[int, str]]]:
+def _wrapped_outputs(config: PretrainedConfig) -> Mapping[str, Axes]:
     """Return the outputs of a sentence-transformers model, by the task of its export.
 
     There are none if Optimum exports no such model.

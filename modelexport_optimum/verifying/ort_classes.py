@@ -59,14 +59,12 @@ def find_loader(exported: Exported) -> Loader:
 
 
 def _class_of_task(exported: Exported, task: str) -> Any:  # noqa: ANN401 (classes are untyped)
+    import optimum.onnxruntime.modeling_decoder
+    import optimum.onnxruntime.modeling_seq2seq  # noqa: F401 (with it, all but diffusion)
     import transformers
     from optimum.exporters.tasks import TasksManager
+    from optimum.onnxruntime import ORTModel
 
-    # Their modules hold all classes but the diffusion pipelines.
-    from optimum.onnxruntime import ORTModel, ORTModelForCausalLM, ORTModelForSeq2SeqLM
-
-    assert issubclass(ORTModelForCausalLM, ORTModel)
-    assert issubclass(ORTModelForSeq2SeqLM, ORTModel)
     config = exported.config
     model_type = None if config is None else config.model_type
     try:

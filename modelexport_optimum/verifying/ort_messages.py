@@ -18,13 +18,13 @@ def named_node(message: str, graph: Graph) -> Node | None:
     If there are several, it is the one with the longest name: a node's name may begin with the name
     of its module.
     """
-    found: tuple[int, Node] | None = None
-    for node in walk_nodes(graph):
-        for name in (node.name, *node.outputs):
-            longer = found is None or len(name) > found[0]
-            if longer and name in message and _stands_alone(name, message):
-                found = len(name), node
-    return None if found is None else found[1]
+    found = [
+        (len(name), node)
+        for node in walk_nodes(graph)
+        for name in (node.name, *node.outputs)
+        if name in message and _stands_alone(name, message)
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _stands_alone(name: str, message: str) -> bool:
