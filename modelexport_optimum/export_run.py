@@ -184,14 +184,12 @@ def export(
     require_packages("onnxruntime")
     check_repository(push_to_hub, private=private)
     trust = bool(options.get("trust_remote_code"))
-    source: Source | None = None
+    source = Source(type(model).__name__, in_memory=True)
     if isinstance(model, str | os.PathLike):
         library = options.get("library_name")
         place = HubPlace.among(options)
         source = find_source(model, place, library=library, trust_remote_code=trust)
-    name = type(model).__name__ if source is None else source.name
-    directory = None if source is None else source.directory
-    path = check_output(output, directory, overwrite=overwrite)
+    path = check_output(output, source.directory, overwrite=overwrite)
     if model_card:
         check_card(path)
     stages = _Stages(progress)
@@ -203,30 +201,33 @@ def export(
         optimum_export.unchanged(model),
     ):
         # Another run may have published since, or while this one waited for its turn.
-        check_output(path, directory, overwrite=overwrite)
+        check_output(path, source.directory, overwrite=overwrite)
         from modelexport_optimum.tagging import htp
         from modelexport_optimum.verifying.verify import chosen_providers
 
         given = providers, provider_options, provider_libraries
         if any(given):  # ONNX Runtime's 20 MB are not in memory yet when the exporter needs most
             chosen_providers(*given)
-        optimum_export.check_options(task, options, in_memory=source is None)
+        optimum_export.check_options(task, options, in_memory=source.in_memory)
         how = staging, task, options, stages.begin
-        if source is None:
+        if source.in_memory:
             exported = optimum_export.export_model(model, preprocessors, *how)
         else:
             exported = optimum_export.export_source(source, *how)
 
         stages.begin("tag")
-        trees = exported.trees or (None if source is None else str(source))
         with unflushed():  # `publish` does
             tags = htp.tag(
-                staging, model=trees, source=name, trust_remote_code=trust, traced=exported.traced
+                staging,
+                model=exported.trees or str(source),
+                source=source.name,
+                trust_remote_code=trust,
+                traced=exported.traced,
             )
         chosen = chosen_providers(*given)
         verification = _check(exported, staging, stages, chosen, trust_remote_code=trust)
         stages.end()
-        result = _result(name, exported, tags, verification, stages.seconds, staging, path)
+        result = _result(source.name, exported, tags, verification, stages.seconds, staging, path)
         card = ""
         if model_card or push_to_hub is not None:
             card = _card(result, staging, source, push_to_hub or path.name)
@@ -295,19 +296,17 @@ def _result(
     )
 
 
-def _card(result: ExportResult, staging: Path, source: Source | None, loaded_from: str) -> str:
+def _card(result: ExportResult, staging: Path, source: Source, loaded_from: str) -> str:
     """Return the model card of a run; it contains no path of this machine."""
-    on_hub = source is not None and source.on_hub
     checks = result.check_rows
-    directories = [result.output] if source is None else [result.output, Path(source.name)]
-    for directory in directories:
+    for directory in (result.output, Path(source.name)):
         checks = [
             (name, status, message.replace(str(directory), directory.name))
             for name, status, message in checks
         ]
     facts = CardFacts(
-        source=result.model if source is None or on_hub else Path(source.name).name,
-        on_hub=on_hub,
+        source=source.name if source.on_hub else Path(source.name).name,
+        on_hub=source.on_hub,
         task=result.task,
         library=result.verification.library,
         ort_class=result.verification.ort_class,

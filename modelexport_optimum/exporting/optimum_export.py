@@ -185,7 +185,7 @@ def export_model(
         import_diffusers()
 
     with (
-        errors_explained(Source(type(model).__name__, None)),
+        errors_explained(Source(type(model).__name__, in_memory=True)),
         LIBRARY_OF_MODEL.replaced(lambda *_arguments, **_options: library),
     ):
         if task == "auto":

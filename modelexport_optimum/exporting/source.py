@@ -29,19 +29,21 @@ CONFIGS = ("config.json", "model_index.json", "modules.json")
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was found.
+    """A model that was found, or is in memory.
 
     Attributes:
-        name: The name from the user.
-        directory: Its directory on this machine; None if Optimum will download it.
+        name: The name from the user, or the class of a model in memory.
+        directory: Its directory on this machine; None if Optimum will download it, or in memory.
         place: Its place on the Hub; `subfolder` also applies to a directory.
         own_code: Its code that would run and is not trusted.
+        in_memory: Whether it is in memory.
     """
 
     name: str
-    directory: Path | None
+    directory: Path | None = None
     place: HubPlace = field(default_factory=HubPlace)
     own_code: tuple[OwnCode, ...] = ()
+    in_memory: bool = False
 
     @property
     def may_be_pipeline(self) -> bool:
@@ -53,7 +55,7 @@ class Source:
     @property
     def on_hub(self) -> bool:
         """Whether it was found by a name, on the Hub or in its cache."""
-        return self.directory != Path(expand_user(self.name))
+        return not self.in_memory and self.directory != Path(expand_user(self.name))
 
     def __str__(self) -> str:
         """Return the model argument for Optimum."""
@@ -181,7 +183,7 @@ def _find_on_hub(name: str, place: HubPlace) -> Source:
                 raise ModelExportError(message) from error
             unreachable = error
         else:
-            return Source(name, None, place)
+            return Source(name, place=place)
     try:
         snapshot = place.cached(name)
         _check_directory(snapshot, place.subfolder)
