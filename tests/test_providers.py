@@ -128,7 +128,7 @@ def test_inputs_that_cannot_be_made_are_a_failure(tmp_path: Path) -> None:
     (cpu,) = verify(tmp_path, providers=["cpu"]).providers
     assert cpu.status == "failed"
     assert cpu.message.startswith("not run: no inputs can be generated: the input x of ")
-    assert "is bfloat16, which NumPy lacks" in cpu.message
+    assert "is bfloat16, which NumPy does not have" in cpu.message
 
 
 def test_generation_stays_within_the_positions_of_a_model(tmp_path: Path) -> None:
