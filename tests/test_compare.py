@@ -257,7 +257,7 @@ def test_errors(
         compare(bert, tmp_path / "nothing")
     with pytest.raises(UsageError, match="does not say which model"):
         compare(bert)
-    with pytest.raises(ModelExportError, match=r"reads token_type_ids, which .* another one"):
+    with pytest.raises(ModelExportError, match=r"reads token_type_ids, but .* give the --model"):
         compare(bert, model=str(model_directory("distilbert")))
     with pytest.raises(UsageError, match="is not known to ONNX Runtime"):
         compare(bert, provider="nothing")
