@@ -123,10 +123,10 @@ def calls_of_export() -> list[str]:
     called[at : at + 1] = _calls(functions[CHECK])
     names = []
     for node in called:
-        if isinstance(node, ast.Name) and node.id in imported:
+        # A class and its methods are not steps of the run.
+        if isinstance(node, ast.Name) and node.id in imported and node.id[0].islower():
             names.append(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            # A class's methods are no steps of the run.
             names += [node.attr] * (node.value.id in imported and node.value.id.islower())
     for name in names:
         if name not in PASSED_ON:
