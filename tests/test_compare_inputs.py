@@ -70,6 +70,8 @@ def test_optimum_is_as_it_was_after_a_comparison_that_imported_it(
 ) -> None:
     package = importlib.import_module("optimum.exporters.onnx")
     monkeypatch.setattr(package, "__main__", importlib.import_module(EXPORTER))  # given back after
+    assert package.main_export  # of which the package keeps the one that it gave first
+    monkeypatch.delattr(package, "main_export")
     monkeypatch.delitem(sys.modules, EXPORTER)
     assert torch_parts(str(model_directory("bert")), "feature-extraction")
     convert = importlib.import_module("optimum.exporters.onnx.convert")
