@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     ModelDirectory = Callable[[str], Path]
 
 CPU = ["cpu"]
+ENDS = {signal.SIGTERM: SystemExit(128 + signal.SIGTERM), signal.SIGINT: KeyboardInterrupt()}
+"""What is raised in a run that gets the signal."""
 
 
 def names(directory: Path) -> set[str]:
@@ -519,16 +521,18 @@ def test_second_run_to_an_output_is_refused_before_it_does_anything(
     assert names(output) == {"config.json"}
 
 
+@pytest.mark.parametrize("number", ENDS)
 @pytest.mark.parametrize("fate", ["swallowed", "replaced"])
 def test_signal_that_is_lost_on_its_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str, number: signal.Signals
 ) -> None:
+    before = signal.getsignal(number)
     monkeypatch.setattr(signals, "_AGAIN_SECONDS", 0.05)
 
     def run() -> None:
         with staging.staging_directory(tmp_path / "out"):
             try:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
                 time.sleep(120)
             except BaseException as error:
                 if fate == "replaced":
@@ -536,12 +540,12 @@ def test_signal_that_is_lost_on_its_way(
             time.sleep(120)
 
     started = time.monotonic()
-    with pytest.raises(SystemExit) as raised:
+    with pytest.raises(type(ENDS[number])) as raised:
         run()
-    assert raised.value.code == 128 + signal.SIGTERM
+    assert raised.value.args == ENDS[number].args
     assert time.monotonic() - started < 100
     assert names(tmp_path) == set()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
 
 
 def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,19 +576,20 @@ def test_lock_that_its_owner_removes(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_signal_that_was_lost_publishes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ENDS)
+def test_signal_that_was_lost_publishes_nothing(tmp_path: Path, number: signal.Signals) -> None:
     class Lost:
         def __del__(self) -> None:  # Python prints what is raised in a destructor, and goes on
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     with (
-        pytest.raises(SystemExit) as left,
+        pytest.raises(type(ENDS[number])) as left,
         staging.staging_directory(tmp_path / "out") as directory,
     ):
         (directory / "model.onnx").touch()
         Lost()
         staging.publish(directory, tmp_path / "out", overwrite=False)
-    assert left.value.code == 128 + signal.SIGTERM
+    assert left.value.args == ENDS[number].args
     assert names(tmp_path) == set()
 
     with staging.staging_directory(tmp_path / "out") as directory:

@@ -116,7 +116,7 @@ def staging_directory(output: Path) -> Iterator[Path]:
             with _system_errors_named(output):
                 directory.mkdir()
             try:
-                with terminating_as_exit():
+                with terminating_as_exit(interrupt=True):
                     yield directory
             finally:
                 _remove_tree(directory)
@@ -194,6 +194,7 @@ def publish(staging: Path, output: Path, *, overwrite: bool) -> None:
 
     Raises:
         SystemExit: The run was asked to end, and the exception was lost before.
+        KeyboardInterrupt: The same, after Ctrl-C.
         ModelExportError: The output was written in the meantime, or cannot be written.
     """
     _flush(staging)

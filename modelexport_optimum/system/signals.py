@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,21 +38,27 @@ def send_to_self(number: int) -> None:
 
 
 @contextlib.contextmanager
-def terminating_as_exit() -> Iterator[None]:
+def terminating_as_exit(*, interrupt: bool = False) -> Iterator[None]:
     """Convert SIGTERM and similar signals to SystemExit in the block, so that the block cleans up.
 
     This is done only if there is no other handler, and only in the main thread, because Python
     allows it only there. The exception is raised at any point of the program. It may be lost in a
     destructor, or become another error in an import. Then it is raised again, at the latest at the
     end of the block. One such block may be inside another.
+
+    Args:
+        interrupt: Whether the KeyboardInterrupt of Ctrl-C is raised again, too, if it was lost.
     """
-    before = {number: signal.getsignal(number) for number in TO_END}
-    ours = {n: handler for n, handler in before.items() if handler in (signal.SIG_DFL, _exit)}
+    defaults: dict[int, Any] = dict.fromkeys(TO_END, signal.SIG_DFL)
+    if interrupt:
+        defaults[signal.SIGINT] = signal.default_int_handler
+    before = {number: signal.getsignal(number) for number in defaults}
+    ours = {n: handler for n, handler in before.items() if handler in (defaults[n], _end)}
     if not ours or threading.current_thread() is not threading.main_thread():
         yield
         return
     for number in ours:
-        signal.signal(number, _exit)
+        signal.signal(number, _end)
     try:
         yield
     finally:
@@ -65,22 +71,26 @@ def terminating_as_exit() -> Iterator[None]:
         for number, handler in ours.items():
             signal.signal(number, handler)
         asked = list(_asked)
-        if _exit not in ours.values():  # no such block is around this one
+        if _end not in ours.values():  # no such block is around this one
             _asked.clear()
         if asked:
-            raise SystemExit(128 + asked[0])
+            raise _exception_of(asked[0])
 
 
 def exit_if_asked() -> None:
-    """Raise SystemExit if a signal came during the block, and its exception was lost."""
+    """Raise the exception of a signal that came during the block, if it was lost."""
     if _asked:
-        raise SystemExit(128 + _asked[0])
+        raise _exception_of(_asked[0])
 
 
-def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
     _asked.append(number)
     timer = threading.Timer(_AGAIN_SECONDS, send_to_self, (number,))
     timer.daemon = True
     _timers.append(timer)
     timer.start()
-    raise SystemExit(128 + number)
+    raise _exception_of(number)
+
+
+def _exception_of(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
