@@ -89,8 +89,10 @@ def _known_trees(
         roots.update(exported_architectures(directory) if roots else ())
     if len(roots) < 2:
         known = carried or _tracer_tree(group)
+        if carried is not None and not all(_tags(group)):
+            known = _tree_with(carried, directory, group, trust_remote_code) or carried
         return None if known is None else _best(group, [known])
-    whole = None if carried is not None else _whole_tree(directory, group, trust_remote_code)
+    whole = None if carried is not None else _tree_with(None, directory, group, trust_remote_code)
     return {file.path: _part_of(whole, own[file.path], file) for file in group}
 
 
@@ -106,20 +108,31 @@ def _part_of(
     return tree, ""
 
 
-def _whole_tree(
-    directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
+def _tree_with(
+    part: ModuleTree | None, directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
 ) -> ModuleTree | None:
-    """Return the tree of the model that config.json describes, None if it cannot be built.
+    """Return the tree that config.json describes and that has the modules of another one.
 
-    Its parts can be tagged without it, so a useless description is not an error.
+    The files can be tagged without it, so a useless description is not an error. A tool that
+    replaces nodes, such as a quantizer, may have replaced all nodes that carried a module.
+
+    Returns:
+        The tree; None if it cannot be built, or if none has all these modules.
     """
     if not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
         return None
+    called = {} if part is None else part.modules
     with (
         contextlib.suppress(ModelExportError),
         own_code_refused(directory, trusted=trust_remote_code),
     ):
-        return next((tree for _, tree in _built(directory, group, trust_remote_code)), None)
+        for _, tree in _built(directory, group, trust_remote_code):
+            if all(
+                path in tree.modules and tree.modules[path].module_class == module.module_class
+                for path, module in called.items()
+                if module.has_forward
+            ):
+                return tree
     return None
 
 
@@ -206,9 +219,13 @@ def _carried_tree(group: Sequence[OpenFile]) -> ModuleTree | None:
     qualified: dict[str, str] = {}
     for file in group:
         qualified.update(read_classes(file.model))
-    every = (carried for file in group for carried in file.carried.values())
-    modules = (module for carried in every for module in parse_tag(carried.tag) or ())
+    modules = (module for tag in _tags(group) for module in parse_tag(tag) or ())
     return _called_tree((path, qualified.get(name, name)) for path, name in modules)
+
+
+def _tags(group: Sequence[OpenFile]) -> Iterator[str]:
+    """Yield the tag of each node, "" for a node without one."""
+    return (carried.tag for file in group for carried in file.carried.values())
 
 
 def _tracer_tree(group: Sequence[OpenFile]) -> ModuleTree | None:

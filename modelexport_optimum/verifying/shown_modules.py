@@ -11,6 +11,7 @@ out such a module.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,18 +39,24 @@ class FileTags:
         root_class: The class of the exported model.
         paths: The modules in the tags.
         silent: The exported model's modules without nodes, None if not recorded.
+        on_all: Whether every node has a tag: a quantizer's nodes have none.
     """
 
     root_class: str
     paths: list[str]
     silent: list[str] | None
+    on_all: bool
 
 
 def read_tags(model: Model) -> FileTags | None:
     """Return the content of a file's tags, None if it has none."""
-    modules = carriers.modules_in_tags(walk_all_nodes(model), marked=is_marked(model))
+    marked = is_marked(model)
+    chains = [carriers.read(node, marked=marked).modules for node in walk_all_nodes(model)]
+    modules = dict(itertools.chain.from_iterable(filter(None, chains)))
     root_class = modules.pop("", "")
-    return FileTags(root_class, list(modules), read_silent(model)) if root_class else None
+    if not root_class:
+        return None
+    return FileTags(root_class, list(modules), read_silent(model), on_all=all(chains))
 
 
 def missing_modules(
@@ -69,9 +76,9 @@ def missing_modules(
                 recorded = None
             elif recorded is not None:
                 recorded.update(tags.silent)
-            if tags is None:
+            if tags is None or not tags.on_all:
                 shown.update(_aligned(_scopes(exported, file), model, _base(file, model)))
-            else:
+            if tags is not None:
                 shown.update(_aligned(tags.paths, model))
             parameters = _parameter_modules(exported, file)
             shown.update(_aligned(parameters, model, _base(file, model)))
