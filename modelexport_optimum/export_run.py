@@ -224,7 +224,8 @@ def export(
                 trust_remote_code=trust,
                 traced=exported.traced,
             )
-        chosen = chosen_providers(*given)
+        stages.begin("compare" if exported.comparison.pending else "check")
+        chosen = chosen_providers(*given)  # with the import of ONNX Runtime
         verification = _check(exported, staging, stages, chosen, trust_remote_code=trust)
         stages.end()
         result = _result(source.name, exported, tags, verification, stages.seconds, staging, path)
@@ -257,7 +258,6 @@ def _check(
         stages.begin("check")
         gc.collect()  # the PyTorch model lies in reference cycles, and is a session's size
 
-    stages.begin("compare" if exported.comparison.pending else "check")
     with flushed_meanwhile(staging):
         verification = verify(
             staging,
