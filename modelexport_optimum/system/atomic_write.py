@@ -119,7 +119,7 @@ def _temporary(path: Path, mode: int) -> tuple[Path, int]:
             target = lock(temporary, mode=mode)
         except NoLocksError:
             target = os.open(temporary, os.O_RDWR | BYTES)
-        except OSError:
+        except BaseException:  # such as a signal
             with contextlib.suppress(OSError):  # the next run does it
                 temporary.unlink(missing_ok=True)
             raise
