@@ -18,9 +18,10 @@ from compare_zoo import arguments
 from planted_faults import plant, weights_by_module
 from rich.console import Console
 from rich.table import Table
-from zoo_runs import exported, quiet, zoo
+from zoo_runs import exported, zoo
 
 from modelexport_optimum import compare
+from modelexport_optimum.system.standard_streams import libraries_silenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +82,7 @@ def main() -> None:
     total = options.count + options.two
     for number, row in enumerate(drawn(total, draw)):
         try:
-            with quiet():
+            with libraries_silenced():
                 faults = 1 + (number >= options.count)
                 ok, where, said = try_one(row, options.built, draw, faults=faults)
         except Exception as error:

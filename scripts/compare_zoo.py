@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from zoo_runs import exported, quiet, zoo
+from zoo_runs import exported, zoo
 
 from modelexport_optimum import compare
+from modelexport_optimum.system.standard_streams import libraries_silenced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +102,7 @@ def main() -> None:
             continue
         result: dict[str, Any] = {"name": row.name, "family": row.family}
         try:
-            with quiet(), exported(row, options.built) as (source, output):
+            with libraries_silenced(), exported(row, options.built) as (source, output):
                 result |= measure(row, source, output)
         except Exception as error:
             result["error"] = f"{type(error).__name__}: {error}"

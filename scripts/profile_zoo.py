@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from zoo_runs import exported, quiet, zoo
+from zoo_runs import exported, zoo
 
 from modelexport_optimum import profile
 from modelexport_optimum.errors import in_one_line
+from modelexport_optimum.system.standard_streams import libraries_silenced
 
 
 def rows_of(architecture: zoo.Architecture, built: Path | None, provider: str) -> list[list[str]]:
@@ -49,7 +50,7 @@ def main() -> None:
     chosen = [row for row in zoo.ARCHITECTURES if not options.names or row.name in options.names]
     for row in chosen:
         try:
-            with quiet():
+            with libraries_silenced():
                 lines = rows_of(row, options.built, options.provider)
         except Exception as error:  # an exporter raises anything
             failed += 1

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from zoo_runs import quiet, zoo
+from zoo_runs import zoo
 
 from modelexport_optimum.attribution.placements import EVIDENCE_KINDS
+from modelexport_optimum.system.standard_streams import libraries_silenced
 from modelexport_optimum.tagging import htp
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def main() -> None:
     chosen = [row for row in zoo.ARCHITECTURES if not sys.argv[1:] or row.name in sys.argv[1:]]
     for number, row in enumerate(chosen, 1):
         print(f"\r{number} of {len(chosen)}: {row.name:40}", end="", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as directory, quiet():
+        with tempfile.TemporaryDirectory() as directory, libraries_silenced():
             try:
                 counts = measure(row, Path(directory))
             except Exception as error:  # told below, with the others

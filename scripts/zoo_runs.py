@@ -1,13 +1,10 @@
-"""What the scripts share that go through the zoo of the tests: its exports, and no noise."""
+"""The exports of the zoo of the tests, for the scripts that go through it."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,16 +29,3 @@ def exported(row: zoo.Architecture, built: Path | None) -> Iterator[tuple[Path, 
         zoo.build(row, source)
         export(source, output, task=row.task, do_validation=False, **row.arguments(source))
         yield source, output
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what libraries print, log and warn of in the block."""
-    logging.disable(logging.WARNING)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield

@@ -9,10 +9,7 @@ file if it names every node of that file.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from modelexport_optimum.attribution.traced_graphs import traced_graphs
 from modelexport_optimum.onnx_file.skeleton import walk_graphs, wanted_inputs
 from modelexport_optimum.system.private_names import DUMMY_SHAPES, PARTS_OF_MODEL
+from modelexport_optimum.system.standard_streams import libraries_silenced
 from modelexport_optimum.tags.node_names import node_scope
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def retrace(model: torch.nn.Module, files: Sequence[Model]) -> list[TracedGraph]
     for export in _exports(model, files):
         with (
             contextlib.suppress(Exception),  # whatever it is, this way to export is not the one
-            _quietly(),
+            libraries_silenced(),
             traced_graphs(model, stop) as graphs,
         ):
             export()
@@ -182,20 +180,3 @@ def _export_plainly(model: torch.nn.Module, file: Model) -> None:
             for value in inputs
         },
     )
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence the exporters, whose logs, warnings and prints do not concern the tags."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

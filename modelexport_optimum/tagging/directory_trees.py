@@ -31,7 +31,7 @@ from modelexport_optimum.tags.node_names import called_scopes
 from modelexport_optimum.tags.tag_grammar import outer_paths, parse_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from modelexport_optimum.module_trees.model_classes import Candidate
@@ -90,9 +90,10 @@ def _known_trees(
     if len(roots) < 2:
         known = carried or _tracer_tree(group)
         if carried is not None and not all(_tags(group)):
-            known = _tree_with(carried, directory, group, trust_remote_code) or carried
+            whole = _tree_with(carried.modules, directory, group, trust_remote_code)
+            known = whole or carried
         return None if known is None else _best(group, [known])
-    whole = None if carried is not None else _tree_with(None, directory, group, trust_remote_code)
+    whole = None if carried is not None else _tree_with({}, directory, group, trust_remote_code)
     return {file.path: _part_of(whole, own[file.path], file) for file in group}
 
 
@@ -109,29 +110,35 @@ def _part_of(
 
 
 def _tree_with(
-    part: ModuleTree | None, directory: Path, group: Sequence[OpenFile], trust_remote_code: bool
+    called: Mapping[str, Module],
+    directory: Path,
+    group: Sequence[OpenFile],
+    trust_remote_code: bool,
 ) -> ModuleTree | None:
-    """Return the tree that config.json describes and that has the modules of another one.
+    """Return the tree that config.json describes and that has these modules.
 
     The files can be tagged without it, so a useless description is not an error. A tool that
     replaces nodes, such as a quantizer, may have replaced all nodes that carried a module.
+
+    Args:
+        called: The modules, by path; those without a call may have another class.
+        directory: The directory of config.json.
+        group: The files of the directory.
+        trust_remote_code: As for `tag`.
 
     Returns:
         The tree; None if it cannot be built, or if none has all these modules.
     """
     if not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
         return None
-    called = {} if part is None else part.modules
+    wanted = {path: module.module_class for path, module in called.items() if module.has_forward}
     with (
         contextlib.suppress(ModelExportError),
         own_code_refused(directory, trusted=trust_remote_code),
     ):
         for _, tree in _built(directory, group, trust_remote_code):
-            if all(
-                path in tree.modules and tree.modules[path].module_class == module.module_class
-                for path, module in called.items()
-                if module.has_forward
-            ):
+            classes = {path: module.module_class for path, module in tree.modules.items()}
+            if wanted.items() <= classes.items():
                 return tree
     return None
 

@@ -117,8 +117,9 @@ def tagged_beside(directory: Path, files: Iterable[OpenFile]) -> dict[str, str]:
             continue
         with contextlib.suppress(InvalidModelError):
             model = read_model(path)
-            nodes = walk_all_nodes(model)
-            modules.update(carriers.modules_in_tags(nodes, marked=is_marked(model)))
+            marked = is_marked(model)
+            carried = (carriers.read(node, marked=marked) for node in walk_all_nodes(model))
+            modules.update(carriers.modules_in_tags(carried))
     return modules
 
 

@@ -139,11 +139,11 @@ def read(node: Node, *, marked: bool) -> Carried:
     return Carried(tag, modules, evidence, complete, attribute is not None, own_scopes, doc_string)
 
 
-def modules_in_tags(nodes: Iterable[Node], *, marked: bool) -> dict[str, str]:
-    """Return the modules in the tags of nodes, path to class name; `marked` as in `read`."""
+def modules_in_tags(carried: Iterable[Carried]) -> dict[str, str]:
+    """Return the modules in the tags of nodes, path to class name."""
     modules: dict[str, str] = {}
-    for node in nodes:
-        modules.update(read(node, marked=marked).modules or ())
+    for each in carried:
+        modules.update(each.modules or ())
     return modules
 
 

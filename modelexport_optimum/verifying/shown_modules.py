@@ -11,7 +11,6 @@ out such a module.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,12 +50,13 @@ class FileTags:
 def read_tags(model: Model) -> FileTags | None:
     """Return the content of a file's tags, None if it has none."""
     marked = is_marked(model)
-    chains = [carriers.read(node, marked=marked).modules for node in walk_all_nodes(model)]
-    modules = dict(itertools.chain.from_iterable(filter(None, chains)))
+    carried = [carriers.read(node, marked=marked) for node in walk_all_nodes(model)]
+    modules = carriers.modules_in_tags(carried)
     root_class = modules.pop("", "")
     if not root_class:
         return None
-    return FileTags(root_class, list(modules), read_silent(model), on_all=all(chains))
+    on_all = all(each.modules for each in carried)
+    return FileTags(root_class, list(modules), read_silent(model), on_all)
 
 
 def missing_modules(
